@@ -1,0 +1,164 @@
+//! The requests that control the node, `{"method": "...", ...}`, and what is answered: `{"ok": ...}` or
+//! `{"error": "..."}`. Amounts carry their unit in the name.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, Context, Result};
+use ldk_node::bitcoin::secp256k1::PublicKey;
+use ldk_node::lightning::ln::msgs::SocketAddress;
+use ldk_node::lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
+use ldk_node::payment::{PaymentDetails, PaymentDirection, PaymentKind, PaymentStatus};
+use ldk_node::Node;
+use serde::Deserialize;
+use serde_json::{json, Value};
+
+/// One request line.
+#[derive(Deserialize)]
+#[serde(tag = "method", rename_all = "snake_case")]
+pub enum Request {
+    /// Own node id, and the height and hash of the best block that the node has seen.
+    Info,
+    /// A new on-chain address.
+    Address,
+    /// On-chain and Lightning balance in sat.
+    Balance,
+    /// Connects to a node and remembers it.
+    Connect { node_id: String, address: String },
+    /// Opens a channel; `announce` makes it a public one.
+    OpenChannel {
+        node_id: String,
+        address: String,
+        capacity_sat: u64,
+        push_msat: Option<u64>,
+        #[serde(default)]
+        announce: bool,
+    },
+    /// A BOLT 11 invoice.
+    Invoice { amount_msat: u64, description: Option<String>, expiry_secs: Option<u32> },
+    /// Pays an invoice and waits up to `wait_secs` (60 if not given) for the outcome.
+    Pay { invoice: String, wait_secs: Option<u64> },
+    /// Every Lightning payment, in and out.
+    Payments,
+    /// Every channel.
+    Channels,
+    /// Stops the node.
+    Stop,
+}
+
+/// Carries out one request.
+pub fn handle(node: &Node, request: Request) -> Result<Value> {
+    match request {
+        Request::Info => {
+            let status = node.status();
+            Ok(json!({
+                "node_id": node.node_id().to_string(),
+                "height": status.current_best_block.height,
+                "block_hash": status.current_best_block.block_hash.to_string(),
+            }))
+        }
+        Request::Address => Ok(json!({ "address": node.onchain_payment().new_address()?.to_string() })),
+        Request::Balance => {
+            let balances = node.list_balances();
+            Ok(json!({
+                "onchain_sat": balances.total_onchain_balance_sats,
+                "onchain_spendable_sat": balances.spendable_onchain_balance_sats,
+                "lightning_sat": balances.total_lightning_balance_sats,
+            }))
+        }
+        Request::Connect { node_id, address } => {
+            node.connect(parse_node(&node_id)?, parse_address(&address)?, true)?;
+            Ok(json!({}))
+        }
+        Request::OpenChannel { node_id, address, capacity_sat, push_msat, announce } => {
+            let (id, at) = (parse_node(&node_id)?, parse_address(&address)?);
+            let channel = if announce {
+                node.open_announced_channel(id, at, capacity_sat, push_msat, None)?
+            } else {
+                node.open_channel(id, at, capacity_sat, push_msat, None)?
+            };
+            Ok(json!({ "user_channel_id": channel.0.to_string() }))
+        }
+        Request::Invoice { amount_msat, description, expiry_secs } => {
+            let text = Description::new(description.unwrap_or_default()).context("description")?;
+            let description = Bolt11InvoiceDescription::Direct(text);
+            let payments = node.bolt11_payment();
+            let invoice = payments.receive(amount_msat, &description, expiry_secs.unwrap_or(3600))?;
+            Ok(json!({ "payment_hash": invoice.payment_hash().to_string(), "invoice": invoice.to_string() }))
+        }
+        Request::Pay { invoice, wait_secs } => {
+            pay(node, &invoice, Duration::from_secs(wait_secs.unwrap_or(60)))
+        }
+        Request::Payments => Ok(node.list_payments().iter().filter_map(payment).collect()),
+        Request::Channels => Ok(channels(node)),
+        Request::Stop => Ok(json!({})),
+    }
+}
+
+fn pay(node: &Node, invoice: &str, wait: Duration) -> Result<Value> {
+    let invoice: Bolt11Invoice = invoice.parse().map_err(|error| anyhow!("not an invoice: {error}"))?;
+    let id = node.bolt11_payment().send(&invoice, None)?;
+    let deadline = Instant::now() + wait;
+    loop {
+        let details = node.payment(&id).ok_or_else(|| anyhow!("payment {id} is not in the store"))?;
+        if details.status != PaymentStatus::Pending || Instant::now() >= deadline {
+            return payment(&details).ok_or_else(|| anyhow!("payment {id} is not a Lightning payment"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// None for an on-chain payment.
+fn payment(details: &PaymentDetails) -> Option<Value> {
+    let hash = match &details.kind {
+        PaymentKind::Bolt11 { hash, .. } => *hash,
+        _ => return None,
+    };
+    Some(json!({
+        "payment_hash": hash.to_string(),
+        "direction": match details.direction {
+            PaymentDirection::Inbound => "in",
+            PaymentDirection::Outbound => "out",
+        },
+        "status": match details.status {
+            PaymentStatus::Pending => "pending",
+            PaymentStatus::Succeeded => "succeeded",
+            PaymentStatus::Failed => "failed",
+        },
+        "amount_msat": details.amount_msat.unwrap_or(0),
+        "fee_msat": details.fee_paid_msat.unwrap_or(0),
+    }))
+}
+
+fn channels(node: &Node) -> Value {
+    let list = node.list_channels();
+    list.iter()
+        .map(|channel| {
+            let funding = channel.funding_txo.map(|o| json!({ "txid": o.txid.to_string(), "vout": o.vout }));
+            let reserve_msat = channel.unspendable_punishment_reserve.unwrap_or(0) * 1000;
+            json!({
+                "channel_id": hex(&channel.channel_id.0),
+                "peer": channel.counterparty_node_id.to_string(),
+                "funding": funding,
+                "capacity_sat": channel.channel_value_sats,
+                "reserve_msat": reserve_msat,
+                "outbound_capacity_msat": channel.outbound_capacity_msat,
+                "inbound_capacity_msat": channel.inbound_capacity_msat,
+                "ready": channel.is_channel_ready,
+                "usable": channel.is_usable,
+                "announced": channel.is_announced,
+            })
+        })
+        .collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn parse_node(text: &str) -> Result<PublicKey> {
+    text.parse().with_context(|| format!("not a node id: {text}"))
+}
+
+fn parse_address(text: &str) -> Result<SocketAddress> {
+    text.parse().map_err(|_| anyhow!("not an address: {text}"))
+}

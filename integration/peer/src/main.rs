@@ -1,0 +1,119 @@
+//! An ordinary Lightning node for the scenarios: `ldk-node` from crates.io, knowing nothing of factories.
+//!
+//! `peer <data-dir> <listen HOST:PORT> <bitcoind RPC HOST:PORT> <RPC user> <RPC password>` runs the node until it is
+//! told to stop. It is controlled over a loopback TCP port of its own, written to `<data-dir>/api-address`: one
+//! connection a request, one line of JSON there and one back (see [`api`]). There is no authentication: this is a
+//! tool for regtest alone and refuses any other network by having none to choose.
+
+mod api;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{anyhow, bail, Context, Result};
+use ldk_node::bitcoin::Network;
+use ldk_node::lightning::ln::msgs::SocketAddress;
+use ldk_node::logger::LogLevel;
+use ldk_node::{Builder, Node};
+use serde_json::{json, Value};
+
+/// The longest request line that is read, in bytes.
+const MAX_REQUEST: u64 = 64 * 1024;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [data_dir, listen, rpc, user, password] = arguments.as_slice() else {
+        bail!("usage: peer <data-dir> <listen HOST:PORT> <bitcoind RPC HOST:PORT> <RPC user> <RPC password>");
+    };
+    let node = Arc::new(build(data_dir, listen, rpc, user, password)?);
+    node.start().context("start the node")?;
+
+    let api = TcpListener::bind("127.0.0.1:0").context("bind the control port")?;
+    let address = api.local_addr()?;
+    write_whole(&Path::new(data_dir).join("api-address"), &format!("{address}\n"))?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let drain = std::thread::spawn({
+        let (node, stop) = (node.clone(), stop.clone());
+        move || drain_events(&node, &stop)
+    });
+    for connection in api.incoming() {
+        let connection = connection.context("accept on the control port")?;
+        let (node, stop) = (node.clone(), stop.clone());
+        std::thread::spawn(move || {
+            if let Err(error) = serve(&node, &stop, connection, address) {
+                eprintln!("control connection: {error:#}");
+            }
+        });
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+    }
+    drain.join().map_err(|_| anyhow!("the event thread panicked"))?;
+    node.stop().context("stop the node")
+}
+
+fn build(data_dir: &str, listen: &str, rpc: &str, user: &str, password: &str) -> Result<Node> {
+    fs::create_dir_all(data_dir).with_context(|| format!("make {data_dir}"))?;
+    let listen: SocketAddress = listen.parse().map_err(|_| anyhow!("not a listen address: {listen}"))?;
+    let (host, port) = rpc.rsplit_once(':').ok_or_else(|| anyhow!("not HOST:PORT: {rpc}"))?;
+    let port = port.parse().with_context(|| format!("not a port: {port}"))?;
+
+    let mut builder = Builder::new();
+    builder.set_network(Network::Regtest);
+    builder.set_storage_dir_path(data_dir.to_owned());
+    builder.set_filesystem_logger(Some(format!("{data_dir}/ldk-node.log")), Some(LogLevel::Debug));
+    builder.set_listening_addresses(vec![listen])?;
+    builder.set_node_alias("ordinary".to_owned())?;
+    builder.set_chain_source_bitcoind_rpc(host.to_owned(), port, user.to_owned(), password.to_owned());
+    builder.build().context("build the node")
+}
+
+/// ldk-node stops handing out events until each is acknowledged; nothing here waits for one of them (states are read
+/// from the lists of payments and channels), so they go to the log.
+fn drain_events(node: &Node, stop: &AtomicBool) {
+    while !stop.load(Ordering::SeqCst) {
+        match node.next_event() {
+            Some(event) => {
+                eprintln!("event: {event:?}");
+                if let Err(error) = node.event_handled() {
+                    eprintln!("acknowledge an event: {error}");
+                }
+            }
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+fn serve(node: &Node, stop: &AtomicBool, stream: TcpStream, own: std::net::SocketAddr) -> Result<()> {
+    let mut line = String::new();
+    BufReader::new(stream.try_clone()?.take(MAX_REQUEST)).read_line(&mut line)?;
+    if line.is_empty() {
+        return Ok(()); // the connection that wakes the accepting loop
+    }
+    let answer = match serde_json::from_str(&line).context("not a request").and_then(|r| api::handle(node, r))
+    {
+        Ok(value) => json!({ "ok": value }),
+        Err(error) => json!({ "error": format!("{error:#}") }),
+    };
+    let stopping = matches!(serde_json::from_str::<Value>(&line), Ok(v) if v["method"] == "stop");
+    let mut stream = stream;
+    writeln!(stream, "{answer}")?;
+    if stopping {
+        stop.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(own);
+    }
+    Ok(())
+}
+
+/// Writes a file under another name first, so that a reader never sees half of it.
+fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, text).with_context(|| format!("write {}", new.display()))?;
+    fs::rename(&new, path).with_context(|| format!("rename to {}", path.display()))
+}

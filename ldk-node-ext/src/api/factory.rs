@@ -1,0 +1,298 @@
+//! Factories: requests and state.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Deadline, Outpoint};
+
+/// A client connected to this LSP that speaks our factory protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingClient {
+    /// Node id.
+    pub node_id: String,
+    /// Connected now.
+    pub connected: bool,
+    /// Asked to be in a factory (sent `Join`) and is in none that is alive.
+    pub waiting: bool,
+    /// Smallest capacity it accepts, sat.
+    pub min_capacity_sat: u64,
+    /// Largest capacity it accepts, sat.
+    pub max_capacity_sat: u64,
+}
+
+/// One client of a factory to be created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FactoryClientRequest {
+    /// Node id.
+    pub node_id: String,
+    /// Channel capacity, sat.
+    pub capacity_sat: u64,
+    /// Given to the client at birth, sat.
+    #[serde(default)]
+    pub push_sat: u64,
+}
+
+/// Parameters an operator may set; the planner's defaults for the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParamsOverride {
+    /// Clients a leaf.
+    #[serde(default)]
+    pub clients_per_leaf: Option<u16>,
+    /// Children per interior level, root first.
+    #[serde(default)]
+    pub arity: Option<Vec<u16>>,
+    /// DW layers per level (root first, leaf last): lists of `[states, step, base]`.
+    #[serde(default)]
+    pub layers: Option<Vec<Vec<[u16; 3]>>>,
+    /// Active period, blocks.
+    #[serde(default)]
+    pub active: Option<u32>,
+    /// Dying period, blocks.
+    #[serde(default)]
+    pub dying: Option<u32>,
+    /// Margin added to the worst exit, blocks.
+    #[serde(default)]
+    pub margin: Option<u32>,
+    /// Depth of the funding before channels are ready, blocks.
+    #[serde(default)]
+    pub min_depth: Option<u16>,
+}
+
+/// Request to create a factory: either `clients` or `all` with one capacity.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateFactoryRequest {
+    /// With whom, and how much each.
+    #[serde(default)]
+    pub clients: Vec<FactoryClientRequest>,
+    /// With every client that waits.
+    #[serde(default)]
+    pub all: bool,
+    /// Capacity for each with `all`, sat.
+    #[serde(default)]
+    pub capacity_sat: Option<u64>,
+    /// Push for each with `all`, sat.
+    #[serde(default)]
+    pub push_sat: Option<u64>,
+    /// Liquidity stock a leaf, sat (the node's default if none).
+    #[serde(default)]
+    pub stock_sat: Option<u64>,
+    /// Parameters.
+    #[serde(default)]
+    pub params: Option<ParamsOverride>,
+}
+
+/// Where a factory stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FactoryState {
+    /// Clients were invited.
+    Inviting,
+    /// The plan is out.
+    Planning,
+    /// LDK channels are being opened.
+    Opening,
+    /// The funding transaction is being built.
+    Funding,
+    /// First signing round.
+    Nonces,
+    /// Second signing round.
+    Partials,
+    /// Signed; being stored by everybody.
+    Persisting,
+    /// Funding broadcast, not yet deep enough.
+    Confirming,
+    /// Channels are ready.
+    Active,
+    /// Lifetime nearly over: clients move out.
+    Dying,
+    /// Cooperative close under way.
+    Closing,
+    /// Closed by one transaction, confirmed.
+    Closed,
+    /// This node leaves unilaterally, or a client of ours does.
+    Exiting,
+    /// Left; everything is confirmed and swept.
+    Exited,
+    /// Never came to life.
+    Failed,
+}
+
+/// Where one client of a factory stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberState {
+    /// Asked.
+    Invited,
+    /// Gave its key.
+    Accepted,
+    /// Agreed to the plan.
+    Planned,
+    /// Its channel is open up to the funding.
+    Opened,
+    /// Its partial signatures are in.
+    Signed,
+    /// Has its exit on disk.
+    Persisted,
+    /// Channel is ready.
+    Ready,
+    /// Left out, see the reason.
+    Excluded,
+    /// Left by publishing its path.
+    Exited,
+    /// Paid out by the cooperative close.
+    Closed,
+}
+
+/// One client of a factory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FactoryMember {
+    /// Node id.
+    pub node_id: String,
+    /// Channel capacity, sat.
+    pub capacity_sat: u64,
+    /// Given at birth, sat.
+    pub push_sat: u64,
+    /// Channel id in hex, once there is one.
+    pub channel_id: Option<String>,
+    /// Where it stands.
+    pub state: MemberState,
+    /// Why it was left out.
+    pub reason: Option<String>,
+}
+
+/// A client that was left out of a factory, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExcludedClient {
+    /// Node id.
+    pub node_id: String,
+    /// The check that failed, in words.
+    pub reason: String,
+}
+
+/// One transaction of the tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeTx {
+    /// Level, root = 0.
+    pub level: usize,
+    /// `static`, `kickoff` or `state`.
+    pub kind: String,
+    /// Transaction id.
+    pub txid: String,
+    /// Transaction it spends.
+    pub parent_txid: String,
+    /// Output it spends.
+    pub vout: u32,
+    /// Relative delay, blocks.
+    pub delay_blocks: u16,
+    /// Clients below: first and one past the last.
+    pub clients: [usize; 2],
+    /// Value of its input, sat.
+    pub sat: u64,
+    /// Confirmation height.
+    pub confirmed_height: Option<u32>,
+}
+
+/// One party paid by the cooperative close.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosePayout {
+    /// Node id.
+    pub node_id: String,
+    /// Amount, sat.
+    pub sat: u64,
+}
+
+/// The cooperative close.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseInfo {
+    /// `asking`, `shutting`, `signing`, `broadcast`, `confirmed` or `failed`.
+    pub phase: String,
+    /// Why it failed or waits.
+    pub reason: Option<String>,
+    /// Close transaction.
+    pub txid: Option<String>,
+    /// Its height.
+    pub height: Option<u32>,
+    /// Its confirmations.
+    pub confirmations: u32,
+    /// Who gets what (a client knows only itself).
+    pub paid: Vec<ClosePayout>,
+    /// Clients whose balance was below 330 sat and went to fees.
+    pub to_fees: Vec<ClosePayout>,
+    /// Transaction fee, paid by the LSP, sat.
+    pub fee_sat: u64,
+}
+
+/// One step of an exit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStepInfo {
+    /// `static`, `kickoff` or `state`.
+    pub kind: String,
+    /// Transaction id.
+    pub txid: String,
+    /// The fee-paying child we sent with it.
+    pub child_txid: Option<String>,
+    /// Relative delay, blocks.
+    pub delay_blocks: u16,
+    /// First height at which it may confirm, once known.
+    pub earliest_height: Option<u32>,
+    /// Confirmation height.
+    pub confirmed_height: Option<u32>,
+    /// Fee of the child we paid, sat.
+    pub fee_sat: u64,
+}
+
+/// A unilateral exit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitInfo {
+    /// Whose leaf.
+    pub node_id: String,
+    /// `path`, `commitment`, `sweep`, `done` or `waiting_for_coin`.
+    pub phase: String,
+    /// What it waits for, in words.
+    pub waits_for: String,
+    /// The path, in order.
+    pub steps: Vec<ExitStepInfo>,
+    /// Commitment (or kept closing) transaction.
+    pub commitment_txid: Option<String>,
+    /// Its height.
+    pub commitment_height: Option<u32>,
+    /// Fees paid for the path so far, sat.
+    pub fees_sat: u64,
+}
+
+/// One factory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FactoryInfo {
+    /// Instance id in hex.
+    pub instance_id: String,
+    /// Where it stands.
+    pub state: FactoryState,
+    /// Why it failed.
+    pub failure: Option<String>,
+    /// Funding output.
+    pub funding: Option<Outpoint>,
+    /// Its value, sat.
+    pub funding_sat: u64,
+    /// Its confirmations.
+    pub funding_confirmations: u32,
+    /// Height at which it was planned.
+    pub birth_height: u32,
+    /// T: distribution transactions are valid from here.
+    pub expiry_height: u32,
+    /// Clients (a client sees itself).
+    pub clients: Vec<FactoryMember>,
+    /// Clients left out.
+    pub excluded: Vec<ExcludedClient>,
+    /// Tree transactions (a client sees its own path).
+    pub tree: Vec<TreeTx>,
+    /// What is due when.
+    pub deadlines: Vec<Deadline>,
+    /// The planner's report for this factory.
+    pub report: Option<serde_json::Value>,
+    /// Cooperative close.
+    pub close: Option<CloseInfo>,
+    /// Exits.
+    pub exits: Vec<ExitInfo>,
+}

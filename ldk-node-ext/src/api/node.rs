@@ -1,0 +1,286 @@
+//! Node, wallet, channels and payments.
+
+use serde::{Deserialize, Serialize};
+
+/// Which side of a factory this node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The Lightning service provider: proposes and funds factories.
+    Lsp,
+    /// A client (wallet): joins factories of one LSP.
+    Client,
+}
+
+/// The next moment at which something has to have happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadline {
+    /// What is due, in words.
+    pub what: String,
+    /// Height at which it is due.
+    pub height: u32,
+    /// Blocks left (negative: overdue).
+    pub blocks: i64,
+    /// The same in seconds, at 600 s a block.
+    pub seconds: i64,
+}
+
+/// A peer this node knows an address of or is connected to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerInfo {
+    /// Node id, compressed point in hex.
+    pub node_id: String,
+    /// Whether the Noise connection stands and `init` was exchanged.
+    pub connected: bool,
+}
+
+/// The state of the node itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Node id, compressed point in hex.
+    pub node_id: String,
+    /// LSP or client.
+    pub role: Role,
+    /// Bitcoin network.
+    pub network: String,
+    /// Version of this software.
+    pub version: String,
+    /// Height of the best block all parts of the node have seen.
+    pub height: u32,
+    /// Its hash, as explorers print it.
+    pub block_hash: String,
+    /// Whether the last poll of bitcoind succeeded and found nothing newer.
+    pub synced: bool,
+    /// Addresses on which Lightning connections are accepted.
+    pub listen: Vec<String>,
+    /// Peers.
+    pub peers: Vec<PeerInfo>,
+    /// The nearest deadline over all factories.
+    pub deadline: Option<Deadline>,
+}
+
+/// The on-chain wallet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnchainBalance {
+    /// Confirmed coins.
+    pub confirmed_sat: u64,
+    /// Unconfirmed coins, own change and foreign ones.
+    pub unconfirmed_sat: u64,
+    /// The part of the confirmed coins that a factory being created has set aside.
+    pub reserved_sat: u64,
+}
+
+/// Money in channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LightningBalance {
+    /// This side's balance over all open channels, reserves included, in msat.
+    pub local_msat: u64,
+    /// Closed channels' money that is not yet back in the wallet, sat.
+    pub pending_sweep_sat: u64,
+}
+
+/// All the money of this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balance {
+    /// On-chain wallet.
+    pub onchain: OnchainBalance,
+    /// Channels.
+    pub lightning: LightningBalance,
+    /// Sum, msat rounded down to the satoshi.
+    pub total_sat: u64,
+}
+
+/// An outpoint; txid as explorers print it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outpoint {
+    /// Transaction id.
+    pub txid: String,
+    /// Output index.
+    pub vout: u32,
+}
+
+impl From<bitcoin::OutPoint> for Outpoint {
+    fn from(o: bitcoin::OutPoint) -> Self {
+        Self { txid: o.txid.to_string(), vout: o.vout }
+    }
+}
+
+/// Where a channel's funding output lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelKind {
+    /// Under a factory: its funding output is on no chain while all goes well.
+    Factory,
+    /// An ordinary channel with a confirmed (or confirming) funding output.
+    Onchain,
+}
+
+/// Where a channel stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChannelState {
+    /// Messages are still being exchanged.
+    Opening,
+    /// Signed; waits until the funding is deep enough.
+    WaitingForDepth,
+    /// Payments pass (when the peer is connected).
+    Ready,
+    /// Cooperative close under way.
+    Closing,
+    /// Unilateral exit under way.
+    Exiting,
+}
+
+/// One channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelInfo {
+    /// Channel id in hex.
+    pub channel_id: String,
+    /// Peer's node id.
+    pub peer: String,
+    /// Funding output.
+    pub funding: Option<Outpoint>,
+    /// Capacity, sat.
+    pub capacity_sat: u64,
+    /// This side's balance, exact, reserve included, msat.
+    pub local_msat: u64,
+    /// Receivable now, msat.
+    pub inbound_capacity_msat: u64,
+    /// Sendable now, msat.
+    pub outbound_capacity_msat: u64,
+    /// `channel_ready` passed both ways.
+    pub ready: bool,
+    /// Ready and the peer is connected.
+    pub usable: bool,
+    /// Announced to the network.
+    pub announced: bool,
+    /// Factory or ordinary.
+    pub kind: ChannelKind,
+    /// The factory's instance id in hex.
+    pub factory: Option<String>,
+    /// Where it stands.
+    pub state: ChannelState,
+}
+
+/// Way of a payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Received.
+    In,
+    /// Sent.
+    Out,
+}
+
+/// Outcome of a payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PaymentStatus {
+    /// Not decided yet.
+    Pending,
+    /// Done.
+    Succeeded,
+    /// Failed; nothing was paid.
+    Failed,
+}
+
+/// One payment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payment {
+    /// Payment hash in hex.
+    pub payment_hash: String,
+    /// In or out.
+    pub direction: Direction,
+    /// Amount that arrived or shall arrive at the payee, msat.
+    pub amount_msat: u64,
+    /// Routing fee paid on top, msat (0 for received payments).
+    pub fee_msat: u64,
+    /// Outcome.
+    pub status: PaymentStatus,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// The last change, Unix seconds.
+    pub updated_at: u64,
+}
+
+/// Request for an invoice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InvoiceRequest {
+    /// Amount in msat; none: the payer chooses.
+    #[serde(default)]
+    pub amount_msat: Option<u64>,
+    /// Shown to the payer, at most 639 bytes (BOLT 11).
+    #[serde(default)]
+    pub description: Option<String>,
+    /// Lifetime in seconds, 3600 if none.
+    #[serde(default)]
+    pub expiry_secs: Option<u32>,
+}
+
+/// A new invoice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invoice {
+    /// BOLT 11 string.
+    pub invoice: String,
+    /// Payment hash in hex.
+    pub payment_hash: String,
+}
+
+/// Request to pay an invoice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PayRequest {
+    /// BOLT 11 string.
+    pub invoice: String,
+    /// Amount in msat, for invoices without one.
+    #[serde(default)]
+    pub amount_msat: Option<u64>,
+    /// How long to wait for the outcome, seconds (60 if none, 600 at most). The payment goes on
+    /// after that; look it up by its hash.
+    #[serde(default)]
+    pub wait_secs: Option<u64>,
+}
+
+/// Request to open an ordinary on-chain channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenChannelRequest {
+    /// Peer's node id.
+    pub node_id: String,
+    /// `host:port`; none when already connected.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// Capacity, sat.
+    pub capacity_sat: u64,
+    /// Given to the peer at birth, sat.
+    #[serde(default)]
+    pub push_sat: u64,
+    /// Announce to the network.
+    #[serde(default)]
+    pub announce: bool,
+}
+
+/// Request to connect to a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectRequest {
+    /// Peer's node id.
+    pub node_id: String,
+    /// `host:port`.
+    pub address: String,
+}
+
+/// Something that happened, kept on disk under a growing index.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// 1, 2, 3, ...; resume with the last one you have seen.
+    pub index: u64,
+    /// Unix seconds.
+    pub time: u64,
+    /// What kind of event.
+    pub kind: String,
+    /// Its fields.
+    pub data: serde_json::Value,
+}
