@@ -1,0 +1,62 @@
+# The two commands that matter: `make demo` and `make test`. Both do all the set-up themselves.
+#
+# CARGO_TARGET_DIR says where everything is built (default: target). The ordinary Lightning node of the scenarios is
+# a workspace of its own and builds into a folder of its own below it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
+PEER_MANIFEST := integration/peer/Cargo.toml
+CARGO := cargo
+export CARGO_TARGET_DIR := $(TARGET)
+export PEER_BIN := $(TARGET)/peer/debug/peer
+
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+ifneq ($(NEXTEST),)
+RUN_UNIT := $(CARGO) nextest run --locked --workspace --exclude integration
+RUN_SCENARIOS := $(CARGO) nextest run --locked -p integration
+ALL := --run-ignored all
+else
+RUN_UNIT := $(CARGO) test --locked --workspace --exclude integration --lib --bins --tests
+RUN_SCENARIOS := $(CARGO) test --locked -p integration --lib --bins --tests
+ALL := -- --include-ignored --test-threads=1
+ONE_BY_ONE := -- --test-threads=1
+endif
+
+.PHONY: help demo test scenarios build peer bitcoind fmt clippy clean-demo
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: build peer ## a factory is born, paid through, left and closed; result in $CARGO_TARGET_DIR/demo/summary.json
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(TARGET)/debug/demo --out $(TARGET)/demo
+
+test: build peer ## unit tests and the quick scenarios
+	@$(RUN_UNIT)
+	@$(CARGO) test --locked --workspace --doc
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(RUN_SCENARIOS) $(ONE_BY_ONE)
+
+scenarios: build peer ## every scenario, the long ones too
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(RUN_SCENARIOS) $(ALL)
+
+# bitcoind comes first: where there is none to be had, that is said before anything is built.
+build: bitcoind
+	@$(CARGO) build --locked --workspace
+
+peer: bitcoind
+	@$(CARGO) build --locked --manifest-path $(PEER_MANIFEST) --target-dir $(TARGET)/peer
+
+bitcoind: ## finds a usable bitcoind, or installs one in the cache folder (Debian, Ubuntu)
+	@scripts/bitcoind.sh >/dev/null
+
+fmt: ## formats everything
+	@$(CARGO) fmt --all
+	@$(CARGO) fmt --manifest-path $(PEER_MANIFEST)
+
+clippy: ## lints, warnings are errors
+	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+clean-demo: ## forgets the last demo run
+	@rm -rf $(TARGET)/demo
