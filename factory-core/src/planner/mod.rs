@@ -1,0 +1,4 @@
+//! What a set of parameters means for those who take part: times, counts, bytes and money.
+
+pub mod limits;
+pub(crate) mod timing;
