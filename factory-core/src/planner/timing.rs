@@ -5,7 +5,7 @@
 //! exists at creation.
 
 use crate::error::Error;
-use crate::params::{range, Params};
+use crate::params::{range, DwLayer, Params};
 use crate::planner::limits;
 use crate::sizes;
 
@@ -123,6 +123,22 @@ impl Params {
         self.shape.layers.iter().flatten().map(|l| l.step).max().unwrap_or(0)
     }
 
+    /// Blocks from "the newest state is valid" to "the one before it is": the least step of any layer, 0
+    /// without layers.
+    pub fn race_window(&self) -> u16 {
+        self.shape.layers.iter().flatten().map(|l| l.step).min().unwrap_or(0)
+    }
+
+    /// Blocks from a kickoff's confirmation to the first superseded state at the worst moment, when the
+    /// newest states have no steps left; the least of all levels that have layers, 0 without any.
+    pub fn notice(&self) -> u16 {
+        let of_level = |layers: &Vec<DwLayer>| {
+            let base = layers.iter().fold(0u16, |sum, l| sum.saturating_add(l.base));
+            layers.iter().map(|l| l.step).min().map(|step| base.saturating_add(step))
+        };
+        self.shape.layers.iter().filter_map(of_level).min().unwrap_or(0)
+    }
+
     /// Least number of blocks from a factory's birth to its expiry: active and dying period, the worst
     /// exit, the spread of distribution lock times and the margin.
     ///
@@ -146,6 +162,7 @@ impl Params {
         check_route(self.final_cltv_delta(0)?, limits::LDK_MIN_CLTV_EXPIRY_DELTA)?;
         // Forces every derived figure once, so that none can fail later.
         self.early_warning()?;
+        self.path_updates()?;
         range("lifetime", self.lifetime()?.into(), 1, limits::LOCKTIME_THRESHOLD.into())
     }
 
@@ -173,7 +190,7 @@ pub(crate) fn check_route(final_delta: u16, own_hop: u16) -> Result<u16, Error> 
     )
 }
 
-fn states<'a>(mut layers: impl Iterator<Item = &'a crate::params::DwLayer>) -> Result<u64, Error> {
+fn states<'a>(mut layers: impl Iterator<Item = &'a DwLayer>) -> Result<u64, Error> {
     layers
         .try_fold(1u64, |product, layer| product.checked_mul(layer.states.into()))
         .and_then(|product| product.checked_sub(1))
