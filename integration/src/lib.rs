@@ -1,1 +1,25 @@
-//! Under construction.
+//! Regtest harness: real processes over loopback TCP, judged by the chain and by balances.
+//!
+//! [`Bitcoind`], [`Lsp`], [`Client`] and [`Peer`] each own one child process with its own data folder and log file;
+//! dropping the value ends that process and no other. [`World`] puts them together, [`ledger`] adds up all money of
+//! all parties, [`wait`] polls for a condition and says what it last saw when the time is up.
+//!
+//! Nothing in here links the programs under test: they are started as an operator starts them and asked over their
+//! local APIs, so the types of [`types`] are written from the documented API and are a check on it.
+
+pub mod binaries;
+pub mod bitcoind;
+pub mod cpfp;
+pub mod daemon;
+pub mod http;
+pub mod ledger;
+pub mod peer;
+pub mod process;
+pub mod types;
+pub mod wait;
+pub mod world;
+
+pub use bitcoind::Bitcoind;
+pub use daemon::{Client, Daemon, Lsp};
+pub use peer::Peer;
+pub use world::World;

@@ -43,6 +43,9 @@ fn main() -> Result<()> {
         move || drain_events(&node, &stop)
     });
     for connection in api.incoming() {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
         let connection = connection.context("accept on the control port")?;
         let (node, stop) = (node.clone(), stop.clone());
         std::thread::spawn(move || {
@@ -50,9 +53,6 @@ fn main() -> Result<()> {
                 eprintln!("control connection: {error:#}");
             }
         });
-        if stop.load(Ordering::SeqCst) {
-            break;
-        }
     }
     drain.join().map_err(|_| anyhow!("the event thread panicked"))?;
     node.stop().context("stop the node")

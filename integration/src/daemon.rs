@@ -1,0 +1,381 @@
+//! `lsp-server` and `client-app` processes, started as an operator starts them and asked over their local API.
+
+use std::fs;
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{anyhow, bail, Context, Result};
+use serde::Deserialize;
+use serde_json::{json, Value};
+
+use crate::bitcoind::free_port;
+use crate::http::Api;
+use crate::process::Proc;
+use crate::types::{Balance, Channel, Factory, Info, Invoice, Payment, WaitingClient};
+use crate::wait::{self, Seen};
+use crate::{binaries, Bitcoind};
+
+/// How often the daemons ask bitcoind for a new block, ms.
+const POLL_MS: &str = "200";
+/// How long a start or a stop may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an API call may last: longer than the longest payment is waited for.
+const CALL: Duration = Duration::from_secs(180);
+
+/// What both programs have: a process, a data folder and the local API.
+#[derive(Debug)]
+pub struct Daemon {
+    name: String,
+    process: Proc,
+    data_dir: PathBuf,
+    node_id: String,
+    api: Option<Api>,
+}
+
+/// An `lsp-server`.
+#[derive(Debug)]
+pub struct Lsp {
+    daemon: Daemon,
+    listen: String,
+}
+
+/// A `client-app`.
+#[derive(Debug)]
+pub struct Client(Daemon);
+
+impl Daemon {
+    fn new(name: &str, process: Proc, data_dir: PathBuf) -> Self {
+        Self { name: name.to_owned(), process, data_dir, node_id: String::new(), api: None }
+    }
+
+    /// Starts it and waits until its API answers.
+    ///
+    /// # Errors
+    /// If it runs already or does not come up; with the end of its log.
+    pub fn start(&mut self) -> Result<()> {
+        // What an earlier run left would lead to a port that is no longer its own.
+        let address_file = self.data_dir.join("api-address");
+        match fs::remove_file(&address_file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        self.process.start()?;
+        let (process, data_dir) = (&mut self.process, &self.data_dir);
+        let mut dead = None;
+        let found = wait::until(&format!("the API of {}", self.name), PATIENCE, || {
+            if let Err(error) = process.expect_running() {
+                dead = Some(error);
+                return Ok(Seen::Done(None));
+            }
+            let address = fs::read_to_string(&address_file).context("read api-address")?;
+            let token = fs::read_to_string(data_dir.join("api-token")).context("read api-token")?;
+            let api = Api::new(address.trim(), token.trim(), CALL);
+            let info: Info = api.get("/v1/info")?;
+            Ok(Seen::Done(Some((api, info.node_id))))
+        })?;
+        if let Some(error) = dead {
+            return Err(error);
+        }
+        let (api, node_id) = found.ok_or_else(|| anyhow!("{} did not start", self.name))?;
+        if !self.node_id.is_empty() && self.node_id != node_id {
+            bail!("{} came back as another node: {node_id}, before {}", self.name, self.node_id);
+        }
+        self.node_id = node_id;
+        self.api = Some(api);
+        Ok(())
+    }
+
+    /// Stops it in order (SIGTERM).
+    ///
+    /// # Errors
+    /// If it does not end in time, or with an error code.
+    pub fn stop(&mut self) -> Result<()> {
+        self.api = None;
+        self.process.terminate(PATIENCE)
+    }
+
+    /// Ends it at once (SIGKILL).
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        self.api = None;
+        self.process.kill()
+    }
+
+    /// Its name in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Node id, hex.
+    pub fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
+    /// The data folder.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Whether it was started and not ended.
+    pub fn is_up(&self) -> bool {
+        self.api.is_some()
+    }
+
+    /// The API of the running process.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn api(&self) -> Result<&Api> {
+        self.api.as_ref().ok_or_else(|| anyhow!("{} is not running", self.name))
+    }
+
+    /// `GET /v1/info`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn info(&self) -> Result<Info> {
+        self.api()?.get("/v1/info")
+    }
+
+    /// `GET /v1/balance`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn balance(&self) -> Result<Balance> {
+        self.api()?.get("/v1/balance")
+    }
+
+    /// `GET /v1/channels`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn channels(&self) -> Result<Vec<Channel>> {
+        self.api()?.get("/v1/channels")
+    }
+
+    /// `GET /v1/factories`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn factories(&self) -> Result<Vec<Factory>> {
+        self.api()?.get("/v1/factories")
+    }
+
+    /// `GET /v1/factories/{id}`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn factory(&self, id: &str) -> Result<Factory> {
+        self.api()?.get(&format!("/v1/factories/{id}"))
+    }
+
+    /// `GET /v1/payments`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn payments(&self) -> Result<Vec<Payment>> {
+        self.api()?.get("/v1/payments")
+    }
+
+    /// A new on-chain address.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn address(&self) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Answer {
+            address: String,
+        }
+        Ok(self.api()?.post::<Answer>("/v1/address", &json!({}))?.address)
+    }
+
+    /// A BOLT 11 invoice.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn invoice(&self, amount_msat: u64, description: &str) -> Result<Invoice> {
+        let body = json!({ "amount_msat": amount_msat, "description": description });
+        self.api()?.post("/v1/invoice", &body)
+    }
+
+    /// Pays an invoice and waits for the outcome, which may be a failure.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn pay(&self, invoice: &str) -> Result<Payment> {
+        self.api()?.post("/v1/pay", &json!({ "invoice": invoice, "wait_secs": 90 }))
+    }
+
+    /// Asks for the cooperative close of a factory.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn close_factory(&self, id: &str) -> Result<()> {
+        self.api()?.post::<Value>(&format!("/v1/factories/{id}/close"), &json!({}))?;
+        Ok(())
+    }
+
+    /// Waits until the node has seen bitcoind's best block.
+    ///
+    /// # Errors
+    /// If it has not within a minute.
+    pub fn wait_synced(&self, bitcoind: &Bitcoind) -> Result<()> {
+        let best = bitcoind.best_block()?;
+        wait::until_value(
+            &format!("{} at block {best}", self.name),
+            PATIENCE,
+            || self.info(),
+            |info| info.block_hash == best && info.synced,
+        )?;
+        Ok(())
+    }
+}
+
+impl Lsp {
+    /// Starts an LSP with its data under `folder`, against `bitcoind`.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start(folder: &Path, bitcoind: &Bitcoind) -> Result<Self> {
+        let data_dir = folder.join("lsp");
+        fs::create_dir_all(&data_dir)?;
+        // Clients know the LSP by address, so it keeps its port over restarts.
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        let process = Proc::new("lsp-server", &binaries::workspace("lsp-server")?, &folder.join("lsp.log"))
+            .arg("run")
+            .arg("--data-dir")
+            .arg(data_dir.as_os_str())
+            .args(["--network", "regtest", "--listen", &listen, "--api", "127.0.0.1:0"])
+            .args(bitcoind_flags(bitcoind))
+            .args(["--poll-ms", POLL_MS])
+            .env("RUST_LOG", &log_filter());
+        let mut daemon = Daemon::new("lsp-server", process, data_dir);
+        daemon.start()?;
+        Ok(Self { daemon, listen })
+    }
+
+    /// `NODE_ID@HOST:PORT`.
+    pub fn uri(&self) -> String {
+        format!("{}@{}", self.daemon.node_id, self.listen)
+    }
+
+    /// `HOST:PORT` of its Lightning port.
+    pub fn listen(&self) -> &str {
+        &self.listen
+    }
+
+    /// `GET /v1/clients`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn clients(&self) -> Result<Vec<WaitingClient>> {
+        self.api()?.get("/v1/clients")
+    }
+
+    /// Starts a factory; the body is that of `POST /v1/factories`. Returns the instance id.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn create_factory(&self, body: &Value) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Answer {
+            instance_id: String,
+        }
+        Ok(self.api()?.post::<Answer>("/v1/factories", body)?.instance_id)
+    }
+
+    /// Opens an ordinary channel.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn open_channel(&self, node_id: &str, address: &str, capacity_sat: u64, push_sat: u64) -> Result<()> {
+        let body = json!({
+            "node_id": node_id, "address": address, "capacity_sat": capacity_sat, "push_sat": push_sat,
+        });
+        self.api()?.post::<Value>("/v1/channels", &body)?;
+        Ok(())
+    }
+}
+
+impl Client {
+    /// Makes and starts the client number `index` with its data under `folder`.
+    ///
+    /// # Errors
+    /// If `init` fails or it does not come up.
+    pub fn start(folder: &Path, index: usize, bitcoind: &Bitcoind, lsp: &Lsp) -> Result<Self> {
+        let name = format!("client-{index}");
+        let data_dir = folder.join(&name);
+        let program = binaries::workspace("client-app")?;
+        let init = Command::new(&program)
+            .arg("init")
+            .arg("--data-dir")
+            .arg(&data_dir)
+            .args(["--network", "regtest", "--lsp", &lsp.uri()])
+            .args(bitcoind_flags(bitcoind))
+            .output()
+            .context("run client-app init")?;
+        if !init.status.success() {
+            bail!("client-app init: {}", String::from_utf8_lossy(&init.stderr));
+        }
+        let process = Proc::new(&name, &program, &folder.join(format!("{name}.log")))
+            .arg("run")
+            .arg("--data-dir")
+            .arg(data_dir.as_os_str())
+            .args(["--poll-ms", POLL_MS])
+            .env("RUST_LOG", &log_filter());
+        let mut daemon = Daemon::new(&name, process, data_dir);
+        daemon.start()?;
+        Ok(Self(daemon))
+    }
+
+    /// Starts the unilateral exit from a factory.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn exit(&self, id: &str) -> Result<()> {
+        self.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &json!({}))?;
+        Ok(())
+    }
+}
+
+fn bitcoind_flags(bitcoind: &Bitcoind) -> Vec<String> {
+    let (user, password) = bitcoind.credentials();
+    ["--bitcoind-rpc", bitcoind.rpc_address(), "--bitcoind-user", user, "--bitcoind-pass", password]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+/// `SCENARIO_LOG` in the environment, else `info`.
+fn log_filter() -> String {
+    std::env::var("SCENARIO_LOG").unwrap_or_else(|_| "info".into())
+}
+
+impl Deref for Lsp {
+    type Target = Daemon;
+    fn deref(&self) -> &Daemon {
+        &self.daemon
+    }
+}
+
+impl DerefMut for Lsp {
+    fn deref_mut(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+}
+
+impl Deref for Client {
+    type Target = Daemon;
+    fn deref(&self) -> &Daemon {
+        &self.0
+    }
+}
+
+impl DerefMut for Client {
+    fn deref_mut(&mut self) -> &mut Daemon {
+        &mut self.0
+    }
+}

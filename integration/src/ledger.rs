@@ -1,0 +1,174 @@
+//! All money of all parties, added up to the millisatoshi.
+//!
+//! Payments move money between parties; mining fees take it out. Nothing else may change the sum: with nothing in the
+//! mempool, what all parties held before is what they hold now and the fees in the blocks between. The fees are read
+//! from the blocks, not from what a party says it paid. (Blocks must hold no payment of bitcoind's own wallet.)
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{anyhow, bail, Result};
+
+use crate::types::Payment;
+use crate::wait::{self, Seen};
+use crate::World;
+
+/// How long the last HTLC of a payment may take to be removed on both sides.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// What every party holds at one height.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Height of the chain.
+    pub height: u32,
+    /// Holdings by party (`lsp`, `peer`, `client-0`, ...), msat.
+    pub parties: BTreeMap<String, u64>,
+}
+
+impl Snapshot {
+    /// Asks every party that runs.
+    ///
+    /// # Errors
+    /// If a party does not answer, or something is unconfirmed.
+    pub fn take(world: &World) -> Result<Self> {
+        let mempool = world.bitcoind.mempool()?;
+        if !mempool.is_empty() {
+            bail!("the mempool holds {mempool:?}: fees of those are in no block yet");
+        }
+        let mut parties = BTreeMap::new();
+        if world.lsp.is_up() {
+            parties.insert("lsp".to_owned(), world.lsp.balance()?.total_msat() + stock_sat(world)? * 1000);
+        }
+        for client in world.clients.iter().filter(|client| client.is_up()) {
+            parties.insert(client.name().to_owned(), client.balance()?.total_msat());
+        }
+        if let Some(peer) = &world.peer {
+            let channels: u64 = peer
+                .channels()?
+                .iter()
+                .map(|channel| channel.outbound_capacity_msat + channel.reserve_msat)
+                .sum();
+            parties.insert("peer".to_owned(), peer.onchain_sat()? * 1000 + channels);
+        }
+        Ok(Self { height: world.bitcoind.height()?, parties })
+    }
+
+    /// The sum, msat.
+    pub fn total(&self) -> u64 {
+        self.parties.values().sum()
+    }
+
+    /// What one party holds, msat.
+    ///
+    /// # Errors
+    /// If it was not asked.
+    pub fn of(&self, party: &str) -> Result<u64> {
+        self.parties.get(party).copied().ok_or_else(|| anyhow!("{party} is not in the ledger"))
+    }
+
+    /// What must be there after these payments.
+    ///
+    /// # Errors
+    /// If a payment's party is unknown or would hold less than nothing.
+    pub fn after(&self, payments: &[Settled]) -> Result<Self> {
+        let mut next = self.clone();
+        for payment in payments {
+            let fee = payment.fee_msat;
+            next.change(&payment.from, |held| held.checked_sub(payment.amount_msat.checked_add(fee)?))?;
+            next.change(&payment.to, |held| held.checked_add(payment.amount_msat))?;
+            next.change("lsp", |held| held.checked_add(fee))?;
+        }
+        Ok(next)
+    }
+
+    fn change(&mut self, party: &str, change: impl Fn(u64) -> Option<u64>) -> Result<()> {
+        let held = self.parties.get_mut(party).ok_or_else(|| anyhow!("{party} is not in the ledger"))?;
+        *held = change(*held).ok_or_else(|| anyhow!("{party} would hold less than nothing"))?;
+        Ok(())
+    }
+}
+
+/// A payment that succeeded, through the LSP as the only node between.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Paying party.
+    pub from: String,
+    /// Receiving party.
+    pub to: String,
+    /// Amount that arrived, msat.
+    pub amount_msat: u64,
+    /// What the LSP kept, msat: what the payer paid on top.
+    pub fee_msat: u64,
+}
+
+impl Settled {
+    /// From the payer's account of it.
+    ///
+    /// # Errors
+    /// If the payment did not succeed.
+    pub fn new(from: &str, to: &str, payment: &Payment) -> Result<Self> {
+        if payment.status != "succeeded" {
+            bail!("payment from {from} to {to}: {} ({:?})", payment.status, payment.failure);
+        }
+        Ok(Self {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            amount_msat: payment.amount_msat,
+            fee_msat: payment.fee_msat,
+        })
+    }
+}
+
+/// Waits until every party holds exactly what `expected` says.
+///
+/// # Errors
+/// At the deadline: each party that holds something else, with both figures.
+pub fn wait_for(world: &World, expected: &Snapshot) -> Result<Snapshot> {
+    wait::until("every party to hold its due", SETTLE, || {
+        let now = Snapshot::take(world)?;
+        let wrong: Vec<String> = expected
+            .parties
+            .iter()
+            .filter(|(party, due)| now.parties.get(*party) != Some(due))
+            .map(|(party, due)| format!("{party} holds {:?} msat, due {due}", now.parties.get(party)))
+            .collect();
+        Ok(if wrong.is_empty() { Seen::Done(now) } else { Seen::NotYet(wrong.join("; ")) })
+    })
+}
+
+/// Checks that between two moments money left only as fees in the blocks.
+///
+/// # Errors
+/// If the sums differ: all figures.
+pub fn check_conserved(world: &World, before: &Snapshot, after: &Snapshot) -> Result<()> {
+    let fees = match after.height.checked_sub(before.height) {
+        None => bail!("height went from {} to {}", before.height, after.height),
+        Some(0) => 0,
+        Some(_) => world.bitcoind.fees(before.height + 1, after.height)? * 1000,
+    };
+    if before.total() != after.total() + fees {
+        bail!(
+            "{} msat before, {} msat after and {fees} msat of fees in blocks {}..={}: {before:?}, {after:?}",
+            before.total(),
+            after.total(),
+            before.height + 1,
+            after.height
+        );
+    }
+    Ok(())
+}
+
+/// Liquidity stock of the factories whose funding output is unspent: the LSP's money, but in no channel and no coin.
+fn stock_sat(world: &World) -> Result<u64> {
+    let mut sum = 0;
+    for factory in world.lsp.factories()? {
+        let Some(funding) = factory.funding else { continue };
+        if world.bitcoind.unspent(funding.into())?.is_none() {
+            continue;
+        }
+        let members: u64 =
+            factory.clients.iter().filter(|c| c.reason.is_none()).map(|client| client.capacity_sat).sum();
+        sum += factory.funding_sat.saturating_sub(members);
+    }
+    Ok(sum)
+}

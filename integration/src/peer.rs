@@ -1,0 +1,221 @@
+//! The ordinary Lightning node: a process of `integration/peer`, controlled by lines of JSON.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{anyhow, bail, Context, Result};
+use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use serde_json::{json, Value};
+
+use crate::bitcoind::free_port;
+use crate::process::Proc;
+use crate::types::{Invoice, Outpoint, Payment};
+use crate::wait::{self, Seen};
+use crate::{binaries, Bitcoind};
+
+/// How long a start or a stop may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a request may last.
+const CALL: Duration = Duration::from_secs(180);
+
+/// An ordinary Lightning node that knows nothing of factories.
+#[derive(Debug)]
+pub struct Peer {
+    process: Proc,
+    data_dir: PathBuf,
+    listen: String,
+    node_id: String,
+}
+
+/// A channel of the peer.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PeerChannel {
+    /// The other side's node id.
+    pub peer: String,
+    /// Funding output.
+    pub funding: Option<Outpoint>,
+    /// Capacity, sat.
+    pub capacity_sat: u64,
+    /// Own reserve, msat.
+    pub reserve_msat: u64,
+    /// Sendable, msat.
+    pub outbound_capacity_msat: u64,
+    /// Usable now.
+    pub usable: bool,
+}
+
+#[derive(Deserialize)]
+struct PeerInfo {
+    node_id: String,
+    height: u32,
+}
+
+impl Peer {
+    /// Starts the node with its data under `folder`.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start(folder: &Path, bitcoind: &Bitcoind) -> Result<Self> {
+        let data_dir = folder.join("peer");
+        fs::create_dir_all(&data_dir)?;
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        let (user, password) = bitcoind.credentials();
+        let process = Proc::new("peer", &binaries::peer()?, &folder.join("peer.log"))
+            .arg(data_dir.as_os_str())
+            .args([listen.as_str(), bitcoind.rpc_address(), user, password]);
+        let mut peer = Self { process, data_dir, listen, node_id: String::new() };
+        peer.restart()?;
+        Ok(peer)
+    }
+
+    /// Starts it after [`Peer::stop`] or [`Peer::kill`].
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn restart(&mut self) -> Result<()> {
+        let file = self.data_dir.join("api-address");
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        self.process.start()?;
+        let mut dead = None;
+        let info = wait::until("the ordinary node to answer", PATIENCE, || {
+            if let Err(error) = self.process.expect_running() {
+                dead = Some(error);
+                return Ok(Seen::Done(None));
+            }
+            Ok(Seen::Done(Some(request::<PeerInfo>(&self.data_dir, &json!({ "method": "info" }))?)))
+        })?;
+        if let Some(error) = dead {
+            return Err(error);
+        }
+        self.node_id = info.ok_or_else(|| anyhow!("the ordinary node did not start"))?.node_id;
+        Ok(())
+    }
+
+    /// Stops it in order.
+    ///
+    /// # Errors
+    /// If it does not end in time.
+    pub fn stop(&mut self) -> Result<()> {
+        self.call::<Value>(&json!({ "method": "stop" }))?;
+        let status = self.process.wait_exit(PATIENCE)?;
+        if !status.success() {
+            bail!("the ordinary node ended with {status}");
+        }
+        Ok(())
+    }
+
+    /// Ends it at once.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Node id, hex.
+    pub fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
+    /// `HOST:PORT` of its Lightning port.
+    pub fn listen(&self) -> &str {
+        &self.listen
+    }
+
+    /// Any request.
+    ///
+    /// # Errors
+    /// If the node refuses or does not answer.
+    pub fn call<T: DeserializeOwned>(&self, body: &Value) -> Result<T> {
+        request(&self.data_dir, body)
+    }
+
+    /// A new on-chain address.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn address(&self) -> Result<String> {
+        let answer: Value = self.call(&json!({ "method": "address" }))?;
+        answer["address"].as_str().map(str::to_owned).ok_or_else(|| anyhow!("no address in {answer}"))
+    }
+
+    /// On-chain coins, sat.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn onchain_sat(&self) -> Result<u64> {
+        let answer: Value = self.call(&json!({ "method": "balance" }))?;
+        answer["onchain_sat"].as_u64().ok_or_else(|| anyhow!("no onchain_sat in {answer}"))
+    }
+
+    /// Channels.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn channels(&self) -> Result<Vec<PeerChannel>> {
+        self.call(&json!({ "method": "channels" }))
+    }
+
+    /// A BOLT 11 invoice.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn invoice(&self, amount_msat: u64, description: &str) -> Result<Invoice> {
+        self.call(&json!({ "method": "invoice", "amount_msat": amount_msat, "description": description }))
+    }
+
+    /// Pays an invoice and waits for the outcome, which may be a failure.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn pay(&self, invoice: &str) -> Result<Payment> {
+        self.call(&json!({ "method": "pay", "invoice": invoice, "wait_secs": 90 }))
+    }
+
+    /// Opens a channel.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn open_channel(&self, node_id: &str, address: &str, capacity_sat: u64, push_sat: u64) -> Result<()> {
+        let body = json!({
+            "method": "open_channel", "node_id": node_id, "address": address, "capacity_sat": capacity_sat,
+            "push_msat": push_sat * 1000,
+        });
+        self.call::<Value>(&body)?;
+        Ok(())
+    }
+
+    /// Waits until the node has seen bitcoind's best block.
+    ///
+    /// # Errors
+    /// If it has not within a minute.
+    pub fn wait_synced(&self, bitcoind: &Bitcoind) -> Result<()> {
+        let height = bitcoind.height()?;
+        wait::until(&format!("the ordinary node at height {height}"), PATIENCE, || {
+            let info: PeerInfo = self.call(&json!({ "method": "info" }))?;
+            Ok(if info.height == height { Seen::Done(()) } else { Seen::not_yet(info.height) })
+        })
+    }
+}
+
+fn request<T: DeserializeOwned>(data_dir: &Path, body: &Value) -> Result<T> {
+    let address = fs::read_to_string(data_dir.join("api-address")).context("read the peer's api-address")?;
+    let mut stream = TcpStream::connect(address.trim()).context("connect to the ordinary node")?;
+    stream.set_read_timeout(Some(CALL))?;
+    writeln!(stream, "{body}")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).with_context(|| format!("answer to {body}"))?;
+    let mut answer: Value =
+        serde_json::from_str(&line).with_context(|| format!("answer to {body}: {line}"))?;
+    if let Some(error) = answer["error"].as_str() {
+        bail!("ordinary node, {}: {error}", body["method"]);
+    }
+    serde_json::from_value(answer["ok"].take()).with_context(|| format!("answer to {body}: {line}"))
+}
