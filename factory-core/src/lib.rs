@@ -1,1 +1,26 @@
-//! Under construction.
+//! Channel factories without I/O: the transaction tree, its MuSig2 sessions, the ceremonies that sign it, exit
+//! plans and the cooperative close.
+//!
+//! Everything here is a value or a state machine that takes a message, a block height or a timer and returns
+//! messages and actions. There is no clock, no network, no storage, no async and no Lightning library; randomness
+//! is passed in. What leaves this crate as an action is carried out by the caller.
+
+mod error;
+pub mod exit;
+pub mod geometry;
+mod hexed;
+pub mod lifetime;
+pub mod musig;
+pub mod node;
+pub mod params;
+pub mod path;
+pub mod plan;
+pub mod planner;
+pub mod record;
+pub mod refuse;
+pub mod sizes;
+pub mod transaction;
+pub mod tree;
+mod wire;
+
+pub use error::Error;

@@ -1,0 +1,121 @@
+//! Why a client refuses: one code per check, so that an operator sees which rule a plan broke.
+
+/// The check that failed. The number goes over the wire in `Decline`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u16)]
+pub enum RefuseCode {
+    /// The client does not want a factory now.
+    NotWanted = 1,
+    /// The plan is for another chain.
+    Network = 2,
+    /// The parameters break a rule of the protocol.
+    Params = 3,
+    /// The expiry height does not cover the life and the worst exit.
+    Lifetime = 4,
+    /// The factory lives shorter than the client wants.
+    TooShort = 5,
+    /// The worst exit is longer than the client accepts.
+    WorstExit = 6,
+    /// The birth height is too far from the client's height.
+    BirthHeight = 7,
+    /// The channel is smaller or larger than the client wants, or no valid amount.
+    Capacity = 8,
+    /// The client is to start with more than the channel holds, or less than it was promised.
+    Push = 9,
+    /// More clients than the client accepts.
+    TooManyClients = 10,
+    /// The client's key is not at its index, or is there more than once.
+    OwnKey = 11,
+    /// Two participants have the same key.
+    DuplicateKey = 12,
+    /// The provider's key changed between attempts.
+    LspKey = 13,
+    /// The client's payout script is not the one it gave, or a neighbour's is not standard.
+    PayoutScript = 14,
+    /// A temporary channel id is used twice.
+    ChannelId = 15,
+    /// The leaf does not have the members that the shape says.
+    LeafMembers = 16,
+    /// The leaf's stock is no valid output.
+    Stock = 17,
+    /// The path has a wrong number of levels or outputs.
+    PathShape = 18,
+    /// The amounts of a node do not add up to what it spends.
+    Conservation = 19,
+    /// A node does not pay the aggregate key of the signers of the client's next node.
+    ChildKey = 20,
+    /// A sibling's output is not P2TR or below dust.
+    SiblingOutput = 21,
+    /// The funding output's amount is not the root's.
+    FundingValue = 22,
+    /// The channel script in the leaf is not that of the client's own channel.
+    ChannelScript = 23,
+    /// The client's channel was opened over another outpoint.
+    ChannelOutpoint = 24,
+    /// The client's channel was opened with another capacity.
+    ChannelCapacity = 25,
+    /// The client's channel has another temporary id than planned.
+    ChannelTemporaryId = 26,
+    /// A list has a wrong number of entries.
+    ListLength = 27,
+    /// An aggregate nonce does not parse.
+    AggregateNonce = 28,
+    /// Aggregate nonces were sent twice for one attempt.
+    NonceReuse = 29,
+    /// A final signature does not verify.
+    Signature = 30,
+    /// A message that is not due.
+    Unexpected = 31,
+    /// The provider took too long.
+    Timeout = 32,
+    /// The channel has pending payments (close).
+    PendingPayments = 33,
+    /// The closing transaction is not of the agreed form.
+    CloseForm = 34,
+    /// The closing transaction pays the client less than its balance.
+    CloseAmount = 35,
+    /// The signers of the closing transaction are not those of the funding output.
+    CloseKeys = 36,
+    /// A failure on the client's own side.
+    Internal = 37,
+}
+
+impl RefuseCode {
+    /// The number on the wire.
+    pub fn number(self) -> u16 {
+        // A field-less `repr(u16)` enum.
+        self as u16
+    }
+}
+
+/// A failed check.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// Which check.
+    pub code: RefuseCode,
+    /// What was wrong, in words; at most 256 bytes.
+    pub text: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: RefuseCode, text: impl std::fmt::Display) -> Self {
+        Self { code, text: clip(text) }
+    }
+}
+
+/// A text cut to what a message may carry.
+pub(crate) fn clip(text: impl std::fmt::Display) -> String {
+    let mut text = text.to_string();
+    let mut end = bolt_tlv::payload::MAX_TEXT_LEN.min(text.len());
+    while !text.is_char_boundary(end) {
+        end = end.saturating_sub(1);
+    }
+    text.truncate(end);
+    text
+}
+
+/// Turns an error into a refusal with a code.
+pub(crate) fn refuse<E: std::fmt::Display>(code: RefuseCode) -> impl Fn(E) -> Refusal {
+    move |error| Refusal::new(code, error)
+}
