@@ -75,6 +75,18 @@ impl Purse {
         Ok(tx)
     }
 
+    /// Takes back the coin of a child that was refused.
+    ///
+    /// # Errors
+    /// If it is not a child of this purse.
+    pub fn give_back(&mut self, child: &Transaction) -> Result<()> {
+        let ([_, coin], [output]) = (child.input.as_slice(), child.output.as_slice()) else {
+            return Err(anyhow!("{} is no child of this purse", child.compute_txid()));
+        };
+        self.coins.push((coin.previous_output, output.value.to_sat() + CHILD_FEE));
+        Ok(())
+    }
+
     fn script(&self) -> ScriptBuf {
         ScriptBuf::new_p2wpkh(&self.public.wpubkey_hash())
     }
