@@ -5,6 +5,7 @@
 //! messages and actions. There is no clock, no network, no storage, no async and no Lightning library; randomness
 //! is passed in. What leaves this crate as an action is carried out by the caller.
 
+pub mod ceremony;
 mod error;
 pub mod exit;
 pub mod geometry;

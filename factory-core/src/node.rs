@@ -23,6 +23,8 @@ pub struct Node {
     pub end: usize,
     /// The key of the node's input: the provider and the clients below.
     pub key: AggKey,
+    /// The keys of the clients below, in tree order.
+    pub clients: Vec<PublicKey>,
     /// The output the node spends.
     pub input: OutPoint,
     /// Its value, sat.
@@ -36,14 +38,18 @@ pub struct Node {
 
 /// The key of the node that covers clients `first..end`, from the keys of a plan (provider first).
 pub(crate) fn node_key(keys: &[PublicKey], first: usize, end: usize) -> Result<AggKey, Error> {
-    let missing = || Error::Empty { what: "keys of a node" };
-    let lsp = keys.first().ok_or_else(missing)?;
-    let from = first.checked_add(1).ok_or_else(missing)?;
-    let to = end.checked_add(1).ok_or_else(missing)?;
-    let clients = keys.get(from..to).filter(|k| !k.is_empty()).ok_or_else(missing)?;
-    let mut signers = clients.to_vec();
+    let lsp = keys.first().ok_or(Error::Empty { what: "keys of a node" })?;
+    let mut signers = client_keys(keys, first, end)?;
     signers.push(*lsp);
     AggKey::new(&signers)
+}
+
+/// The keys of clients `first..end`, from the keys of a plan (provider first).
+pub(crate) fn client_keys(keys: &[PublicKey], first: usize, end: usize) -> Result<Vec<PublicKey>, Error> {
+    let missing = || Error::Empty { what: "keys of a node" };
+    let from = first.checked_add(1).ok_or_else(missing)?;
+    let to = end.checked_add(1).ok_or_else(missing)?;
+    Ok(keys.get(from..to).filter(|k| !k.is_empty()).ok_or_else(missing)?.to_vec())
 }
 
 /// What a node is built from.
@@ -52,6 +58,7 @@ pub(crate) struct NodeSpec<'a> {
     pub first: usize,
     pub end: usize,
     pub key: AggKey,
+    pub clients: Vec<PublicKey>,
     pub input: OutPoint,
     pub value_sat: u64,
     pub layers: &'a [DwLayer],
@@ -93,6 +100,7 @@ impl Node {
             first: spec.first,
             end: spec.end,
             key: spec.key,
+            clients: spec.clients,
             input: spec.input,
             value_sat: spec.value_sat,
             txs,

@@ -10,7 +10,7 @@ use bolt_tlv::payload;
 
 use crate::geometry::{self, PathNode};
 use crate::lifetime::Lifetime;
-use crate::node::{node_key, Node, NodeSpec};
+use crate::node::{client_keys, node_key, Node, NodeSpec};
 use crate::params::{Params, MAX_CLIENTS};
 use crate::plan::{
     self, add, check_distinct, check_payout_script, check_share, check_stock, child_ranges, LeafSpec,
@@ -205,6 +205,8 @@ impl ClientPath {
                 first: place.first,
                 end: place.end,
                 key,
+                clients: client_keys(&plan.keys, place.first, place.end)
+                    .map_err(refuse(RefuseCode::PathShape))?,
                 input,
                 value_sat,
                 layers: plan.params.shape.layers_at(place.level),

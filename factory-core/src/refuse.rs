@@ -54,30 +54,28 @@ pub enum RefuseCode {
     ChannelOutpoint = 24,
     /// The client's channel was opened with another capacity.
     ChannelCapacity = 25,
-    /// The client's channel has another temporary id than planned.
-    ChannelTemporaryId = 26,
     /// A list has a wrong number of entries.
-    ListLength = 27,
+    ListLength = 26,
     /// An aggregate nonce does not parse.
-    AggregateNonce = 28,
+    AggregateNonce = 27,
     /// Aggregate nonces were sent twice for one attempt.
-    NonceReuse = 29,
+    NonceReuse = 28,
     /// A final signature does not verify.
-    Signature = 30,
+    Signature = 29,
     /// A message that is not due.
-    Unexpected = 31,
+    Unexpected = 30,
     /// The provider took too long.
-    Timeout = 32,
+    Timeout = 31,
     /// The channel has pending payments (close).
-    PendingPayments = 33,
+    PendingPayments = 32,
     /// The closing transaction is not of the agreed form.
-    CloseForm = 34,
+    CloseForm = 33,
     /// The closing transaction pays the client less than its balance.
-    CloseAmount = 35,
+    CloseAmount = 34,
     /// The signers of the closing transaction are not those of the funding output.
-    CloseKeys = 36,
+    CloseKeys = 35,
     /// A failure on the client's own side.
-    Internal = 37,
+    Internal = 36,
 }
 
 impl RefuseCode {

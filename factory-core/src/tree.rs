@@ -10,7 +10,7 @@ use bitcoin::{Amount, OutPoint, ScriptBuf, TxOut};
 
 use crate::geometry::{self, NodeRange};
 use crate::musig::AggKey;
-use crate::node::{node_key, Node, NodeSpec};
+use crate::node::{client_keys, node_key, Node, NodeSpec};
 use crate::plan::{add, index_error, FactoryPlan};
 use crate::Error;
 
@@ -101,6 +101,7 @@ impl Layout {
         if let Some(root) = inputs.first_mut() {
             *root = Some(funding);
         }
+        let all_keys = self.plan.keys();
         let mut nodes = Vec::with_capacity(self.ranges.len());
         let missing = |i: usize| index_error(i, self.ranges.len());
         for (i, range) in self.ranges.iter().enumerate() {
@@ -121,6 +122,7 @@ impl Layout {
                 first: range.first,
                 end: range.end,
                 key,
+                clients: client_keys(&all_keys, range.first, range.end)?,
                 input,
                 value_sat,
                 layers: self.plan.params.shape.layers_at(range.level),

@@ -1,0 +1,549 @@
+//! A client's machine. See the module above for the order of messages.
+
+use std::collections::BTreeSet;
+
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{Network, OutPoint, ScriptBuf, Transaction};
+use bolt_tlv::payload::{self, Payload};
+use rand::rngs::StdRng;
+use rand::{CryptoRng, RngCore, SeedableRng};
+
+use super::checks::ClientPolicy;
+use crate::musig::{check_aggregate_nonce, public_key, SecretSession};
+use crate::path::{ClientPath, ClientPlan};
+use crate::plan::check_payout_script;
+use crate::record::ClientFactoryRecord;
+use crate::refuse::{clip, refuse, Refusal, RefuseCode};
+use crate::Error;
+
+/// What a client's machine starts from.
+pub struct ClientConfig {
+    /// What the client wants.
+    pub policy: ClientPolicy,
+    /// The client's factory key, fresh for this factory.
+    pub secret_key: [u8; 32],
+    /// Where distributions and closing transactions pay the client: P2WPKH, P2WSH or P2TR.
+    pub payout_script: ScriptBuf,
+    /// Height of the client's tip, blocks.
+    pub height: u32,
+    /// The chain.
+    pub network: Network,
+    /// How long to wait for the provider in each phase, seconds.
+    pub timeout_secs: u32,
+}
+
+/// Where a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ClientPhase {
+    /// Waiting for an invitation.
+    Idle,
+    /// Accepted; waiting for the plan.
+    Accepted,
+    /// Agreed to the plan; waiting for the path and for its channel.
+    Planned,
+    /// Nonces are out; waiting for their aggregates.
+    Nonces,
+    /// Partial signatures are out; waiting for signatures.
+    Partials,
+    /// Waiting for the record to be stored.
+    Persisting,
+    /// Complete; waiting for the funding transaction.
+    Persisted,
+    /// The funding transaction is known.
+    Done,
+    /// Refused or aborted.
+    Failed,
+}
+
+/// What the caller tells the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientInput {
+    /// The provider sent a message.
+    Message(Payload),
+    /// The client's channel is funded: its first commitment is stored (LDK's `ChannelPending`).
+    ChannelFunded {
+        /// The id under which it was opened.
+        temporary_channel_id: [u8; 32],
+        /// Its funding outpoint.
+        outpoint: OutPoint,
+        /// Its funding script (P2WSH).
+        funding_script: ScriptBuf,
+        /// Its capacity, sat.
+        capacity_sat: u64,
+    },
+    /// The record is on disk.
+    Persisted {
+        /// The record's attempt.
+        attempt: u16,
+    },
+    /// A timer ran out.
+    Timeout {
+        /// The id of the timer.
+        id: u64,
+    },
+    /// The connection to the provider was lost.
+    Disconnected,
+    /// The chain's tip is at this height.
+    Height(u32),
+}
+
+/// What the caller has to do. The order of a list of actions is the order in which to do them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientAction {
+    /// Send a message to the provider.
+    Send(Payload),
+    /// Accept a channel with exactly this id, capacity and push from the provider.
+    ExpectChannel {
+        /// The id.
+        temporary_channel_id: [u8; 32],
+        /// Capacity, sat.
+        capacity_sat: u64,
+        /// What the client starts with, msat.
+        push_msat: u64,
+    },
+    /// Close and forget a channel of an attempt that failed. Nothing of it may be broadcast.
+    ForgetChannel {
+        /// The id it was opened under.
+        temporary_channel_id: [u8; 32],
+    },
+    /// Store the record, then say [`ClientInput::Persisted`]. It replaces one of an earlier attempt.
+    PersistRecord(Box<ClientFactoryRecord>),
+    /// The client holds a complete exit. The factory exists once its funding transaction confirms.
+    Completed {
+        /// The record.
+        record: Box<ClientFactoryRecord>,
+    },
+    /// The provider showed the funding transaction; it pays the agreed output.
+    FundingSeen {
+        /// The transaction.
+        transaction: Box<Transaction>,
+    },
+    /// The client refused; the ceremony is over. A record that was stored is void.
+    Refused {
+        /// The check that failed.
+        code: RefuseCode,
+        /// What was wrong.
+        text: String,
+    },
+    /// The provider ended the ceremony or went away. A record that was stored is void.
+    Aborted {
+        /// The provider's code; none if the connection was lost.
+        code: Option<u16>,
+        /// The provider's text.
+        text: String,
+    },
+    /// Say [`ClientInput::Timeout`] with this id after so many seconds. Only the newest timer matters.
+    SetTimer {
+        /// The id.
+        id: u64,
+        /// Seconds.
+        seconds: u32,
+    },
+}
+
+/// The client's own channel, as its Lightning node reported it.
+struct Channel {
+    outpoint: OutPoint,
+    script: ScriptBuf,
+    capacity_sat: u64,
+}
+
+/// What belongs to one attempt.
+struct Round {
+    plan: ClientPlan,
+    temporary_channel_id: [u8; 32],
+    path: Option<ClientPath>,
+    channel: Option<Channel>,
+    /// Taken when signing, so that no nonce can be used twice.
+    sessions: Vec<SecretSession>,
+    record: Option<ClientFactoryRecord>,
+}
+
+type Actions = Vec<ClientAction>;
+
+/// A client's side of the creation of one factory.
+///
+/// [`ClientCeremony::handle`] takes any input at any time: what is late, repeated or for another factory is
+/// ignored; what breaks a check is refused with the check's code.
+pub struct ClientCeremony {
+    config: ClientConfig,
+    own_key: PublicKey,
+    rng: StdRng,
+    phase: ClientPhase,
+    timer: u64,
+    instance_id: Option<[u8; 32]>,
+    attempt: u16,
+    lsp_key: Option<PublicKey>,
+    used_channel_ids: BTreeSet<[u8; 32]>,
+    round: Option<Round>,
+}
+
+impl ClientCeremony {
+    /// A machine that waits for an invitation. `rng` is used once, for a seed that stays in memory.
+    ///
+    /// # Errors
+    /// A bad secret key or a payout script of another type.
+    pub fn new<R: RngCore + CryptoRng>(config: ClientConfig, rng: &mut R) -> Result<Self, Error> {
+        let own_key = public_key(&config.secret_key)?;
+        check_payout_script("payout script", &config.payout_script)?;
+        let mut seed = [0u8; 32];
+        rng.fill_bytes(&mut seed);
+        Ok(Self {
+            config,
+            own_key,
+            rng: StdRng::from_seed(seed),
+            phase: ClientPhase::Idle,
+            timer: 0,
+            instance_id: None,
+            attempt: 0,
+            lsp_key: None,
+            used_channel_ids: BTreeSet::new(),
+            round: None,
+        })
+    }
+
+    /// The phase.
+    pub fn phase(&self) -> ClientPhase {
+        self.phase
+    }
+
+    /// The client's factory key.
+    pub fn own_key(&self) -> PublicKey {
+        self.own_key
+    }
+
+    /// The factory, once an invitation came.
+    pub fn instance_id(&self) -> Option<[u8; 32]> {
+        self.instance_id
+    }
+
+    /// The attempt the client is in.
+    pub fn attempt(&self) -> u16 {
+        self.attempt
+    }
+
+    /// The checked plan of the current attempt.
+    pub fn plan(&self) -> Option<&ClientPlan> {
+        self.round.as_ref().map(|r| &r.plan)
+    }
+
+    /// The temporary id of the channel that the provider may open now.
+    pub fn expected_channel(&self) -> Option<[u8; 32]> {
+        let waits = self.phase == ClientPhase::Planned;
+        self.round.as_ref().filter(|r| waits && r.channel.is_none()).map(|r| r.temporary_channel_id)
+    }
+
+    /// Takes one input and says what to do.
+    ///
+    /// # Errors
+    /// None at present: a failed check comes out as [`ClientAction::Refused`].
+    pub fn handle(&mut self, input: ClientInput) -> Result<Actions, Error> {
+        let mut out = Vec::new();
+        if let ClientInput::Height(height) = input {
+            self.config.height = height;
+            return Ok(out);
+        }
+        if matches!(self.phase, ClientPhase::Done | ClientPhase::Failed) {
+            return Ok(out);
+        }
+        let result = match input {
+            ClientInput::Message(message) => self.message(message, &mut out),
+            ClientInput::ChannelFunded { temporary_channel_id, outpoint, funding_script, capacity_sat } => {
+                let channel = Channel { outpoint, script: funding_script, capacity_sat };
+                self.channel_funded(temporary_channel_id, channel, &mut out)
+            }
+            ClientInput::Persisted { attempt } => {
+                self.persisted(attempt, &mut out);
+                Ok(())
+            }
+            ClientInput::Timeout { id } => self.timeout(id),
+            ClientInput::Disconnected => {
+                if !matches!(self.phase, ClientPhase::Idle | ClientPhase::Persisted) {
+                    self.abort(None, "connection lost", &mut out);
+                }
+                Ok(())
+            }
+            ClientInput::Height(_) => Ok(()),
+        };
+        if let Err(refusal) = result {
+            self.refuse(refusal, &mut out);
+        }
+        Ok(out)
+    }
+
+    fn enter(&mut self, phase: ClientPhase, out: &mut Actions) {
+        self.phase = phase;
+        self.timer = self.timer.wrapping_add(1);
+        let waits = [ClientPhase::Accepted, ClientPhase::Planned, ClientPhase::Nonces, ClientPhase::Partials];
+        if waits.contains(&phase) {
+            out.push(ClientAction::SetTimer { id: self.timer, seconds: self.config.timeout_secs });
+        }
+    }
+
+    fn message(&mut self, message: Payload, out: &mut Actions) -> Result<(), Refusal> {
+        if let Payload::Invite(invite) = &message {
+            return self.invite(invite, out);
+        }
+        let Some(instance_id) = self.instance_id.filter(|id| message.instance_id() == Some(*id)) else {
+            return Ok(());
+        };
+        let Some(attempt) = message.attempt().filter(|a| *a >= self.attempt) else {
+            return Ok(());
+        };
+        if let Payload::Abort(abort) = message {
+            self.abort(Some(abort.code), &abort.text, out);
+            return Ok(());
+        }
+        if let Payload::Plan(plan) = &message {
+            let again = attempt == self.attempt && self.phase != ClientPhase::Accepted;
+            return if again { Ok(()) } else { self.plan_message(plan, out) };
+        }
+        if attempt > self.attempt {
+            let text = format!("message {} of an attempt that was not planned", message.number());
+            return Err(Refusal::new(RefuseCode::Unexpected, text));
+        }
+        match (message, self.phase) {
+            (Payload::Path(path), ClientPhase::Planned) => self.path(&path, out),
+            (Payload::AggNonces(m), ClientPhase::Nonces) => self.sign(instance_id, &m.nonces, out),
+            (
+                Payload::AggNonces(_),
+                ClientPhase::Partials | ClientPhase::Persisting | ClientPhase::Persisted,
+            ) => Err(Refusal::new(RefuseCode::NonceReuse, "aggregate nonces came twice in one attempt")),
+            (Payload::Signed(m), ClientPhase::Partials) => self.signed(&m.signatures, out),
+            (Payload::Funded(m), ClientPhase::Persisted) => {
+                self.funded(m.transaction, out);
+                Ok(())
+            }
+            // Repetitions.
+            (Payload::Path(_), phase) if phase > ClientPhase::Planned => Ok(()),
+            (Payload::Signed(_), phase) if phase > ClientPhase::Partials => Ok(()),
+            (Payload::UnknownOdd(_), _) => Ok(()),
+            (message, phase) => {
+                let text = format!("message {} in phase {phase:?}", message.number());
+                Err(Refusal::new(RefuseCode::Unexpected, text))
+            }
+        }
+    }
+
+    fn invite(&mut self, invite: &payload::Invite, out: &mut Actions) -> Result<(), Refusal> {
+        if self.phase != ClientPhase::Idle {
+            return Ok(());
+        }
+        self.instance_id = Some(invite.instance_id);
+        self.attempt = invite.attempt;
+        if !self.config.policy.accept {
+            return Err(Refusal::new(RefuseCode::NotWanted, "no factory wanted now"));
+        }
+        self.enter(ClientPhase::Accepted, out);
+        out.push(ClientAction::Send(
+            payload::Accept {
+                instance_id: invite.instance_id,
+                attempt: invite.attempt,
+                factory_key: self.own_key,
+                payout_script: self.config.payout_script.clone(),
+            }
+            .into(),
+        ));
+        Ok(())
+    }
+
+    /// A plan, either the first or that of a new attempt, which ends the one before.
+    fn plan_message(&mut self, message: &payload::Plan, out: &mut Actions) -> Result<(), Refusal> {
+        self.drop_round(out);
+        self.attempt = message.attempt;
+        let plan = ClientPlan::new(message, self.config.network, &self.own_key)?;
+        let lsp_key = plan.keys.first().copied();
+        if self.lsp_key.is_some() && self.lsp_key != lsp_key {
+            return Err(Refusal::new(RefuseCode::LspKey, "provider's key changed between attempts"));
+        }
+        self.config.policy.check(&plan, self.config.height, &self.config.payout_script)?;
+        let own = plan
+            .own()
+            .cloned()
+            .ok_or_else(|| Refusal::new(RefuseCode::LeafMembers, "leaf does not hold this client"))?;
+        if !self.used_channel_ids.insert(own.temporary_channel_id) {
+            return Err(Refusal::new(RefuseCode::ChannelId, "temporary channel id of an earlier attempt"));
+        }
+        self.lsp_key = lsp_key;
+        let (instance_id, attempt) = (plan.instance_id, plan.attempt);
+        self.round = Some(Round {
+            plan,
+            temporary_channel_id: own.temporary_channel_id,
+            path: None,
+            channel: None,
+            sessions: Vec::new(),
+            record: None,
+        });
+        self.enter(ClientPhase::Planned, out);
+        // First be ready for the channel, then ask for it.
+        out.push(ClientAction::ExpectChannel {
+            temporary_channel_id: own.temporary_channel_id,
+            capacity_sat: own.capacity_sat,
+            push_msat: own.push_msat,
+        });
+        out.push(ClientAction::Send(payload::PlanOk { instance_id, attempt }.into()));
+        Ok(())
+    }
+
+    fn round(&mut self) -> Result<&mut Round, Refusal> {
+        self.round.as_mut().ok_or_else(|| Refusal::new(RefuseCode::Internal, "no plan"))
+    }
+
+    fn path(&mut self, message: &payload::Path, out: &mut Actions) -> Result<(), Refusal> {
+        let round = self.round()?;
+        if round.path.is_some() {
+            return Ok(());
+        }
+        round.path = Some(ClientPath::build(&round.plan, message)?);
+        self.start_sessions(out)
+    }
+
+    fn channel_funded(
+        &mut self,
+        temporary_channel_id: [u8; 32],
+        channel: Channel,
+        out: &mut Actions,
+    ) -> Result<(), Refusal> {
+        let waits = self.phase == ClientPhase::Planned;
+        match self.round.as_mut() {
+            Some(r) if waits && r.temporary_channel_id == temporary_channel_id && r.channel.is_none() => {
+                r.channel = Some(channel);
+            }
+            _ => return Ok(()),
+        }
+        self.start_sessions(out)
+    }
+
+    /// With the path and the channel there: checks that they belong together, then sends nonces.
+    fn start_sessions(&mut self, out: &mut Actions) -> Result<(), Refusal> {
+        let secret = self.config.secret_key;
+        let Some(round) = self.round.as_mut() else { return Ok(()) };
+        let (Some(path), Some(channel)) = (&round.path, &round.channel) else { return Ok(()) };
+        if path.channel_scripts().get(round.plan.position) != Some(&channel.script) {
+            return Err(Refusal::new(
+                RefuseCode::ChannelScript,
+                "leaf pays another script than the channel's",
+            ));
+        }
+        if path.channel_outpoint() != channel.outpoint {
+            let text =
+                format!("channel is over {}, path leads to {}", channel.outpoint, path.channel_outpoint());
+            return Err(Refusal::new(RefuseCode::ChannelOutpoint, text));
+        }
+        let capacity = round.plan.own().map_or(0, |own| own.capacity_sat);
+        if capacity != channel.capacity_sat {
+            let text = format!("channel of {} sat, planned were {capacity}", channel.capacity_sat);
+            return Err(Refusal::new(RefuseCode::ChannelCapacity, text));
+        }
+        let mut sessions = Vec::with_capacity(path.session_count());
+        for (node, tx) in path.sessions() {
+            let message = tx.sighash().map_err(refuse(RefuseCode::Internal))?;
+            sessions.push(
+                SecretSession::new(&secret, &node.key, message, &mut self.rng)
+                    .map_err(refuse(RefuseCode::Internal))?,
+            );
+        }
+        let nonces = sessions.iter().map(SecretSession::public_nonce).collect();
+        round.sessions = sessions;
+        let (instance_id, attempt) = (round.plan.instance_id, round.plan.attempt);
+        self.enter(ClientPhase::Nonces, out);
+        out.push(ClientAction::Send(payload::Nonces { instance_id, attempt, nonces }.into()));
+        Ok(())
+    }
+
+    fn sign(&mut self, instance_id: [u8; 32], nonces: &[[u8; 66]], out: &mut Actions) -> Result<(), Refusal> {
+        let attempt = self.attempt;
+        let round = self.round()?;
+        // From here on the nonces are used up, whatever happens.
+        let sessions = std::mem::take(&mut round.sessions);
+        let path = round.path.as_ref().ok_or_else(|| Refusal::new(RefuseCode::Internal, "no path"))?;
+        if nonces.len() != sessions.len() || sessions.len() != path.session_count() {
+            let text = format!("{} aggregate nonces, expected {}", nonces.len(), path.session_count());
+            return Err(Refusal::new(RefuseCode::ListLength, text));
+        }
+        for nonce in nonces {
+            check_aggregate_nonce(nonce).map_err(refuse(RefuseCode::AggregateNonce))?;
+        }
+        let mut partials = Vec::with_capacity(sessions.len());
+        for ((session, (node, _)), nonce) in sessions.into_iter().zip(path.sessions()).zip(nonces) {
+            partials.push(session.sign(&node.key, nonce).map_err(refuse(RefuseCode::AggregateNonce))?);
+        }
+        self.enter(ClientPhase::Partials, out);
+        out.push(ClientAction::Send(payload::Partials { instance_id, attempt, partials }.into()));
+        Ok(())
+    }
+
+    fn signed(&mut self, signatures: &[[u8; 64]], out: &mut Actions) -> Result<(), Refusal> {
+        let own_key = self.own_key;
+        let round = self.round()?;
+        let path = round.path.as_ref().ok_or_else(|| Refusal::new(RefuseCode::Internal, "no path"))?;
+        let record = ClientFactoryRecord::assemble(&round.plan, path, own_key, signatures)
+            .map_err(refuse(RefuseCode::ListLength))?;
+        // Every signature, and once more that the transactions form one chain.
+        record.path.verify().map_err(refuse(RefuseCode::Signature))?;
+        round.record = Some(record.clone());
+        self.enter(ClientPhase::Persisting, out);
+        out.push(ClientAction::PersistRecord(Box::new(record)));
+        Ok(())
+    }
+
+    fn persisted(&mut self, attempt: u16, out: &mut Actions) {
+        if self.phase != ClientPhase::Persisting || attempt != self.attempt {
+            return;
+        }
+        let Some(record) = self.round.as_ref().and_then(|r| r.record.clone()) else { return };
+        let instance_id = record.path.instance_id;
+        self.enter(ClientPhase::Persisted, out);
+        out.push(ClientAction::Send(payload::Persisted { instance_id, attempt }.into()));
+        out.push(ClientAction::Completed { record: Box::new(record) });
+    }
+
+    fn funded(&mut self, transaction: Transaction, out: &mut Actions) {
+        let Some(record) = self.round.as_ref().and_then(|r| r.record.as_ref()) else { return };
+        let funding = &record.path.funding;
+        let vout = usize::try_from(funding.outpoint.vout).unwrap_or(usize::MAX);
+        let pays = transaction.output.get(vout) == Some(&funding.tx_out());
+        // Anything else says nothing; the chain will tell.
+        if pays && transaction.compute_txid() == funding.outpoint.txid {
+            self.enter(ClientPhase::Done, out);
+            out.push(ClientAction::FundingSeen { transaction: Box::new(transaction) });
+        }
+    }
+
+    fn timeout(&self, id: u64) -> Result<(), Refusal> {
+        let waits =
+            !matches!(self.phase, ClientPhase::Idle | ClientPhase::Persisting | ClientPhase::Persisted);
+        if waits && id == self.timer {
+            let text = format!("provider took too long in phase {:?}", self.phase);
+            return Err(Refusal::new(RefuseCode::Timeout, text));
+        }
+        Ok(())
+    }
+
+    fn drop_round(&mut self, out: &mut Actions) {
+        if let Some(round) = self.round.take() {
+            out.push(ClientAction::ForgetChannel { temporary_channel_id: round.temporary_channel_id });
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal, out: &mut Actions) {
+        self.drop_round(out);
+        if let Some(instance_id) = self.instance_id {
+            let decline = payload::Decline {
+                instance_id,
+                attempt: self.attempt,
+                code: refusal.code.number(),
+                text: refusal.text.clone(),
+            };
+            out.push(ClientAction::Send(decline.into()));
+        }
+        self.enter(ClientPhase::Failed, out);
+        out.push(ClientAction::Refused { code: refusal.code, text: refusal.text });
+    }
+
+    fn abort(&mut self, code: Option<u16>, text: &str, out: &mut Actions) {
+        self.drop_round(out);
+        self.enter(ClientPhase::Failed, out);
+        out.push(ClientAction::Aborted { code, text: clip(text) });
+    }
+}

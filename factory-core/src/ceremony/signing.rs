@@ -1,0 +1,178 @@
+//! The provider's side of all MuSig2 sessions of a tree.
+//!
+//! Every (node, transaction) pair is a session of its own with its own nonces; the work on one node does not depend
+//! on another's. A client's lists hold one entry per session of its path, root first, so the entries of a level
+//! start at the same place for everybody.
+
+use std::collections::BTreeMap;
+
+use rand::{CryptoRng, RngCore};
+
+use crate::musig::{
+    aggregate_nonces, aggregate_partials, verify_final, verify_partial, NonceBytes, PartialBytes,
+    SecretSession, SignatureBytes,
+};
+use crate::node::Node;
+use crate::plan::index_error;
+use crate::tree::Tree;
+use crate::Error;
+
+/// One session after nonce aggregation.
+struct Session {
+    message: [u8; 32],
+    secret: SecretSession,
+    aggregate: NonceBytes,
+}
+
+/// All sessions of a tree, by node.
+pub(super) struct TreeSigning {
+    sessions: Vec<Vec<Session>>,
+    /// Where a level's entries start in a client's lists.
+    offsets: Vec<usize>,
+}
+
+/// Outcome of [`TreeSigning::finish`].
+pub(super) enum Finished {
+    /// One list of verified signatures per node.
+    Signed(Vec<Vec<SignatureBytes>>),
+    /// Tree positions of the clients whose partial signatures are wrong, and the session of each.
+    Culprits(BTreeMap<usize, usize>),
+}
+
+fn entry<T: Copy>(list: Option<&Vec<T>>, at: usize) -> Result<T, Error> {
+    let list = list.ok_or(Error::Empty { what: "list of a client" })?;
+    list.get(at).copied().ok_or_else(|| index_error(at, list.len()))
+}
+
+impl TreeSigning {
+    /// Number of sessions on every client's path.
+    pub(super) fn path_sessions(tree: &Tree) -> usize {
+        offsets(tree).last().copied().unwrap_or(0)
+    }
+
+    /// Draws the provider's nonces and aggregates them with the clients'. `nonces` has one list per client in tree
+    /// order, each as long as [`TreeSigning::path_sessions`].
+    pub(super) fn start<R: RngCore + CryptoRng>(
+        tree: &Tree,
+        secret: &[u8; 32],
+        nonces: &[Vec<NonceBytes>],
+        rng: &mut R,
+    ) -> Result<Self, Error> {
+        let offsets = offsets(tree);
+        let mut sessions = Vec::with_capacity(tree.nodes().len());
+        for node in tree.nodes() {
+            let offset = offset(&offsets, node)?;
+            let mut list = Vec::with_capacity(node.session_count());
+            for (k, tx) in node.sessions().enumerate() {
+                let message = tx.sighash()?;
+                let secret = SecretSession::new(secret, &node.key, message, rng)?;
+                let mut all = vec![secret.public_nonce()];
+                for client in node.first..node.end {
+                    all.push(entry(nonces.get(client), offset.saturating_add(k))?);
+                }
+                list.push(Session { message, secret, aggregate: aggregate_nonces(&all)? });
+            }
+            sessions.push(list);
+        }
+        Ok(Self { sessions, offsets })
+    }
+
+    /// The aggregate nonces of client `index`'s path.
+    pub(super) fn aggregates_for(&self, tree: &Tree, index: usize) -> Result<Vec<NonceBytes>, Error> {
+        let mut list = Vec::new();
+        for position in tree.path_nodes(index)? {
+            let node =
+                self.sessions.get(position).ok_or_else(|| index_error(position, self.sessions.len()))?;
+            list.extend(node.iter().map(|s| s.aggregate));
+        }
+        Ok(list)
+    }
+
+    /// Adds the provider's partial signatures to the clients' and verifies every final signature. Only where one
+    /// does not verify are the partials of that session checked, to name who is at fault.
+    pub(super) fn finish(
+        self,
+        tree: &Tree,
+        nonces: &[Vec<NonceBytes>],
+        partials: &[Vec<PartialBytes>],
+    ) -> Result<Finished, Error> {
+        let mut signed = Vec::with_capacity(self.sessions.len());
+        let mut culprits = BTreeMap::new();
+        for (node, sessions) in tree.nodes().iter().zip(self.sessions) {
+            let offset = offset(&self.offsets, node)?;
+            let mut list = Vec::with_capacity(sessions.len());
+            for (k, session) in sessions.into_iter().enumerate() {
+                let at = offset.saturating_add(k);
+                match finish_session(node, session, at, nonces, partials)? {
+                    Ok(signature) => list.push(signature),
+                    Err(clients) => {
+                        for client in clients {
+                            culprits.entry(client).or_insert(at);
+                        }
+                    }
+                }
+            }
+            signed.push(list);
+        }
+        if culprits.is_empty() {
+            Ok(Finished::Signed(signed))
+        } else {
+            Ok(Finished::Culprits(culprits))
+        }
+    }
+}
+
+/// The signature of one session, or the clients whose partials are wrong.
+fn finish_session(
+    node: &Node,
+    session: Session,
+    at: usize,
+    nonces: &[Vec<NonceBytes>],
+    partials: &[Vec<PartialBytes>],
+) -> Result<Result<SignatureBytes, Vec<usize>>, Error> {
+    let Session { message, secret, aggregate } = session;
+    let mut all = vec![secret.sign(&node.key, &aggregate)?];
+    for client in node.first..node.end {
+        all.push(entry(partials.get(client), at)?);
+    }
+    let signature = aggregate_partials(&node.key, &message, &aggregate, &all)?;
+    if verify_final(&node.key, &message, &signature).is_ok() {
+        return Ok(Ok(signature));
+    }
+    let mut guilty = Vec::new();
+    for client in node.first..node.end {
+        let key = client_key(node, client)?;
+        let nonce = entry(nonces.get(client), at)?;
+        let partial = entry(partials.get(client), at)?;
+        if verify_partial(&node.key, &message, &aggregate, &key, &nonce, &partial).is_err() {
+            guilty.push(client);
+        }
+    }
+    if guilty.is_empty() {
+        // All clients are right, so the fault is our own.
+        return Err(Error::BadSignature { what: "own partial signature".into() });
+    }
+    Ok(Err(guilty))
+}
+
+fn client_key(node: &Node, client: usize) -> Result<bitcoin::secp256k1::PublicKey, Error> {
+    let at = client.saturating_sub(node.first);
+    node.clients.get(at).copied().ok_or_else(|| index_error(at, node.clients.len()))
+}
+
+fn offset(offsets: &[usize], node: &Node) -> Result<usize, Error> {
+    offsets.get(node.level).copied().ok_or_else(|| index_error(node.level, offsets.len()))
+}
+
+/// Start of each level's entries, and after the last one their number.
+fn offsets(tree: &Tree) -> Vec<usize> {
+    let mut offsets = vec![0usize];
+    let mut sum = 0usize;
+    for level in 0..tree.plan().params.shape.levels() {
+        // All nodes of a level have the same layers, hence the same number of sessions.
+        let count = tree.nodes().iter().find(|n| n.level == level).map_or(0, Node::session_count);
+        sum = sum.saturating_add(count);
+        offsets.push(sum);
+    }
+    offsets
+}
