@@ -105,6 +105,22 @@ impl Daemon {
         self.process.kill()
     }
 
+    /// Freezes the process: its connections stand, but it does not answer.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.process.freeze()
+    }
+
+    /// Lets it go on after [`Daemon::freeze`].
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn thaw(&mut self) -> Result<()> {
+        self.process.thaw()
+    }
+
     /// Its name in messages.
     pub fn name(&self) -> &str {
         &self.name

@@ -9,10 +9,14 @@
 
 pub mod binaries;
 pub mod bitcoind;
+pub mod close;
 pub mod cpfp;
 pub mod daemon;
+pub mod demo;
+pub mod exit;
 pub mod http;
 pub mod ledger;
+pub mod payments;
 pub mod peer;
 pub mod process;
 pub mod types;

@@ -109,16 +109,37 @@ impl Proc {
     /// # Errors
     /// If it does not run, or still runs after `limit`, or ends with an error code.
     pub fn terminate(&mut self, limit: Duration) -> Result<()> {
-        self.expect_running()?;
-        let Some(child) = &self.child else { bail!("{} was never started", self.name) };
-        // The shell's own `kill`: the standard library can only send SIGKILL.
-        let sent = Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status()?;
-        if !sent.success() {
-            bail!("cannot signal {}", self.name);
-        }
+        self.signal("TERM")?;
         let status = self.wait_exit(limit)?;
         if !status.success() {
             bail!("{} ended with {status} on SIGTERM; end of its log:\n{}", self.name, self.log_tail());
+        }
+        Ok(())
+    }
+
+    /// Freezes it (SIGSTOP): its connections stand, but it does not answer.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.signal("STOP")
+    }
+
+    /// Lets it go on after [`Proc::freeze`].
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn thaw(&mut self) -> Result<()> {
+        self.signal("CONT")
+    }
+
+    fn signal(&mut self, signal: &str) -> Result<()> {
+        self.expect_running()?;
+        let Some(child) = &self.child else { bail!("{} was never started", self.name) };
+        // The shell's own `kill`: the standard library can only send SIGKILL.
+        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status()?;
+        if !sent.success() {
+            bail!("cannot send SIG{signal} to {}", self.name);
         }
         Ok(())
     }

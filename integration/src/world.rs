@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{anyhow, bail, Context, Result};
+use anyhow::{anyhow, bail, Result};
 use bitcoin::Txid;
 use serde_json::{json, Value};
 use tempfile::TempDir;
@@ -35,6 +35,7 @@ pub struct World {
     pub lsp: Lsp,
     /// The chain.
     pub bitcoind: Bitcoind,
+    path: PathBuf,
     folder: Folder,
 }
 
@@ -60,16 +61,24 @@ impl World {
     /// If one of them does not come up.
     pub fn start(name: &str, clients: usize) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix(&format!("scenario-{name}-")).tempdir()?;
-        Self::start_in(Folder { dir: Some(dir), done: false }, clients)
+        let path = dir.path().to_owned();
+        Self::start_in(path, Folder { dir: Some(dir), done: false }, clients)
     }
 
-    fn start_in(folder: Folder, clients: usize) -> Result<Self> {
-        let path = folder.path()?;
+    /// As [`World::start`], in a folder that stays in any case.
+    ///
+    /// # Errors
+    /// As [`World::start`].
+    pub fn start_at(path: &Path, clients: usize) -> Result<Self> {
+        Self::start_in(path.to_owned(), Folder { dir: None, done: false }, clients)
+    }
+
+    fn start_in(path: PathBuf, folder: Folder, clients: usize) -> Result<Self> {
         let bitcoind = Bitcoind::start(&path)?;
         let lsp = Lsp::start(&path, &bitcoind)?;
-        let mut world = Self { peer: None, clients: Vec::new(), lsp, bitcoind, folder };
+        let mut world = Self { peer: None, clients: Vec::new(), lsp, bitcoind, path, folder };
         for index in 0..clients {
-            let client = Client::start(&path, index, &world.bitcoind, &world.lsp)?;
+            let client = Client::start(&world.path, index, &world.bitcoind, &world.lsp)?;
             world.clients.push(client);
         }
         world.fund()?;
@@ -105,7 +114,7 @@ impl World {
     /// # Errors
     /// If the node does not come up or the channel does not become usable.
     pub fn add_peer(&mut self, capacity_sat: u64) -> Result<()> {
-        let peer = Peer::start(&self.folder.path()?, &self.bitcoind)?;
+        let peer = Peer::start(&self.path, &self.bitcoind)?;
         let address = Bitcoind::parse_address(&peer.address()?)?;
         self.bitcoind.fund(&[(address, 2 * capacity_sat)])?;
         peer.wait_synced(&self.bitcoind)?;
@@ -308,17 +317,8 @@ impl World {
     }
 
     /// Where data and logs are.
-    ///
-    /// # Errors
-    /// Never while the world stands.
-    pub fn folder(&self) -> Result<PathBuf> {
-        self.folder.path()
-    }
-}
-
-impl Folder {
-    fn path(&self) -> Result<PathBuf> {
-        self.dir.as_ref().map(|dir| Path::to_owned(dir.path())).context("the folder is gone")
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
