@@ -162,7 +162,7 @@ fn distributions(
 ) -> Result<Vec<TreeTx>, Error> {
     let outputs = leaf.distribution_outputs()?;
     let make = |spent: usize, input: OutPoint, delay: u16| {
-        let kind = TxKind::Distribution { spends: short(spent)? };
+        let kind = TxKind::Distribution { position: short(spent)? };
         TreeTx::new(kind, input, spends.clone(), delay, leaf.expiry_height, outputs.clone())
     };
     let mut all = vec![make(0, input, 0)?];

@@ -50,11 +50,11 @@ pub enum TxKind {
         /// The state, 0 is the oldest.
         state: u16,
     },
-    /// Pays a leaf's clients after the expiry height. `spends` counts the transactions of the leaf that were
-    /// published before: 0 spends the leaf's input, 1 the output of the leaf's first transaction, and so on.
+    /// Pays a leaf's clients after the expiry height. `position` counts the transactions of the leaf that
+    /// were published before: 0 spends the leaf's input, 1 the output of the leaf's first transaction, and so on.
     Distribution {
         /// Transactions of the leaf above it.
-        spends: u16,
+        position: u16,
     },
 }
 
@@ -66,7 +66,7 @@ impl std::fmt::Display for TxKind {
             Self::State { level, layer, state } => {
                 write!(f, "state {state} of layer {layer} of level {level}")
             }
-            Self::Distribution { spends } => write!(f, "distribution {spends}"),
+            Self::Distribution { position } => write!(f, "distribution {position}"),
         }
     }
 }
