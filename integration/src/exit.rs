@@ -8,7 +8,7 @@ use bitcoin::{OutPoint, Sequence, Transaction, Txid};
 use crate::types::TreeTx;
 use crate::wait::{self, Seen};
 use crate::world::factory_channel;
-use crate::World;
+use crate::{Client, World};
 
 /// How long the client may take to publish what is due.
 const PROMPT: Duration = Duration::from_secs(60);
@@ -53,7 +53,8 @@ pub fn drive(world: &World, index: usize, id: &str, progress: &mut dyn FnMut(Str
 
     let mut confirmed: Vec<(Txid, u32)> = Vec::new();
     for step in &path {
-        let height = confirm_step(world, step).with_context(|| format!("{} {}", step.kind, step.txid))?;
+        let height =
+            confirm_step(world, client, step).with_context(|| format!("{} {}", step.kind, step.txid))?;
         progress(format!("{} of level {} confirmed at {height}: {}", step.kind, step.level, step.txid));
         confirmed.push((step.txid, height));
     }
@@ -73,7 +74,7 @@ pub fn drive(world: &World, index: usize, id: &str, progress: &mut dyn FnMut(Str
     if tx.input.first().map(|input| input.previous_output) != Some(funding) {
         bail!("commitment {commitment} does not spend the channel's output {funding}");
     }
-    world.mine(1)?;
+    world.mine_for(client, 1)?;
     let commitment_height =
         world.bitcoind.confirmed(commitment)?.ok_or_else(|| anyhow!("{commitment} is not mined"))?.height;
     progress(format!("commitment confirmed at {commitment_height}: {commitment}"));
@@ -90,17 +91,17 @@ pub fn drive(world: &World, index: usize, id: &str, progress: &mut dyn FnMut(Str
 }
 
 /// Waits for one transaction of the path in the block in which it is due, mines it and checks it. Returns its height.
-fn confirm_step(world: &World, step: &TreeTx) -> Result<u32> {
+fn confirm_step(world: &World, client: &Client, step: &TreeTx) -> Result<u32> {
     let parent = world.bitcoind.confirmed(step.parent_txid)?;
     let parent = parent.ok_or_else(|| anyhow!("its parent {} is not confirmed", step.parent_txid))?.height;
     let due = parent + u32::from(step.delay_blocks).max(1);
     if world.bitcoind.height()? + 2 <= due {
         world.bitcoind.mine_to(due - 2)?;
-        world.sync()?;
+        client.wait_synced(&world.bitcoind)?;
         if world.bitcoind.transaction(step.txid)?.is_some() {
             bail!("it was seen at height {}, two blocks before it is due at {due}", due - 2);
         }
-        world.mine(1)?;
+        world.mine_for(client, 1)?;
     }
     let expected = due.max(world.bitcoind.height()? + 1);
     let tx = world.bitcoind.wait_seen(step.txid, PROMPT)?;
@@ -112,7 +113,7 @@ fn confirm_step(world: &World, step: &TreeTx) -> Result<u32> {
     if step.delay_blocks > 0 && input.sequence != delay {
         bail!("its sequence is {}, its delay {} blocks", input.sequence, step.delay_blocks);
     }
-    world.mine(1)?;
+    world.mine_for(client, 1)?;
     let height =
         world.bitcoind.confirmed(step.txid)?.ok_or_else(|| anyhow!("it is not in the block"))?.height;
     if height != expected {
@@ -135,7 +136,7 @@ fn sweep(world: &World, index: usize, commitment_height: u32) -> Result<()> {
         if height > commitment_height + SWEEP_WITHIN {
             bail!("not swept {SWEEP_WITHIN} blocks after the commitment: {balance:?}");
         }
-        world.mine(STRIDE)?;
+        world.mine_for(client, STRIDE)?;
     }
 }
 
@@ -149,12 +150,12 @@ pub fn settle_lsp(world: &World) -> Result<()> {
         let balance = world.lsp.balance()?;
         let clean = balance.lightning.pending_sweep_sat == 0 && balance.onchain.unconfirmed_sat == 0;
         if clean && world.bitcoind.mempool()?.is_empty() {
-            return Ok(());
+            return world.sync();
         }
         if world.bitcoind.height()? > end {
             bail!("the LSP still waits for its share of the published channel: {balance:?}");
         }
-        world.mine(STRIDE)?;
+        world.mine_for(&world.lsp, STRIDE)?;
     }
 }
 

@@ -43,12 +43,7 @@ impl Snapshot {
             parties.insert(client.name().to_owned(), client.balance()?.total_msat());
         }
         if let Some(peer) = &world.peer {
-            let channels: u64 = peer
-                .channels()?
-                .iter()
-                .map(|channel| channel.outbound_capacity_msat + channel.reserve_msat)
-                .sum();
-            parties.insert("peer".to_owned(), peer.onchain_sat()? * 1000 + channels);
+            parties.insert("peer".to_owned(), peer.held_msat()?);
         }
         Ok(Self { height: world.bitcoind.height()?, parties })
     }
@@ -171,4 +166,47 @@ fn stock_sat(world: &World) -> Result<u64> {
         sum += factory.funding_sat.saturating_sub(members);
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(parties: &[(&str, u64)]) -> Snapshot {
+        let parties = parties.iter().map(|(name, held)| ((*name).to_owned(), *held)).collect();
+        Snapshot { height: 1, parties }
+    }
+
+    fn payment(from: &str, to: &str, amount_msat: u64, fee_msat: u64) -> Settled {
+        Settled { from: from.into(), to: to.into(), amount_msat, fee_msat }
+    }
+
+    #[test]
+    fn payments_move_money_and_the_fee_is_the_lsps() {
+        let before = snapshot(&[("a", 1000), ("b", 0), ("lsp", 5)]);
+        let after = before.after(&[payment("a", "b", 700, 20), payment("b", "lsp", 100, 0)]).unwrap();
+        assert_eq!(after, snapshot(&[("a", 280), ("b", 600), ("lsp", 125)]));
+        assert_eq!(after.total(), before.total());
+    }
+
+    #[test]
+    fn nobody_pays_what_he_has_not_and_strangers_are_refused() {
+        let before = snapshot(&[("a", 1000), ("lsp", 5)]);
+        assert!(before.after(&[payment("a", "lsp", 1000, 1)]).is_err());
+        assert!(before.after(&[payment("a", "c", 1, 0)]).is_err());
+    }
+
+    #[test]
+    fn only_a_payment_that_succeeded_counts() {
+        let payment = Payment {
+            payment_hash: String::new(),
+            status: "pending".into(),
+            direction: None,
+            amount_msat: 1,
+            fee_msat: 0,
+            failure: None,
+        };
+        assert!(Settled::new("a", "b", &payment).is_err());
+        assert!(Settled::new("a", "b", &Payment { status: "succeeded".into(), ..payment }).is_ok());
+    }
 }

@@ -40,10 +40,8 @@ pub struct PeerChannel {
     pub funding: Option<Outpoint>,
     /// Capacity, sat.
     pub capacity_sat: u64,
-    /// Own reserve, msat.
-    pub reserve_msat: u64,
-    /// Sendable, msat.
-    pub outbound_capacity_msat: u64,
+    /// Own balance, reserve included, msat.
+    pub local_msat: u64,
     /// Usable now.
     pub usable: bool,
 }
@@ -153,6 +151,15 @@ impl Peer {
     pub fn onchain_sat(&self) -> Result<u64> {
         let answer: Value = self.call(&json!({ "method": "balance" }))?;
         answer["onchain_sat"].as_u64().ok_or_else(|| anyhow!("no onchain_sat in {answer}"))
+    }
+
+    /// All that the node holds, coins and channels, msat.
+    ///
+    /// # Errors
+    /// If a call fails.
+    pub fn held_msat(&self) -> Result<u64> {
+        let channels: u64 = self.channels()?.iter().map(|channel| channel.local_msat).sum();
+        Ok(self.onchain_sat()? * 1000 + channels)
     }
 
     /// Channels.

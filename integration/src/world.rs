@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::types::{Channel, Factory};
 use crate::wait::{self, Seen};
-use crate::{Bitcoind, Client, Lsp, Peer};
+use crate::{Bitcoind, Client, Daemon, Lsp, Peer};
 
 /// How long a ceremony may take, an absent client's timeouts included.
 pub const CEREMONY: Duration = Duration::from_secs(240);
@@ -186,6 +186,16 @@ impl World {
     pub fn mine(&self, blocks: u32) -> Result<()> {
         self.bitcoind.mine(blocks)?;
         self.sync()
+    }
+
+    /// Mines blocks and waits until this one process has seen them: the ordinary node looks at the chain every two
+    /// seconds only, and need not keep up with hundreds of blocks one by one.
+    ///
+    /// # Errors
+    /// If it does not see them within a minute.
+    pub fn mine_for(&self, daemon: &Daemon, blocks: u32) -> Result<()> {
+        self.bitcoind.mine(blocks)?;
+        daemon.wait_synced(&self.bitcoind)
     }
 
     /// Waits until the LSP counts `clients` clients that are connected and wait for a factory.

@@ -6,6 +6,8 @@ use bitcoin::absolute::LockTime;
 use bitcoin::transaction::Version;
 use bitcoin::{Amount, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
 use integration::cpfp::Purse;
+use integration::wait::{self, Seen};
+use integration::world::PATIENCE;
 use integration::{Bitcoind, Peer};
 use serde_json::{json, Value};
 
@@ -87,4 +89,53 @@ fn the_ordinary_node_restarts() -> Result<()> {
         peer.call::<Value>(&json!({ "method": "connect", "node_id": "02", "address": "x" })).unwrap_err();
     assert!(error.to_string().contains("not a node id"), "{error}");
     Ok(())
+}
+
+/// Two ordinary nodes: the sum that the ledger takes of such a node is exact, through a channel's opening and payments
+/// both ways.
+#[test]
+fn ordinary_nodes_add_up() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let bitcoind = Bitcoind::start(folder.path())?;
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    std::fs::create_dir_all(&one)?;
+    std::fs::create_dir_all(&two)?;
+    let (one, two) = (Peer::start(&one, &bitcoind)?, Peer::start(&two, &bitcoind)?);
+    bitcoind.fund(&[
+        (Bitcoind::parse_address(&one.address()?)?, 3_000_000),
+        (Bitcoind::parse_address(&two.address()?)?, 1_000_000),
+    ])?;
+    let start = bitcoind.height()?;
+    one.wait_synced(&bitcoind)?;
+    two.wait_synced(&bitcoind)?;
+    one.open_channel(two.node_id(), two.listen(), 1_000_000, 400_000)?;
+    let funding = wait::until("the funding", PATIENCE, || {
+        Ok(match one.channels()?.into_iter().find_map(|channel| channel.funding) {
+            Some(funding) => Seen::Done(funding.txid),
+            None => Seen::not_yet("none"),
+        })
+    })?;
+    bitcoind.wait_seen(funding, PATIENCE)?;
+    bitcoind.mine(6)?;
+    one.wait_synced(&bitcoind)?;
+    two.wait_synced(&bitcoind)?;
+    wait::until("the channel", PATIENCE, || {
+        let usable = |peer: &Peer| Ok::<_, anyhow::Error>(peer.channels()?.iter().any(|c| c.usable));
+        Ok(if usable(&one)? && usable(&two)? { Seen::Done(()) } else { Seen::not_yet("not usable") })
+    })?;
+    let fees = bitcoind.fees(start + 1, bitcoind.height()?)? * 1000;
+    let expect = |first: u64, second: u64| {
+        wait::until("both to hold their due", PATIENCE, || {
+            let held = (one.held_msat()?, two.held_msat()?);
+            Ok(if held == (first, second) { Seen::Done(()) } else { Seen::NotYet(format!("{held:?}")) })
+        })
+    };
+    let (first, second) = (2_600_000_000 - fees, 1_400_000_000);
+    expect(first, second)?;
+    let paid = two.pay(&one.invoice(123_456_789, "there")?.invoice)?;
+    assert_eq!((paid.status.as_str(), paid.fee_msat), ("succeeded", 0));
+    expect(first + 123_456_789, second - 123_456_789)?;
+    let paid = one.pay(&two.invoice(23_456_790, "and back")?.invoice)?;
+    assert_eq!((paid.status.as_str(), paid.fee_msat), ("succeeded", 0));
+    expect(first + 99_999_999, second - 99_999_999)
 }

@@ -8,7 +8,7 @@ use ldk_node::bitcoin::secp256k1::PublicKey;
 use ldk_node::lightning::ln::msgs::SocketAddress;
 use ldk_node::lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
 use ldk_node::payment::{PaymentDetails, PaymentDirection, PaymentKind, PaymentStatus};
-use ldk_node::Node;
+use ldk_node::{ChannelDetails, Node};
 use serde::Deserialize;
 use serde_json::{json, Value};
 
@@ -134,13 +134,12 @@ fn channels(node: &Node) -> Value {
     list.iter()
         .map(|channel| {
             let funding = channel.funding_txo.map(|o| json!({ "txid": o.txid.to_string(), "vout": o.vout }));
-            let reserve_msat = channel.unspendable_punishment_reserve.unwrap_or(0) * 1000;
             json!({
                 "channel_id": hex(&channel.channel_id.0),
                 "peer": channel.counterparty_node_id.to_string(),
                 "funding": funding,
                 "capacity_sat": channel.channel_value_sats,
-                "reserve_msat": reserve_msat,
+                "local_msat": local_msat(channel),
                 "outbound_capacity_msat": channel.outbound_capacity_msat,
                 "inbound_capacity_msat": channel.inbound_capacity_msat,
                 "ready": channel.is_channel_ready,
@@ -149,6 +148,19 @@ fn channels(node: &Node) -> Value {
             })
         })
         .collect()
+}
+
+/// Own balance of a channel without pending payments, msat. LDK shows what can be sent or received, which is less by the
+/// reserve of the side that sends and, for the side that opened the channel, by what the anchor outputs cost. So it is
+/// taken from the other side where this side opened. Exact while both sides hold their reserve.
+fn local_msat(channel: &ChannelDetails) -> u64 {
+    if channel.is_outbound {
+        let remote =
+            channel.inbound_capacity_msat + channel.counterparty_unspendable_punishment_reserve * 1000;
+        (channel.channel_value_sats * 1000).saturating_sub(remote)
+    } else {
+        channel.outbound_capacity_msat + channel.unspendable_punishment_reserve.unwrap_or(0) * 1000
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
