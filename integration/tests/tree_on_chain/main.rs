@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod factory;
+mod plans;
 
 use anyhow::Result;
 use factory::{params, Factory};
@@ -162,5 +163,47 @@ fn after_the_expiry_a_state_still_goes_first() -> Result<()> {
     for distribution in &distributions {
         factory.refused(distribution, "bad-txns-inputs-missingorspent")?;
     }
+    Ok(())
+}
+
+/// Two clients of one leaf and one of another leave one after the other by their plans. What is published already
+/// counts for the next one.
+#[test]
+fn exit_plans_are_right_about_the_chain() -> Result<()> {
+    let mut params = params(5, 2)?;
+    *params.shape.layers.first_mut().unwrap() = vec![DwLayer { states: 2, step: 3, base: 2 }];
+    let mut factory = Factory::create(5, params)?;
+    let mut view = plans::Watched::new();
+    let length = factory.path(0)?.len();
+    let above = factory.path_above_leaf(0)?.len();
+    assert_eq!(plans::exit(&mut factory, &mut view, 0)?, length);
+    assert_eq!(plans::exit(&mut factory, &mut view, 1)?, 0, "the neighbour's leaf is published");
+    assert_eq!(plans::exit(&mut factory, &mut view, 4)?, length - above);
+    for index in [0, 1, 4] {
+        factory.check_leaf(index)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn distribution_plans_are_right_about_the_chain() -> Result<()> {
+    let shapes = params(3, 1)?;
+    // From nothing, from the level above the leaf, from the kickoff, from one and from two states.
+    for (published, pays) in [(0, 0), (1, 0), (2, 1), (3, 2), (4, 3)] {
+        let mut factory = Factory::create(3, shapes.clone())?;
+        assert_eq!(plans::distribute(&mut factory, 1, published)?, pays, "after {published} transactions");
+    }
+    Ok(())
+}
+
+/// The kickoff appears only after the expiry: the distribution waits for its relative delay.
+#[test]
+fn a_distribution_waits_for_its_delay_after_a_late_kickoff() -> Result<()> {
+    let mut factory = Factory::create(2, params(2, 1)?)?;
+    let expiry = factory.tree.plan().expiry_height;
+    let path = factory.path(0)?;
+    factory.publish_path(&path[..1])?;
+    factory.bitcoind.mine_to(expiry + 5)?;
+    assert_eq!(plans::distribute(&mut factory, 0, 2)?, 1);
     Ok(())
 }
