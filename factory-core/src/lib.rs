@@ -6,6 +6,7 @@
 //! is passed in. What leaves this crate as an action is carried out by the caller.
 
 pub mod ceremony;
+pub mod close;
 mod error;
 pub mod exit;
 pub mod geometry;
