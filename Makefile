@@ -13,16 +13,17 @@ CARGO := cargo
 export CARGO_TARGET_DIR := $(TARGET)
 export PEER_BIN := $(TARGET)/peer/debug/peer
 
+# Always the whole workspace, and a filter: what is built for one package alone has other features of shared crates, and
+# would be built twice. Scenarios run one at a time: each is a dozen processes.
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ifneq ($(NEXTEST),)
-RUN_UNIT := $(CARGO) nextest run --locked --workspace --exclude integration
-RUN_SCENARIOS := $(CARGO) nextest run --locked -p integration
-ALL := --run-ignored all
+UNIT := $(CARGO) nextest run --locked --workspace -E 'not package(integration)'
+QUICK := $(CARGO) nextest run --locked --workspace -E 'package(integration)'
+EVERY := $(QUICK) --run-ignored all
 else
-RUN_UNIT := $(CARGO) test --locked --workspace --exclude integration --lib --bins --tests
-RUN_SCENARIOS := $(CARGO) test --locked -p integration --lib --bins --tests
-ALL := -- --include-ignored --test-threads=1
-ONE_BY_ONE := -- --test-threads=1
+UNIT := true
+QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=1
+EVERY := $(QUICK) --include-ignored
 endif
 
 .PHONY: help demo test scenarios build peer bitcoind fmt clippy clean-demo
@@ -34,12 +35,12 @@ demo: build peer ## a factory is born, paid through, left and closed; result in 
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(TARGET)/debug/demo --out $(TARGET)/demo
 
 test: build peer ## unit tests and the quick scenarios
-	@$(RUN_UNIT)
+	@$(UNIT)
 	@$(CARGO) test --locked --workspace --doc
-	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(RUN_SCENARIOS) $(ONE_BY_ONE)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(QUICK)
 
 scenarios: build peer ## every scenario, the long ones too
-	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(RUN_SCENARIOS) $(ALL)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(EVERY)
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind
