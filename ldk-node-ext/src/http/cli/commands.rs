@@ -1,0 +1,178 @@
+//! The commands that both command lines have.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde_json::{json, Value};
+
+use super::super::routes::EventPage;
+use super::super::{segment, show, ApiClient, HttpError};
+use super::{the_factory, Output};
+use crate::api::{
+    Balance, ChannelInfo, FactoryInfo, Invoice, InvoiceRequest, NodeInfo, PayRequest, Payment, PaymentStatus,
+};
+
+/// How long one request waits for an event with `--follow`, seconds.
+const FOLLOW_SECS: u64 = 60;
+
+/// Commands against a running process.
+#[derive(Subcommand, Clone, Debug)]
+pub enum NodeCommand {
+    /// Node id, chain, peers, next deadline
+    Info,
+    /// Money on chain and in channels
+    Balance,
+    /// A new on-chain address
+    Address,
+    /// Channels with their balances
+    Channels,
+    /// Make an invoice
+    Invoice {
+        /// Amount, msat (1 sat = 1000 msat); without it the payer chooses
+        #[arg(long, value_name = "MSAT")]
+        amount_msat: Option<u64>,
+        /// Shown to the payer, at most 639 bytes
+        #[arg(long, value_name = "TEXT")]
+        description: Option<String>,
+        /// Lifetime, seconds [default: 3600]
+        #[arg(long, value_name = "SECONDS")]
+        expiry_secs: Option<u32>,
+    },
+    /// Pay an invoice; exit code 1 if it fails, 3 if it is still undecided
+    Pay {
+        /// BOLT 11 invoice
+        invoice: String,
+        /// Amount, msat, if the invoice has none
+        #[arg(long, value_name = "MSAT")]
+        amount_msat: Option<u64>,
+        /// How long to wait for the outcome, seconds, at most 600 [default: 60]
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=600))]
+        wait_secs: Option<u64>,
+    },
+    /// Payments, or one of them
+    Payments {
+        /// Payment hash
+        payment_hash: Option<String>,
+    },
+    /// Factories with their next deadline, or all about one of them
+    Factories {
+        /// Instance id, or the beginning of it
+        instance_id: Option<String>,
+        /// Draw the tree
+        #[arg(long)]
+        tree: bool,
+    },
+    /// What happened, oldest first; nothing is ever left out
+    Events {
+        /// Only those after this index
+        #[arg(long, default_value_t = 0, value_name = "INDEX")]
+        after: u64,
+        /// At most so many, up to 1000
+        #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
+        limit: u64,
+        /// Go on with new ones until interrupted; with --json a JSON object per line
+        #[arg(long)]
+        follow: bool,
+    },
+    /// Stop the process, and wait until it has stopped
+    Stop,
+}
+
+impl NodeCommand {
+    /// Runs the command and prints its outcome.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub fn execute(self, client: &ApiClient, output: Output) -> Result<(), HttpError> {
+        match self {
+            Self::Info => output.show(&client.get::<NodeInfo>("/v1/info")?, show::info),
+            Self::Balance => output.show(&client.get::<Balance>("/v1/balance")?, show::balance),
+            Self::Address => {
+                let answer: Value = client.post("/v1/address", &json!({}))?;
+                output.show(&answer, |a| a["address"].as_str().unwrap_or_default().to_owned())
+            }
+            Self::Channels => {
+                output.show(&client.get::<Vec<ChannelInfo>>("/v1/channels")?, |list| show::channels(list))
+            }
+            Self::Invoice { amount_msat, description, expiry_secs } => {
+                let request = InvoiceRequest { amount_msat, description, expiry_secs };
+                output.show(&client.post::<_, Invoice>("/v1/invoice", &request)?, show::invoice)
+            }
+            Self::Pay { invoice, amount_msat, wait_secs } => {
+                pay(client, output, PayRequest { invoice, amount_msat, wait_secs })
+            }
+            Self::Payments { payment_hash: None } => {
+                output.show(&client.get::<Vec<Payment>>("/v1/payments")?, |list| show::payments(list))
+            }
+            Self::Payments { payment_hash: Some(hash) } => {
+                let path = format!("/v1/payments/{}", segment("payment_hash", &hash)?);
+                output.show(&client.get::<Payment>(&path)?, show::payment)
+            }
+            Self::Factories { instance_id, tree } => factories(client, output, instance_id, tree),
+            Self::Events { after, limit, follow: false } => {
+                let page = events_after(client, after, limit, 0)?;
+                output.show(&page, |page| match page.events.as_slice() {
+                    [] => "no events".to_owned(),
+                    some => some.iter().map(|e| show::event(e) + "\n").collect(),
+                })
+            }
+            Self::Events { after, limit, follow: true } => follow_events(client, output, after, limit),
+            Self::Stop => super::stop(client, output),
+        }
+    }
+}
+
+fn pay(client: &ApiClient, output: Output, request: PayRequest) -> Result<(), HttpError> {
+    let secs = request.wait_secs.unwrap_or(60);
+    let payment: Payment = client.post_within("/v1/pay", &request, Duration::from_secs(secs + 40))?;
+    output.show(&payment, show::payment)?;
+    match payment.status {
+        PaymentStatus::Succeeded => Ok(()),
+        PaymentStatus::Failed => Err(HttpError::Told { code: 1 }),
+        PaymentStatus::Pending => Err(HttpError::Told { code: 3 }),
+    }
+}
+
+fn factories(client: &ApiClient, output: Output, id: Option<String>, tree: bool) -> Result<(), HttpError> {
+    let Some(id) = id else {
+        let all: Vec<FactoryInfo> = client.get("/v1/factories")?;
+        return output.show(&all, |all| match tree {
+            false => show::factories(all),
+            true => all
+                .iter()
+                .map(|f| format!("factory {}  {}\n{}\n", f.instance_id, show::state(f.state), show::tree(f)))
+                .collect(),
+        });
+    };
+    let id = the_factory(client, Some(&id))?;
+    let one: FactoryInfo = client.get(&format!("/v1/factories/{id}"))?;
+    output.show(&one, |f| match tree {
+        false => show::factory(f),
+        true => format!("{}\n{}", show::factory(f), show::tree(f)),
+    })
+}
+
+/// Asks for events after an index, waiting `wait_secs` for the first.
+///
+/// # Errors
+/// [`HttpError`].
+pub fn events_after(
+    client: &ApiClient,
+    after: u64,
+    limit: u64,
+    wait_secs: u64,
+) -> Result<EventPage, HttpError> {
+    let path = format!("/v1/events?after={after}&limit={limit}&wait_secs={wait_secs}");
+    client.get_within(&path, Duration::from_secs(wait_secs + 60))
+}
+
+fn follow_events(client: &ApiClient, output: Output, mut after: u64, limit: u64) -> Result<(), HttpError> {
+    loop {
+        let page = events_after(client, after, limit, FOLLOW_SECS)?;
+        for event in &page.events {
+            // A line per event in both forms.
+            output.line(event, show::event)?;
+        }
+        after = page.next;
+    }
+}

@@ -1,0 +1,259 @@
+//! Waits for a factory to be made, closed or left, and tells on stderr how far it is.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::super::{segment, show, ApiClient, HttpError};
+use crate::api::{FactoryInfo, FactoryState};
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_millis(400);
+/// Length of an instance id, hexadecimal digits.
+const ID_DIGITS: usize = 64;
+
+/// Whether to wait for the outcome. Ending the command never ends the work.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct WaitArgs {
+    /// Return at once; the work goes on
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Wait no longer than this many seconds, then exit with code 3; the work goes on
+    #[arg(long, value_name = "SECONDS", conflicts_with = "no_wait")]
+    pub wait_secs: Option<u64>,
+}
+
+/// What one look at a factory says.
+struct Look {
+    lines: Vec<String>,
+    verdict: Option<Result<(), String>>,
+}
+
+/// Waits until a factory is alive.
+///
+/// # Errors
+/// [`HttpError::Outcome`] if it failed, [`HttpError::StillWaiting`].
+pub fn creating(client: &ApiClient, id: &str, args: WaitArgs) -> Result<FactoryInfo, HttpError> {
+    follow(client, id, args, look_at_creation)
+}
+
+/// Waits until the cooperative close of a factory is confirmed.
+///
+/// # Errors
+/// As [`creating`].
+pub fn closing(client: &ApiClient, id: &str, args: WaitArgs) -> Result<FactoryInfo, HttpError> {
+    follow(client, id, args, look_at_close)
+}
+
+/// Waits until this client has left a factory and its money is swept.
+///
+/// # Errors
+/// As [`creating`].
+pub fn exiting(client: &ApiClient, id: &str, args: WaitArgs) -> Result<FactoryInfo, HttpError> {
+    follow(client, id, args, look_at_exit)
+}
+
+fn look_at_creation(f: &FactoryInfo) -> Look {
+    let verdict = match f.state {
+        FactoryState::Failed => Some(Err(f.failure.clone().unwrap_or_else(|| "failed".into()))),
+        FactoryState::Inviting
+        | FactoryState::Planning
+        | FactoryState::Opening
+        | FactoryState::Funding
+        | FactoryState::Nonces
+        | FactoryState::Partials
+        | FactoryState::Persisting
+        | FactoryState::Confirming => None,
+        FactoryState::Active
+        | FactoryState::Dying
+        | FactoryState::Closing
+        | FactoryState::Closed
+        | FactoryState::Exiting
+        | FactoryState::Exited => Some(Ok(())),
+    };
+    let left_out = f.excluded.iter().map(|e| format!("left out {}: {}", e.node_id, e.reason));
+    Look { lines: left_out.chain(show::creation_progress(f)).collect(), verdict }
+}
+
+fn look_at_close(f: &FactoryInfo) -> Look {
+    const PHASES: [&str; 5] = ["asking", "shutting", "signing", "broadcast", "confirmed"];
+    let mut lines = Vec::new();
+    let mut verdict = match f.state {
+        FactoryState::Closed => Some(Ok(())),
+        FactoryState::Exiting | FactoryState::Exited => {
+            Some(Err("the factory is being left through its tree instead".to_owned()))
+        }
+        FactoryState::Failed => Some(Err(f.failure.clone().unwrap_or_else(|| "failed".into()))),
+        _ => None,
+    };
+    if let Some(close) = &f.close {
+        let at = PHASES.iter().position(|p| *p == close.phase);
+        let bar = show::bar(at.map_or(0, |at| at + 1), PHASES.len(), PHASES.len());
+        let reason = close.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+        lines.push(format!("{bar} {:<10}{reason}", close.phase));
+        if verdict.is_none() && close.phase == "failed" {
+            verdict = Some(Err(close.reason.clone().unwrap_or_else(|| "the close failed".into())));
+        }
+    }
+    Look { lines, verdict }
+}
+
+fn look_at_exit(f: &FactoryInfo) -> Look {
+    let exit = f.exits.first();
+    let mut lines = Vec::new();
+    if let Some(exit) = exit {
+        let total = exit.steps.len();
+        lines.extend(exit.steps.iter().enumerate().map(|(i, s)| show::step(i + 1, total, s)));
+        if let Some(txid) = &exit.commitment_txid {
+            let at = exit
+                .commitment_height
+                .map_or("waits for the path".into(), |h| format!("confirmed at height {h}"));
+            lines.push(format!("commitment {}: {at}", show::short(txid)));
+        }
+        lines.push(format!("{}: {}", exit.phase, exit.waits_for));
+    }
+    let verdict = match f.state {
+        FactoryState::Failed => Some(Err(f.failure.clone().unwrap_or_else(|| "failed".into()))),
+        FactoryState::Closed => Some(Err("the factory was closed by agreement instead".to_owned())),
+        FactoryState::Exited => Some(Ok(())),
+        _ if exit.is_some_and(|e| e.phase == "done") => Some(Ok(())),
+        _ => None,
+    };
+    Look { lines, verdict }
+}
+
+fn follow(
+    client: &ApiClient,
+    id: &str,
+    args: WaitArgs,
+    look: fn(&FactoryInfo) -> Look,
+) -> Result<FactoryInfo, HttpError> {
+    let path = format!("/v1/factories/{}", segment("instance_id", id)?);
+    let start = Instant::now();
+    let mut told: Vec<String> = Vec::new();
+    loop {
+        let factory: FactoryInfo = client.get(&path)?;
+        let Look { lines, verdict } = look(&factory);
+        for line in lines.iter().filter(|line| !told.contains(line)) {
+            eprintln!("{:>6.1} s  {line}", start.elapsed().as_secs_f64());
+        }
+        told = lines;
+        match verdict {
+            Some(Ok(())) => return Ok(factory),
+            Some(Err(reason)) => return Err(HttpError::Outcome(reason)),
+            None => {}
+        }
+        if let Some(secs) = args.wait_secs.filter(|secs| start.elapsed().as_secs() >= *secs) {
+            let what = format!("factory {}", factory.instance_id);
+            return Err(HttpError::StillWaiting { what, state: show::state(factory.state).into(), secs });
+        }
+        std::thread::sleep(EVERY);
+    }
+}
+
+/// The instance id that is meant: a whole one, the beginning of one, or, if none is given, that of
+/// the only factory that is alive.
+///
+/// # Errors
+/// [`HttpError::Outcome`] if there is none or more than one.
+pub fn the_factory(client: &ApiClient, given: Option<&str>) -> Result<String, HttpError> {
+    let start = match given {
+        Some(id) => segment("instance_id", id)?.to_lowercase(),
+        None => String::new(),
+    };
+    if start.len() == ID_DIGITS {
+        return Ok(start);
+    }
+    let all: Vec<FactoryInfo> = client.get("/v1/factories")?;
+    choose(&all, &start).map_err(HttpError::Outcome)
+}
+
+fn choose(all: &[FactoryInfo], start: &str) -> Result<String, String> {
+    let over =
+        |s: FactoryState| matches!(s, FactoryState::Closed | FactoryState::Exited | FactoryState::Failed);
+    let mut found = all.iter().filter(|f| match start {
+        "" => !over(f.state),
+        start => f.instance_id.starts_with(start),
+    });
+    match (found.next(), found.next()) {
+        (Some(f), None) => Ok(f.instance_id.clone()),
+        (Some(_), Some(_)) => {
+            Err(format!("more than one factory begins with \"{start}\": give more of its id"))
+        }
+        (None, _) if start.is_empty() => Err("no factory is alive".into()),
+        (None, _) => Err(format!("no factory begins with {start}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::show::tests::sample;
+    use super::*;
+    use crate::api::{CloseInfo, ExitInfo};
+
+    #[test]
+    fn creation_ends_alive_or_with_the_reason() {
+        let mut f = sample();
+        assert_eq!(look_at_creation(&f).verdict, Some(Ok(())));
+        f.state = FactoryState::Nonces;
+        assert_eq!(look_at_creation(&f).verdict, None);
+        (f.state, f.failure) = (FactoryState::Failed, Some("only 1 client left".into()));
+        assert_eq!(look_at_creation(&f).verdict, Some(Err("only 1 client left".into())));
+    }
+
+    #[test]
+    fn close_ends_confirmed_or_failed() {
+        let mut f = sample();
+        assert_eq!(look_at_close(&f).verdict, None, "asked, but the LSP has not begun");
+        let mut close = CloseInfo {
+            phase: "signing".into(),
+            reason: None,
+            txid: None,
+            height: None,
+            confirmations: 0,
+            paid: vec![],
+            to_fees: vec![],
+            fee_sat: 0,
+        };
+        f.state = FactoryState::Closing;
+        f.close = Some(close.clone());
+        let look = look_at_close(&f);
+        assert_eq!((look.verdict, look.lines[0].trim_end()), (None, "[###··] signing"));
+        (close.phase, close.reason) = ("failed".into(), Some("02bb is away".into()));
+        f.close = Some(close);
+        assert_eq!(look_at_close(&f).verdict, Some(Err("02bb is away".into())));
+        f.state = FactoryState::Closed;
+        assert_eq!(look_at_close(&f).verdict, Some(Ok(())));
+    }
+
+    #[test]
+    fn exit_ends_when_the_money_is_swept() {
+        let mut f = sample();
+        f.state = FactoryState::Exiting;
+        f.exits.push(ExitInfo {
+            node_id: "02aa".into(),
+            phase: "sweep".into(),
+            waits_for: "144 blocks".into(),
+            steps: vec![],
+            commitment_txid: None,
+            commitment_height: None,
+            fees_sat: 0,
+        });
+        assert_eq!(look_at_exit(&f).verdict, None);
+        f.exits[0].phase = "done".into();
+        assert_eq!(look_at_exit(&f).verdict, Some(Ok(())));
+    }
+
+    #[test]
+    fn a_factory_is_found_by_its_beginning_or_by_being_the_only_one() {
+        let mut other = sample();
+        other.instance_id = "ce".repeat(32);
+        let mut all = vec![sample(), other];
+        assert_eq!(choose(&all, "ce").unwrap(), "ce".repeat(32));
+        assert!(choose(&all, "c").unwrap_err().contains("more than one"));
+        assert!(choose(&all, "").is_err());
+        assert!(choose(&all, "ff").unwrap_err().contains("ff"));
+        all[1].state = FactoryState::Closed;
+        assert_eq!(choose(&all, "").unwrap(), "cd".repeat(32));
+    }
+}

@@ -1,0 +1,161 @@
+//! The routes that the LSP and the client share.
+
+use std::future::Future;
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
+
+use super::{ApiCode, ApiError, Body, Empty, Params, Shutdown};
+use crate::api::{
+    Balance, ChannelInfo, ConnectRequest, EventRecord, FactoryInfo, Invoice, InvoiceRequest, NodeInfo,
+    PayRequest, Payment,
+};
+use crate::{Error, Node};
+
+/// What a handler returns.
+pub type Answer<T> = Result<Json<T>, ApiError>;
+
+/// Events given at most in one answer.
+const MAX_EVENTS: usize = 1000;
+/// Longest wait of one request for an event, seconds.
+const MAX_EVENT_WAIT_SECS: u64 = 300;
+
+/// Some events, and where to go on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventPage {
+    /// The events, oldest first.
+    pub events: Vec<EventRecord>,
+    /// The `after` of the next request.
+    pub next: u64,
+}
+
+/// Runs a change of the node to its end even if the caller hangs up or its time is over.
+///
+/// # Errors
+/// The node's, or [`ApiCode::Internal`] if it ended by a fault.
+pub async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result.map_err(ApiError::from),
+        Err(e) => Err(ApiError::new(ApiCode::Internal, format!("the request ended by a fault: {e}"))),
+    }
+}
+
+/// The answer that has nothing to say: `{}`.
+pub fn done() -> Json<Value> {
+    Json(json!({}))
+}
+
+#[derive(Clone)]
+struct Api {
+    node: Node,
+    shutdown: Shutdown,
+}
+
+/// Routes that answer at once.
+pub(super) fn quick(node: Node, shutdown: Shutdown) -> Router {
+    Router::new()
+        .route("/v1/info", get(info))
+        .route("/v1/balance", get(balance))
+        .route("/v1/address", post(address))
+        .route("/v1/channels", get(channels))
+        .route("/v1/invoice", post(invoice))
+        .route("/v1/payments", get(payments))
+        .route("/v1/payments/{payment_hash}", get(payment))
+        .route("/v1/connect", post(connect))
+        .route("/v1/factories", get(factories))
+        .route("/v1/factories/{instance_id}", get(factory))
+        .route("/v1/factories/{instance_id}/close", post(close_factory))
+        .route("/v1/stop", post(stop))
+        .with_state(Api { node, shutdown })
+}
+
+/// Routes that wait for something if the caller wishes so.
+pub(super) fn waiting(node: Node, shutdown: Shutdown) -> Router {
+    Router::new()
+        .route("/v1/pay", post(pay))
+        .route("/v1/events", get(events))
+        .with_state(Api { node, shutdown })
+}
+
+async fn info(State(api): State<Api>) -> Json<NodeInfo> {
+    Json(api.node.info())
+}
+
+async fn balance(State(api): State<Api>) -> Answer<Balance> {
+    Ok(Json(api.node.balance()?))
+}
+
+async fn address(State(api): State<Api>, Body(Empty {}): Body<Empty>) -> Answer<Value> {
+    Ok(Json(json!({ "address": api.node.new_address()? })))
+}
+
+async fn channels(State(api): State<Api>) -> Json<Vec<ChannelInfo>> {
+    Json(api.node.channels())
+}
+
+async fn invoice(State(api): State<Api>, Body(request): Body<InvoiceRequest>) -> Answer<Invoice> {
+    Ok(Json(api.node.create_invoice(request)?))
+}
+
+async fn pay(State(api): State<Api>, Body(request): Body<PayRequest>) -> Answer<Payment> {
+    Ok(Json(detached(async move { api.node.pay(request).await }).await?))
+}
+
+async fn payments(State(api): State<Api>) -> Answer<Vec<Payment>> {
+    Ok(Json(api.node.payments()?))
+}
+
+async fn payment(State(api): State<Api>, Path(payment_hash): Path<String>) -> Answer<Payment> {
+    Ok(Json(api.node.payment(&payment_hash)?))
+}
+
+async fn connect(State(api): State<Api>, Body(request): Body<ConnectRequest>) -> Answer<Value> {
+    detached(async move { api.node.connect(request).await }).await?;
+    Ok(done())
+}
+
+async fn factories(State(api): State<Api>) -> Answer<Vec<FactoryInfo>> {
+    Ok(Json(api.node.factories().await?))
+}
+
+async fn factory(State(api): State<Api>, Path(instance_id): Path<String>) -> Answer<FactoryInfo> {
+    Ok(Json(api.node.factory(&instance_id).await?))
+}
+
+async fn close_factory(
+    State(api): State<Api>,
+    Path(instance_id): Path<String>,
+    Body(Empty {}): Body<Empty>,
+) -> Answer<Value> {
+    detached(async move { api.node.close_factory(&instance_id).await }).await?;
+    Ok(done())
+}
+
+async fn events(State(api): State<Api>, mut params: Params) -> Answer<EventPage> {
+    let after = params.number("after", 0, u64::MAX)?;
+    let limit = params.number("limit", 100, MAX_EVENTS)?;
+    let wait = Duration::from_secs(params.number("wait_secs", 0, MAX_EVENT_WAIT_SECS)?);
+    params.finish()?;
+    let mut events = api.node.events(after, limit)?;
+    if events.is_empty() && limit > 0 && !wait.is_zero() {
+        tokio::select! {
+            () = api.node.wait_event(after, wait) => {}
+            () = api.shutdown.requested() => {}
+        }
+        events = api.node.events(after, limit)?;
+    }
+    let next = events.last().map_or(after, |e| e.index);
+    Ok(Json(EventPage { events, next }))
+}
+
+async fn stop(State(api): State<Api>, Body(Empty {}): Body<Empty>) -> Json<Value> {
+    tracing::info!("stop requested over the API");
+    api.shutdown.request();
+    done()
+}

@@ -1,0 +1,98 @@
+//! Runs a node with its API until somebody ends it.
+
+use std::future::IntoFuture;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::signal::unix::{signal, SignalKind};
+
+use super::files::{create_data_dir, AddressFiles, Token};
+use super::server::{bind, secure, within, Shutdown};
+use super::{routes, HttpError};
+use crate::{Node, NodeConfig};
+
+/// Time for a request that answers at once.
+const QUICK: Duration = Duration::from_secs(60);
+/// Time for a request that waits: the longest wait of a payment (600 s) and a bit.
+const WAITING: Duration = Duration::from_secs(630);
+/// Requests still open at the end are given this long.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Where the API listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ApiOptions {
+    /// Address; port 0: any free one.
+    pub bind: SocketAddr,
+    /// Allow an address that other machines can reach.
+    pub expose: bool,
+}
+
+/// Starts the node and serves its API until `stop`, SIGTERM or SIGINT, then ends both in order: no
+/// new requests, the open ones get 3 seconds, the node stores all and stops.
+///
+/// `role_routes` are those that only this side has. The files with token and addresses are in the
+/// data directory; `api-address` appears when everything is ready and vanishes when all is over.
+///
+/// # Errors
+/// [`HttpError`]: the API's socket or files; the node's start; [`HttpError::NodeEnded`] if the node
+/// ends by a fault.
+pub async fn serve_node(
+    config: NodeConfig,
+    api: ApiOptions,
+    role_routes: fn(Node) -> Router,
+) -> Result<(), HttpError> {
+    let handler = |e: io::Error| HttpError::System { action: "install a signal handler", source: e };
+    let mut terminate = signal(SignalKind::terminate()).map_err(handler)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(handler)?;
+
+    create_data_dir(&config.data_dir)?;
+    let token = Token::read_or_create(&config.data_dir)?;
+    let listener = bind(api.bind, api.expose).await?;
+    let address = listener.local_addr().map_err(|source| HttpError::Bind { address: api.bind, source })?;
+    let data_dir = config.data_dir.clone();
+
+    let node = tokio::select! {
+        node = Node::start(config) => node?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let shutdown = Shutdown::default();
+    let quick = routes::quick(node.clone(), shutdown.clone()).merge(role_routes(node.clone()));
+    let waiting = routes::waiting(node.clone(), shutdown.clone());
+    let app = secure(within(QUICK, quick).merge(within(WAITING, waiting)), token);
+    let closing = shutdown.clone();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async move { closing.requested().await });
+    let mut server = tokio::spawn(server.into_future());
+
+    // Only now: the node holds the data directory, so the files are no other process's.
+    let files = AddressFiles::prepare(&data_dir)
+        .and_then(|files| files.write(address, node.listen_address()).map(|()| files));
+    match &files {
+        Ok(_) => tracing::info!(api = %address, node_id = %node.info().node_id, "ready"),
+        Err(_) => shutdown.request(),
+    }
+
+    let mut ended = false;
+    tokio::select! {
+        () = shutdown.requested() => {}
+        _ = terminate.recv() => tracing::info!("SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("SIGINT"),
+        () = node.stopped() => ended = true,
+        _ = &mut server => tracing::error!("the API ended by itself"),
+    }
+    shutdown.request();
+    if !server.is_finished() && tokio::time::timeout(DRAIN, &mut server).await.is_err() {
+        tracing::info!("requests were still open");
+        server.abort();
+    }
+    let stopped = node.stop().await;
+    drop(files?);
+    stopped?;
+    if ended {
+        return Err(HttpError::NodeEnded);
+    }
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! Readable output of the command lines: amounts with units, tables, trees and bars.
+
+mod factory;
+mod format;
+mod node;
+mod tree;
+
+pub use factory::{close_text, creation_progress, exit_text, factories, factory, state, step};
+pub use format::{bar, deadline, msat, sat, short, table, time_left, utc, Align};
+pub use node::{balance, channels, clients, event, info, invoice, payment, payments};
+pub use tree::tree;
+
+#[cfg(test)]
+pub(crate) use factory::tests;

@@ -1,0 +1,184 @@
+//! Node, wallet, channels, payments and events as text.
+
+use super::format::{deadline, msat, sat, short, table, utc, Align};
+use crate::api::{
+    Balance, ChannelInfo, ChannelKind, ChannelState, Direction, EventRecord, Invoice, NodeInfo, Payment,
+    PaymentStatus, Role, WaitingClient,
+};
+
+fn yes(b: bool) -> String {
+    (if b { "yes" } else { "no" }).to_owned()
+}
+
+/// `info`.
+pub fn info(i: &NodeInfo) -> String {
+    let role = match i.role {
+        Role::Lsp => "LSP",
+        Role::Client => "client",
+    };
+    let synced = if i.synced { "in sync" } else { "NOT in sync" };
+    let connected = i.peers.iter().filter(|p| p.connected).count();
+    let next = i.deadline.as_ref().map_or("none".to_owned(), deadline);
+    let listen = if i.listen.is_empty() { "no".to_owned() } else { i.listen.join(", ") };
+    let mut out = format!(
+        "node id   {}\nrole      {role}, {}, version {}\nchain     height {}, {synced}\n          {}\nlisten    {listen}\npeers     {connected} of {} connected\n",
+        i.node_id, i.network, i.version, i.height, i.block_hash, i.peers.len(),
+    );
+    for peer in &i.peers {
+        let state = if peer.connected { "connected" } else { "away" };
+        out.push_str(&format!("          {} {state}\n", peer.node_id));
+    }
+    out.push_str(&format!("deadline  {next}"));
+    out
+}
+
+/// `balance`.
+pub fn balance(b: &Balance) -> String {
+    let rows = [
+        ("on chain, confirmed", sat(b.onchain.confirmed_sat)),
+        ("    of that reserved", sat(b.onchain.reserved_sat)),
+        ("on chain, unconfirmed", sat(b.onchain.unconfirmed_sat)),
+        ("in channels", msat(b.lightning.local_msat)),
+        ("coming back from closed channels", sat(b.lightning.pending_sweep_sat)),
+        ("total", sat(b.total_sat)),
+    ];
+    let width = rows.iter().map(|(_, amount)| amount.chars().count()).max().unwrap_or(0);
+    rows.iter().map(|(name, amount)| format!("{name:<33} {amount:>width$}\n")).collect()
+}
+
+/// `channels`.
+pub fn channels(channels: &[ChannelInfo]) -> String {
+    use Align::{Left, Right};
+    let head = [
+        ("channel", Left),
+        ("peer", Left),
+        ("kind", Left),
+        ("state", Left),
+        ("usable", Left),
+        ("capacity", Right),
+        ("balance", Right),
+        ("can send", Right),
+        ("can receive", Right),
+    ];
+    let rows: Vec<Vec<String>> = channels
+        .iter()
+        .map(|c| {
+            let kind = match (c.kind, &c.factory) {
+                (ChannelKind::Onchain, _) => "on chain".to_owned(),
+                (ChannelKind::Factory, Some(id)) => format!("factory {}", short(id)),
+                (ChannelKind::Factory, None) => "factory".to_owned(),
+            };
+            let state = match c.state {
+                ChannelState::Opening => "opening",
+                ChannelState::WaitingForDepth => "waiting for depth",
+                ChannelState::Ready => "ready",
+                ChannelState::Closing => "closing",
+                ChannelState::Exiting => "exiting",
+            };
+            vec![
+                short(&c.channel_id),
+                short(&c.peer),
+                kind,
+                state.to_owned(),
+                yes(c.usable),
+                sat(c.capacity_sat),
+                msat(c.local_msat),
+                msat(c.outbound_capacity_msat),
+                msat(c.inbound_capacity_msat),
+            ]
+        })
+        .collect();
+    table(&head, &rows, "no channels")
+}
+
+/// `invoice`.
+pub fn invoice(i: &Invoice) -> String {
+    format!("{}\npayment hash {}", i.invoice, i.payment_hash)
+}
+
+fn status(s: PaymentStatus) -> &'static str {
+    match s {
+        PaymentStatus::Pending => "pending",
+        PaymentStatus::Succeeded => "succeeded",
+        PaymentStatus::Failed => "failed",
+    }
+}
+
+/// `pay`, and one of `payments`.
+pub fn payment(p: &Payment) -> String {
+    let way = match p.direction {
+        Direction::In => "received",
+        Direction::Out => "sent",
+    };
+    let failure = p.failure.as_ref().map(|f| format!("\nfailure       {f}")).unwrap_or_default();
+    format!(
+        "payment hash  {}\nstatus        {}\n{way:<13} {}\nfee           {}\nlast change   {}{failure}",
+        p.payment_hash,
+        status(p.status),
+        msat(p.amount_msat),
+        msat(p.fee_msat),
+        utc(p.updated_at),
+    )
+}
+
+/// `payments`.
+pub fn payments(payments: &[Payment]) -> String {
+    use Align::{Left, Right};
+    let head = [
+        ("last change", Left),
+        ("way", Left),
+        ("amount", Right),
+        ("fee", Right),
+        ("status", Left),
+        ("payment hash", Left),
+    ];
+    let rows: Vec<Vec<String>> = payments
+        .iter()
+        .map(|p| {
+            let way = match p.direction {
+                Direction::In => "in",
+                Direction::Out => "out",
+            };
+            let failure = p.failure.as_ref().map(|f| format!(": {f}")).unwrap_or_default();
+            vec![
+                utc(p.updated_at),
+                way.to_owned(),
+                msat(p.amount_msat),
+                msat(p.fee_msat),
+                format!("{}{failure}", status(p.status)),
+                p.payment_hash.clone(),
+            ]
+        })
+        .collect();
+    table(&head, &rows, "no payments")
+}
+
+/// `clients`. Node ids are whole: they are what `create-factory` wants.
+pub fn clients(clients: &[WaitingClient]) -> String {
+    use Align::{Left, Right};
+    let head = [
+        ("node id", Left),
+        ("connected", Left),
+        ("waiting", Left),
+        ("smallest channel", Right),
+        ("largest channel", Right),
+    ];
+    let rows: Vec<Vec<String>> = clients
+        .iter()
+        .map(|c| {
+            vec![
+                c.node_id.clone(),
+                yes(c.connected),
+                yes(c.waiting),
+                sat(c.min_capacity_sat),
+                sat(c.max_capacity_sat),
+            ]
+        })
+        .collect();
+    table(&head, &rows, "no clients")
+}
+
+/// One of `events`.
+pub fn event(e: &EventRecord) -> String {
+    format!("{:>6}  {}  {}  {}", e.index, utc(e.time), e.kind, e.data)
+}
