@@ -141,7 +141,7 @@ fn paths_that_break_one_rule() {
         ("own child paid to a sibling", RefuseCode::ChildKey, |m| m.levels[0].swap(0, 1)),
         ("own child paid to the provider", RefuseCode::ChildKey, |m| m.levels[0][1].1 = stock_script()),
         ("sibling below dust", RefuseCode::SiblingOutput, |m| m.levels[0][0].0 = 1),
-        ("sibling not p2tr", RefuseCode::SiblingOutput, |m| m.levels[0][0].1 = stock_script()),
+        ("sibling not p2tr", RefuseCode::SiblingOutput, |m| m.levels[0][0].1 = payout(66)),
         ("funding one sat short", RefuseCode::FundingValue, |m| m.funding_sat -= 1),
         ("channel script of another", RefuseCode::ChannelScript, |m| m.channel_scripts.swap(0, 1)),
         ("channel paid to the provider", RefuseCode::ChannelScript, |m| {

@@ -37,7 +37,7 @@ pub fn payout(i: usize) -> ScriptBuf {
 }
 
 pub fn stock_script() -> ScriptBuf {
-    payout(9999)
+    ScriptBuf::new_p2tr(&bitcoin::secp256k1::Secp256k1::new(), key("stock", 0).into(), None)
 }
 
 pub fn channel_script(temporary_channel_id: &[u8; 32]) -> ScriptBuf {
