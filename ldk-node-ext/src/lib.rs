@@ -1,1 +1,32 @@
-//! Under construction.
+//! The LDK node that hosts factory channels: one library for the provider's (LSP's) and the client's
+//! side.
+//!
+//! [`Node`] is a complete Lightning node over stock LDK: chain sync from bitcoind, an on-chain wallet,
+//! storage, payments. What is new is that some of its channels live under a factory, a tree of
+//! transactions that stays off the chain. `factory-core` decides what to sign and when; this crate
+//! gives it peers, a clock, a disk and the chain, and gives LDK channels whose funding output is on
+//! no chain yet.
+//!
+//! - [`ldk`]: the wrappers at LDK's boundary, which hold back what must not leave yet.
+//! - `factory`: the service that drives the ceremonies, exits and closes.
+//! - [`store`]: one key-value store for everything.
+//! - [`api`]: the data a node answers with; [`http`]: the same over a local JSON API (feature `http`).
+
+pub mod api;
+mod chain;
+mod config;
+mod error;
+mod factory;
+#[cfg(feature = "http")]
+pub mod http;
+mod keys;
+pub mod ldk;
+mod logger;
+mod node;
+pub mod store;
+mod util;
+mod wallet;
+
+pub use config::{init_seed, ClientSettings, FactoryPolicy, LspSettings, NodeConfig, RoleConfig, RpcAuth};
+pub use error::{Error, ErrorKind};
+pub use node::Node;

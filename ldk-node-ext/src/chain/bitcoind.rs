@@ -1,0 +1,169 @@
+//! bitcoind over JSON-RPC: what LDK's block source does not cover.
+
+use std::sync::Arc;
+
+use bitcoin::base64::prelude::{Engine, BASE64_STANDARD};
+use bitcoin::consensus::encode;
+use bitcoin::{FeeRate, Network, Transaction, Txid};
+use lightning_block_sync::rpc::{RpcClient, RpcClientError};
+use serde_json::{json, Value};
+
+use crate::config::{NodeConfig, RpcAuth};
+use crate::error::Error;
+
+/// Why a transaction was not taken.
+#[derive(Debug)]
+pub(crate) enum SubmitError {
+    /// bitcoind has looked at it and refused.
+    Rejected(String),
+    /// bitcoind could not be asked.
+    Unreachable(String),
+}
+
+impl std::fmt::Display for SubmitError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Rejected(r) => write!(f, "refused: {r}"),
+            Self::Unreachable(r) => write!(f, "bitcoind cannot be asked: {r}"),
+        }
+    }
+}
+
+/// RPC client.
+pub(crate) struct Bitcoind {
+    rpc: Arc<RpcClient>,
+}
+
+fn rpc_error(e: RpcClientError) -> Error {
+    Error::Bitcoind(e.to_string())
+}
+
+impl Bitcoind {
+    pub(crate) fn new(config: &NodeConfig) -> Result<Self, Error> {
+        let login = match &config.bitcoind_auth {
+            RpcAuth::UserPass { user, pass } => format!("{user}:{pass}"),
+            RpcAuth::CookieFile(path) => std::fs::read_to_string(path)
+                .map(|s| s.trim().to_owned())
+                .map_err(|source| Error::Io { path: path.display().to_string(), source })?,
+        };
+        let url = format!("http://{}", config.bitcoind_rpc);
+        Ok(Self { rpc: Arc::new(RpcClient::new(&BASE64_STANDARD.encode(login), url)) })
+    }
+
+    /// For `lightning-block-sync`.
+    pub(crate) fn block_source(&self) -> Arc<RpcClient> {
+        Arc::clone(&self.rpc)
+    }
+
+    async fn call(&self, method: &str, params: &[Value]) -> Result<Value, RpcClientError> {
+        self.rpc.call_method::<Value>(method, params).await
+    }
+
+    /// Checks that bitcoind is on our network and new enough for TRUC packages with 0-sat anchors.
+    pub(crate) async fn check(&self, network: Network) -> Result<(), Error> {
+        let chain = self.call("getblockchaininfo", &[]).await.map_err(rpc_error)?;
+        let theirs = chain.get("chain").and_then(Value::as_str).unwrap_or_default();
+        if Network::from_core_arg(theirs).ok() != Some(network) {
+            return Err(Error::invalid(
+                "network",
+                format!("bitcoind is on {theirs:?}, the node on {network}"),
+            ));
+        }
+        let info = self.call("getnetworkinfo", &[]).await.map_err(rpc_error)?;
+        let version = info.get("version").and_then(Value::as_u64).unwrap_or(0);
+        if version < 290_000 {
+            return Err(Error::Bitcoind(format!(
+                "version {version} is too old: exits need packages with 0-sat anchors, that is 29.0 (290000) or newer"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The estimate for confirmation within `blocks`, if bitcoind has one.
+    pub(crate) async fn estimate(&self, blocks: u16) -> Result<Option<FeeRate>, Error> {
+        let answer = self.call("estimatesmartfee", &[json!(blocks)]).await.map_err(rpc_error)?;
+        let btc_per_kvb = answer.get("feerate").and_then(Value::as_f64);
+        Ok(btc_per_kvb.map(|f| FeeRate::from_sat_per_kwu((f * 100_000_000.0 / 4.0).ceil().max(250.0) as u64)))
+    }
+
+    /// Least feerate that the mempool takes now.
+    pub(crate) async fn mempool_min(&self) -> Result<FeeRate, Error> {
+        let answer = self.call("getmempoolinfo", &[]).await.map_err(rpc_error)?;
+        let btc_per_kvb = answer.get("mempoolminfee").and_then(Value::as_f64).unwrap_or(0.00001);
+        Ok(FeeRate::from_sat_per_kwu((btc_per_kvb * 100_000_000.0 / 4.0).ceil() as u64))
+    }
+
+    /// Submits transactions: one alone, several as a package whose last one pays for the others.
+    /// "Already there" counts as success.
+    pub(crate) async fn submit(&self, txs: &[Transaction]) -> Result<(), SubmitError> {
+        let hex: Vec<String> = txs.iter().map(encode::serialize_hex).collect();
+        let answer = match hex.as_slice() {
+            [] => return Ok(()),
+            [one] => self.call("sendrawtransaction", &[json!(one)]).await,
+            _ => self.call("submitpackage", &[json!(hex)]).await,
+        };
+        match answer {
+            Ok(v) => package_verdict(&v),
+            Err(RpcClientError::Rpc(e)) => {
+                // -27: already in the chain's UTXO set
+                if e.code == -27
+                    || e.message.contains("txn-already-in-mempool")
+                    || e.message.contains("txn-already-known")
+                {
+                    Ok(())
+                } else {
+                    Err(SubmitError::Rejected(e.message))
+                }
+            }
+            Err(other) => Err(SubmitError::Unreachable(other.to_string())),
+        }
+    }
+
+    /// Fee and size of a mempool transaction with its ancestors, `None` if it is not there.
+    pub(crate) async fn in_mempool(&self, txid: Txid) -> Result<bool, Error> {
+        match self.call("getmempoolentry", &[json!(txid.to_string())]).await {
+            Ok(_) => Ok(true),
+            Err(RpcClientError::Rpc(e)) if e.code == -5 => Ok(false),
+            Err(e) => Err(rpc_error(e)),
+        }
+    }
+}
+
+/// `submitpackage` answers with a message and one entry per transaction; anything but "success" is a
+/// refusal, unless every entry is in the mempool already.
+fn package_verdict(answer: &Value) -> Result<(), SubmitError> {
+    let Some(message) = answer.get("package_msg").and_then(Value::as_str) else { return Ok(()) };
+    if message == "success" {
+        return Ok(());
+    }
+    let results = answer.get("tx-results").and_then(Value::as_object);
+    let errors: Vec<String> = results
+        .into_iter()
+        .flat_map(|m| m.values())
+        .filter_map(|r| r.get("error").and_then(Value::as_str).map(str::to_owned))
+        .filter(|e| !e.contains("already-in-mempool") && !e.contains("already-known"))
+        .collect();
+    if results.is_some_and(|m| !m.is_empty()) && errors.is_empty() && message == "transaction failed" {
+        return Ok(());
+    }
+    Err(SubmitError::Rejected(format!("{message}: {}", errors.join("; "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn package_answers_are_judged_by_every_entry() {
+        assert!(package_verdict(&json!("txid")).is_ok());
+        assert!(package_verdict(&json!({"package_msg": "success", "tx-results": {}})).is_ok());
+        let known = json!({"package_msg": "transaction failed",
+            "tx-results": {"a": {"error": "txn-already-in-mempool"}, "b": {"txid": "x"}}});
+        assert!(package_verdict(&known).is_ok());
+        let bad =
+            json!({"package_msg": "transaction failed", "tx-results": {"a": {"error": "non-BIP68-final"}}});
+        assert!(
+            matches!(package_verdict(&bad), Err(SubmitError::Rejected(r)) if r.contains("non-BIP68-final"))
+        );
+    }
+}

@@ -1,0 +1,202 @@
+//! What of the factories is on the chain: confirmed tree transactions and spent outpoints.
+//!
+//! Only watched things are kept. The index survives a restart with the block it was made at, so that
+//! the blocks in between are read again; what a reorganization takes off the chain is forgotten.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use bitcoin::{Block, BlockHash, OutPoint, Txid};
+use lightning::chain::BlockLocator;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::store::{records, Store};
+use crate::util::lock;
+
+const NAMESPACE: &str = "chain_index";
+const KEY: &str = "state";
+const VERSION: u32 = 1;
+
+/// A transaction's place in the chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Confirmation {
+    pub(crate) height: u32,
+    pub(crate) block: BlockHash,
+}
+
+/// A confirmed spend of a watched outpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Spend {
+    pub(crate) txid: Txid,
+    pub(crate) height: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    height: u32,
+    hash: BlockHash,
+    confirmed: Vec<(Txid, Confirmation)>,
+    spent: Vec<(OutPoint, Spend)>,
+}
+
+struct Inner {
+    height: u32,
+    hash: BlockHash,
+    txids: HashSet<Txid>,
+    outpoints: HashSet<OutPoint>,
+    confirmed: HashMap<Txid, Confirmation>,
+    spent: HashMap<OutPoint, Spend>,
+}
+
+/// See the module's description.
+pub(crate) struct ChainIndex {
+    inner: Mutex<Inner>,
+    store: Arc<Store>,
+}
+
+impl ChainIndex {
+    /// Opens the index; a new one starts at `tip`.
+    pub(crate) fn open(store: Arc<Store>, tip: BlockLocator) -> Result<Self, Error> {
+        let stored = records::get::<Stored>(&*store, NAMESPACE, KEY, VERSION)?.unwrap_or(Stored {
+            height: tip.height,
+            hash: tip.block_hash,
+            confirmed: Vec::new(),
+            spent: Vec::new(),
+        });
+        let inner = Inner {
+            height: stored.height,
+            hash: stored.hash,
+            txids: stored.confirmed.iter().map(|(t, _)| *t).collect(),
+            outpoints: stored.spent.iter().map(|(o, _)| *o).collect(),
+            confirmed: stored.confirmed.into_iter().collect(),
+            spent: stored.spent.into_iter().collect(),
+        };
+        let index = Self { inner: Mutex::new(inner), store };
+        index.persist(&lock(&index.inner))?;
+        Ok(index)
+    }
+
+    fn persist(&self, inner: &Inner) -> Result<(), Error> {
+        let stored = Stored {
+            height: inner.height,
+            hash: inner.hash,
+            confirmed: inner.confirmed.iter().map(|(k, v)| (*k, *v)).collect(),
+            spent: inner.spent.iter().map(|(k, v)| (*k, *v)).collect(),
+        };
+        records::put(&*self.store, NAMESPACE, KEY, VERSION, &stored)
+    }
+
+    /// The block this index has seen last.
+    pub(crate) fn best_block(&self) -> BlockLocator {
+        let inner = lock(&self.inner);
+        BlockLocator::new(inner.hash, inner.height)
+    }
+
+    /// Watches transactions and outpoints from the next block on.
+    pub(crate) fn watch(
+        &self,
+        txids: impl IntoIterator<Item = Txid>,
+        outpoints: impl IntoIterator<Item = OutPoint>,
+    ) {
+        let mut inner = lock(&self.inner);
+        inner.txids.extend(txids);
+        inner.outpoints.extend(outpoints);
+    }
+
+    /// Where a watched transaction is confirmed.
+    pub(crate) fn confirmation(&self, txid: &Txid) -> Option<Confirmation> {
+        lock(&self.inner).confirmed.get(txid).copied()
+    }
+
+    /// The confirmed spend of a watched outpoint.
+    pub(crate) fn spend(&self, outpoint: &OutPoint) -> Option<Spend> {
+        lock(&self.inner).spent.get(outpoint).copied()
+    }
+
+    /// Confirmations of a height, the block itself counting as one.
+    pub(crate) fn depth(&self, height: u32) -> u32 {
+        (lock(&self.inner).height + 1).saturating_sub(height)
+    }
+
+    /// Takes in a block; returns the watched transactions that it confirms.
+    pub(crate) fn connect(&self, block: &Block, height: u32) -> Vec<Txid> {
+        let mut inner = lock(&self.inner);
+        let hash = block.block_hash();
+        let mut found = Vec::new();
+        for tx in &block.txdata {
+            let spends: Vec<OutPoint> =
+                tx.input.iter().map(|i| i.previous_output).filter(|o| inner.outpoints.contains(o)).collect();
+            let txid = tx.compute_txid();
+            for outpoint in spends {
+                inner.spent.insert(outpoint, Spend { txid, height });
+            }
+            if inner.txids.contains(&txid) {
+                inner.confirmed.insert(txid, Confirmation { height, block: hash });
+                found.push(txid);
+            }
+        }
+        inner.height = height;
+        inner.hash = hash;
+        if let Err(e) = self.persist(&inner) {
+            // The stored state is older then; after a restart the block is read again.
+            tracing::error!(height, error = %e, "chain index not stored");
+        }
+        found
+    }
+
+    /// Forgets everything above a block; returns the transactions that are off the chain now.
+    pub(crate) fn disconnect(&self, fork: BlockLocator) -> Vec<Txid> {
+        let mut inner = lock(&self.inner);
+        let gone: Vec<Txid> =
+            inner.confirmed.iter().filter(|(_, c)| c.height > fork.height).map(|(t, _)| *t).collect();
+        inner.confirmed.retain(|_, c| c.height <= fork.height);
+        inner.spent.retain(|_, s| s.height <= fork.height);
+        inner.height = fork.height;
+        inner.hash = fork.block_hash;
+        if let Err(e) = self.persist(&inner) {
+            tracing::error!(height = fork.height, error = %e, "chain index not stored");
+        }
+        gone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitcoin::constants::genesis_block;
+    use bitcoin::hashes::Hash;
+    use bitcoin::{absolute, transaction, Network, Transaction, TxIn};
+
+    fn spending(outpoint: OutPoint) -> Transaction {
+        Transaction {
+            version: transaction::Version(3),
+            lock_time: absolute::LockTime::ZERO,
+            input: vec![TxIn { previous_output: outpoint, ..Default::default() }],
+            output: vec![],
+        }
+    }
+
+    #[test]
+    fn a_reorganization_and_a_restart_leave_the_truth() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let genesis = genesis_block(Network::Regtest);
+        let tip = BlockLocator::new(genesis.block_hash(), 0);
+        let funding = OutPoint { txid: Txid::from_byte_array([1; 32]), vout: 0 };
+        let tx = spending(funding);
+        let block = Block { txdata: vec![tx.clone()], ..genesis };
+        {
+            let index = ChainIndex::open(Arc::new(Store::open(&path).unwrap()), tip).unwrap();
+            index.watch([tx.compute_txid()], [funding]);
+            assert_eq!(index.connect(&block, 1), [tx.compute_txid()]);
+            assert_eq!(index.depth(1), 1);
+        }
+        let index = ChainIndex::open(Arc::new(Store::open(&path).unwrap()), tip).unwrap();
+        assert_eq!(index.best_block().height, 1, "the stored block, not the tip given");
+        assert_eq!(index.confirmation(&tx.compute_txid()).unwrap().height, 1);
+        assert_eq!(index.spend(&funding), Some(Spend { txid: tx.compute_txid(), height: 1 }));
+        assert_eq!(index.disconnect(tip), [tx.compute_txid()]);
+        assert!(index.confirmation(&tx.compute_txid()).is_none() && index.spend(&funding).is_none());
+    }
+}

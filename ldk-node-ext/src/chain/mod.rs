@@ -1,0 +1,11 @@
+//! The chain as the node sees it: bitcoind, fee rates, and the feed of blocks to every part.
+
+mod bitcoind;
+mod feed;
+mod fees;
+mod index;
+
+pub(crate) use bitcoind::{Bitcoind, SubmitError};
+pub(crate) use feed::{ChainFeed, ChainSync, IndexListener, OwnParts, WalletListener};
+pub use fees::Fees;
+pub(crate) use index::ChainIndex;

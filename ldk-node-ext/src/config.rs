@@ -1,0 +1,249 @@
+//! How a node is configured: plain structs with defaults; files, environment and flags are the
+//! binaries' business.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::Network;
+
+use crate::error::Error;
+use crate::keys;
+
+/// How to log in to bitcoind's RPC.
+#[derive(Clone, Debug)]
+pub enum RpcAuth {
+    /// `rpcuser` and `rpcpassword`.
+    UserPass {
+        /// User.
+        user: String,
+        /// Password.
+        pass: String,
+    },
+    /// bitcoind's `.cookie` file, read anew at each start.
+    CookieFile(PathBuf),
+}
+
+/// Which side of a factory the node is, and what only that side needs.
+#[derive(Clone, Debug)]
+pub enum RoleConfig {
+    /// Lightning service provider.
+    Lsp(LspSettings),
+    /// Client of one LSP.
+    Client(ClientSettings),
+}
+
+/// Settings of an LSP.
+#[derive(Clone, Debug)]
+pub struct LspSettings {
+    /// Liquidity stock a leaf unless the request says otherwise, sat.
+    pub default_stock_sat: u64,
+    /// How long a ceremony waits for its clients in each phase.
+    pub phase_timeout: Duration,
+    /// Fewest clients with which a factory is still made.
+    pub min_clients: usize,
+    /// Accept ordinary channels that others open.
+    pub accept_inbound_channels: bool,
+    /// Base fee for forwards, msat.
+    pub forwarding_fee_base_msat: u32,
+    /// Proportional fee for forwards, millionths.
+    pub forwarding_fee_proportional_millionths: u32,
+    /// Most inbound connections at a time.
+    pub max_connections: usize,
+}
+
+/// Settings of a client.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// The LSP's node id.
+    pub lsp_node_id: PublicKey,
+    /// The LSP's `host:port`.
+    pub lsp_address: String,
+    /// Ask to be in a factory whenever in none.
+    pub join: bool,
+    /// What it agrees to.
+    pub policy: FactoryPolicy,
+}
+
+/// What a client agrees to sign. All is checked by the client itself on every plan.
+#[derive(Clone, Debug)]
+pub struct FactoryPolicy {
+    /// Smallest channel, sat.
+    pub min_capacity_sat: u64,
+    /// Largest channel, sat.
+    pub max_capacity_sat: u64,
+    /// Shortest lifetime (active period), blocks.
+    pub min_lifetime_blocks: u32,
+    /// Longest worst exit, blocks.
+    pub max_exit_blocks: u32,
+    /// Most clients in a factory.
+    pub max_clients: usize,
+    /// Consent to cooperative closes that the LSP proposes.
+    pub accept_close: bool,
+    /// How long a payment may wait for this client to come online before the LSP would have to
+    /// break the factory, blocks; it is added to the invoices' final expiry delta.
+    pub payment_patience_blocks: u16,
+}
+
+/// A node's configuration.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Bitcoin network.
+    pub network: Network,
+    /// bitcoind's RPC address.
+    pub bitcoind_rpc: SocketAddr,
+    /// bitcoind's RPC login.
+    pub bitcoind_auth: RpcAuth,
+    /// Where to accept Lightning connections (port 0: any free one).
+    pub listen: Option<SocketAddr>,
+    /// How often bitcoind is asked for new blocks.
+    pub poll_interval: Duration,
+    /// Used where bitcoind has no estimate, sat/vB.
+    pub fallback_feerate_sat_per_vb: u32,
+    /// Never pay more than this, sat/vB.
+    pub max_feerate_sat_per_vb: u32,
+    /// Name in announcements, at most 32 bytes.
+    pub alias: Option<String>,
+    /// LSP or client.
+    pub role: RoleConfig,
+}
+
+impl NodeConfig {
+    /// An LSP with defaults.
+    pub fn lsp(
+        data_dir: PathBuf,
+        network: Network,
+        bitcoind_rpc: SocketAddr,
+        bitcoind_auth: RpcAuth,
+    ) -> Self {
+        let role = RoleConfig::Lsp(LspSettings::default());
+        Self {
+            listen: Some(SocketAddr::from(([0, 0, 0, 0], 9735))),
+            ..Self::with(data_dir, network, bitcoind_rpc, bitcoind_auth, role)
+        }
+    }
+
+    /// A client with defaults.
+    pub fn client(
+        data_dir: PathBuf,
+        network: Network,
+        bitcoind_rpc: SocketAddr,
+        bitcoind_auth: RpcAuth,
+        lsp_node_id: PublicKey,
+        lsp_address: String,
+    ) -> Self {
+        let policy = FactoryPolicy::default_for(network);
+        let role = RoleConfig::Client(ClientSettings { lsp_node_id, lsp_address, join: true, policy });
+        Self::with(data_dir, network, bitcoind_rpc, bitcoind_auth, role)
+    }
+
+    fn with(
+        data_dir: PathBuf,
+        network: Network,
+        bitcoind_rpc: SocketAddr,
+        bitcoind_auth: RpcAuth,
+        role: RoleConfig,
+    ) -> Self {
+        Self {
+            data_dir,
+            network,
+            bitcoind_rpc,
+            bitcoind_auth,
+            listen: None,
+            poll_interval: Duration::from_secs(5),
+            fallback_feerate_sat_per_vb: 5,
+            max_feerate_sat_per_vb: 500,
+            alias: None,
+            role,
+        }
+    }
+
+    /// Checks every limit.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the field.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.fallback_feerate_sat_per_vb == 0
+            || self.fallback_feerate_sat_per_vb > self.max_feerate_sat_per_vb
+        {
+            return Err(Error::invalid(
+                "fallback_feerate_sat_per_vb",
+                format!("must be from 1 to max_feerate_sat_per_vb = {}", self.max_feerate_sat_per_vb),
+            ));
+        }
+        if self.max_feerate_sat_per_vb > 10_000 {
+            return Err(Error::invalid("max_feerate_sat_per_vb", "must be at most 10000"));
+        }
+        if self.poll_interval < Duration::from_millis(50) || self.poll_interval > Duration::from_secs(600) {
+            return Err(Error::invalid("poll_interval", "must be from 50 ms to 600 s"));
+        }
+        if self.alias.as_ref().is_some_and(|a| a.len() > 32) {
+            return Err(Error::invalid("alias", "must be at most 32 bytes"));
+        }
+        match &self.role {
+            RoleConfig::Lsp(s) => {
+                if s.min_clients < 2 || s.min_clients > 1000 {
+                    return Err(Error::invalid("min_clients", "must be from 2 to 1000"));
+                }
+                if s.default_stock_sat != 0 && s.default_stock_sat < 330 {
+                    return Err(Error::invalid("default_stock_sat", "must be 0 or at least 330 (dust)"));
+                }
+                if s.phase_timeout < Duration::from_secs(1) || s.phase_timeout > Duration::from_secs(3600) {
+                    return Err(Error::invalid("phase_timeout", "must be from 1 s to 3600 s"));
+                }
+                if s.max_connections == 0 || s.max_connections > 100_000 {
+                    return Err(Error::invalid("max_connections", "must be from 1 to 100000"));
+                }
+            }
+            RoleConfig::Client(s) => {
+                if s.policy.min_capacity_sat > s.policy.max_capacity_sat {
+                    return Err(Error::invalid("min_capacity_sat", "must not exceed max_capacity_sat"));
+                }
+                if s.policy.max_clients < 2 || s.policy.max_clients > 1000 {
+                    return Err(Error::invalid("max_clients", "must be from 2 to 1000"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for LspSettings {
+    fn default() -> Self {
+        Self {
+            default_stock_sat: 20_000,
+            phase_timeout: Duration::from_secs(30),
+            min_clients: 2,
+            accept_inbound_channels: true,
+            forwarding_fee_base_msat: 1000,
+            forwarding_fee_proportional_millionths: 100,
+            max_connections: 1200,
+        }
+    }
+}
+
+impl FactoryPolicy {
+    /// Defaults: a month of life, at most 432 blocks of exit; on regtest shorter lives are accepted.
+    pub fn default_for(network: Network) -> Self {
+        Self {
+            min_capacity_sat: 20_000,
+            max_capacity_sat: 1_000_000_000,
+            min_lifetime_blocks: if network == Network::Regtest { 1 } else { 4320 },
+            max_exit_blocks: 432,
+            max_clients: 1000,
+            accept_close: true,
+            payment_patience_blocks: 36,
+        }
+    }
+}
+
+/// Creates `data_dir` and a new seed in it (0600).
+///
+/// # Errors
+/// [`Error::Conflict`] if there is a seed already; [`Error::Io`].
+pub fn init_seed(data_dir: &Path) -> Result<(), Error> {
+    keys::create_seed(data_dir).map(|_| ())
+}

@@ -1,0 +1,216 @@
+//! What a block, or LDK closing a channel, means for the factories.
+
+use std::sync::atomic::Ordering;
+
+use bitcoin::{OutPoint, Txid};
+use factory_core::ceremony::ClientInput;
+use factory_core::exit::ChainView;
+use factory_core::params::FUNDING_GIVE_UP;
+use lightning::events::ClosureReason;
+use lightning::ln::types::ChannelId;
+use serde_json::json;
+
+use super::stored::{Factory, Signed, Stage};
+use super::Service;
+use crate::chain::ChainIndex;
+use crate::config::RoleConfig;
+use crate::error::Error;
+use crate::ldk::InstanceId;
+use crate::node::mark_void;
+use crate::util::lock;
+
+/// Confirmations after which a spend of the funding output is final.
+pub(super) const FINAL_DEPTH: u32 = 6;
+
+impl ChainView for ChainIndex {
+    fn confirmed_at(&self, txid: &Txid) -> Option<u32> {
+        self.confirmation(txid).map(|c| c.height)
+    }
+
+    fn spent_by(&self, outpoint: &OutPoint) -> Option<Txid> {
+        self.spend(outpoint).map(|s| s.txid)
+    }
+}
+
+impl Service {
+    /// Looks at every factory with the new tip.
+    pub(super) async fn on_block(&mut self) {
+        let height = self.parts.height();
+        if self.joining.is_some() {
+            self.client_input(ClientInput::Height(height)).await;
+        }
+        let ids: Vec<InstanceId> = self.factories.keys().copied().collect();
+        for id in ids {
+            if let Err(e) = self.factory_on_block(&id, height).await {
+                tracing::error!(instance = hex::encode(id), error = %e, "factory");
+            }
+        }
+        self.refresh_limits(height);
+    }
+
+    async fn factory_on_block(&mut self, id: &InstanceId, height: u32) -> Result<(), Error> {
+        let Some(factory) = self.factories.get(id) else { return Ok(()) };
+        let funding = factory.funding().outpoint;
+        let depth = self.parts.index.confirmation(&funding.txid).map(|c| self.parts.index.depth(c.height));
+        match (factory.state.stage, depth) {
+            (Stage::Signed | Stage::Funded, Some(depth))
+                if depth >= u32::from(factory.params().min_depth) =>
+            {
+                self.go_live(id)?;
+            }
+            (Stage::Signed | Stage::Funded, None) => self.unconfirmed(id, height),
+            _ => {}
+        }
+        if matches!(self.factories.get(id).map(|f| f.state.stage), Some(Stage::Live)) {
+            self.look_at_spends(id)?;
+            self.run_exit(id).await?;
+        }
+        self.run_close(id).await;
+        Ok(())
+    }
+
+    /// The funding is deep enough: channels may be used from here on.
+    fn go_live(&mut self, id: &InstanceId) -> Result<(), Error> {
+        if self.creating.contains_key(id) {
+            return Ok(());
+        }
+        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
+        factory.state.stage = Stage::Live;
+        factory.store_state(&self.parts.store)?;
+        let channels = factory.channel_ids()?;
+        if self.joining.as_ref().is_some_and(|j| j.id() == *id) {
+            self.joining = None;
+        }
+        for channel in &channels {
+            self.parts.channel_messages.release(channel);
+        }
+        self.parts.peers.process_events();
+        self.parts
+            .events
+            .push("factory_live", json!({"instance_id": hex::encode(id), "channels": channels.len()}));
+        Ok(())
+    }
+
+    /// The funding transaction is not in a block yet: publish it again, or give it up in time.
+    fn unconfirmed(&mut self, id: &InstanceId, height: u32) {
+        let Some(factory) = self.factories.get(id) else { return };
+        if self.creating.contains_key(id) {
+            return;
+        }
+        if height >= factory.birth_height().saturating_add(FUNDING_GIVE_UP) {
+            if self.joining.as_ref().is_some_and(|j| j.id() == *id) {
+                self.joining = None;
+            }
+            self.make_void(
+                id,
+                &format!("funding transaction unconfirmed {FUNDING_GIVE_UP} blocks after birth"),
+            );
+            return;
+        }
+        if let (Stage::Funded, Some(tx)) = (factory.state.stage, &factory.state.funding_tx) {
+            self.parts.broadcaster.send(vec![tx.0.clone()], "factory funding");
+        }
+    }
+
+    /// Who has spent what: the close, or leaves that were published.
+    fn look_at_spends(&mut self, id: &InstanceId) -> Result<(), Error> {
+        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
+        let index = &self.parts.index;
+        if let Some(spend) = index.spend(&factory.funding().outpoint) {
+            let is_root = match &factory.signed {
+                Signed::Lsp(r) => {
+                    r.nodes.first().and_then(|n| n.txs.first()).is_some_and(|t| t.txid() == spend.txid)
+                }
+                Signed::Client(r) => r.path.path.first().is_some_and(|t| t.txid() == spend.txid),
+            };
+            if !is_root && index.depth(spend.height) >= FINAL_DEPTH {
+                factory.state.stage = Stage::Closed;
+                factory.store_state(&self.parts.store)?;
+                let data = json!({"instance_id": hex::encode(id), "txid": spend.txid.to_string()});
+                self.parts.events.push("factory_closed", data);
+                for channel in factory.channel_ids()? {
+                    mark_void(&self.parts.store, &channel, "factory closed")?;
+                    lock(&self.parts.settled).insert(channel);
+                }
+                self.closing.remove(id);
+                return Ok(());
+            }
+        }
+        if let Signed::Lsp(_) = &factory.signed {
+            let mut changed = false;
+            for (outpoint, client) in factory.channels()? {
+                let Some(client) = client else { continue };
+                if index.spend(&outpoint).is_some() && !factory.state.left.contains(&client) {
+                    factory.state.left.push(client);
+                    changed = true;
+                    let data = json!({"instance_id": hex::encode(id), "node_id": client.to_string()});
+                    self.parts.events.push("client_left", data);
+                }
+            }
+            if changed {
+                factory.store_state(&self.parts.store)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps what depends on all factories together: the invoices' final expiry delta and the nearest
+    /// deadline.
+    fn refresh_limits(&self, height: u32) {
+        let patience = match &self.parts.config.role {
+            RoleConfig::Client(c) => c.policy.payment_patience_blocks,
+            RoleConfig::Lsp(_) => 0,
+        };
+        let live = |f: &&Factory| matches!(f.state.stage, Stage::Signed | Stage::Funded | Stage::Live);
+        let min_final = self
+            .factories
+            .values()
+            .filter(live)
+            .filter_map(|f| f.params().final_cltv_delta(patience).ok())
+            .max()
+            .unwrap_or(0);
+        self.parts.min_final_cltv.store(min_final, Ordering::Release);
+        let nearest = self
+            .factories
+            .values()
+            .filter(|f| matches!(f.state.stage, Stage::Funded | Stage::Live))
+            .flat_map(|f| self.deadlines(f, height))
+            .min_by_key(|d| d.height);
+        *lock(&self.parts.deadline) = nearest;
+    }
+
+    /// LDK has closed a channel.
+    pub(super) async fn channel_closed(
+        &mut self,
+        channel: ChannelId,
+        outpoint: Option<OutPoint>,
+        reason: ClosureReason,
+        local_msat: Option<u64>,
+        capacity_sat: Option<u64>,
+    ) {
+        self.creation_channel_closed(channel, &reason.to_string()).await;
+        let Some(known) = self.parts.outpoints.get(&channel) else { return };
+        let id = known.instance;
+        let Some(factory) = self.factories.get(&id) else { return };
+        if factory.state.stage == Stage::Void {
+            return;
+        }
+        let cooperative = matches!(
+            reason,
+            ClosureReason::LegacyCooperativeClosure
+                | ClosureReason::CounterpartyInitiatedCooperativeClosure
+                | ClosureReason::LocallyInitiatedCooperativeClosure
+        );
+        if cooperative {
+            let outpoint = outpoint.unwrap_or(known.outpoint);
+            return self.channel_shut(&id, outpoint, local_msat, capacity_sat).await;
+        }
+        tracing::warn!(%channel, %reason, "factory channel closed");
+        // A client's money in a closed channel comes home by its path only.
+        if !self.is_lsp() && factory.state.stage == Stage::Live && factory.state.exit.is_none() {
+            if let Err(e) = self.start_exit(&id, &format!("channel closed: {reason}")).await {
+                tracing::error!(error = %e, "exit not started");
+            }
+        }
+    }
+}

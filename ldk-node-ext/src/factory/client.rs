@@ -1,0 +1,385 @@
+//! A client's side of joining a factory: carries out what `ClientCeremony` says.
+
+use std::collections::VecDeque;
+
+use bitcoin::secp256k1::PublicKey;
+use bolt_tlv::payload::{self, Payload};
+use factory_core::ceremony::{ClientAction, ClientCeremony, ClientConfig, ClientInput, ClientPolicy};
+use lightning::ln::channelmanager::TrustedChannelFeatures;
+use lightning::ln::types::ChannelId;
+use lightning::util::config::{ChannelConfigOverrides, ChannelConfigUpdate};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::stored::{Factory, Signed, Stage, State, StoredTx};
+use super::{registry, user_channel_id, LdkEvent, Service, Timer};
+use crate::api;
+use crate::config::{ClientSettings, RoleConfig};
+use crate::ldk::InstanceId;
+
+/// Version of our protocol that `Join` names.
+const PROTOCOL_VERSION: u16 = 1;
+/// How long a client waits for its LSP in each phase, seconds.
+const PHASE_TIMEOUT_SECS: u32 = 600;
+/// Most blocks between the plan's birth height and the own tip.
+const MAX_BIRTH_SKEW: u32 = 6;
+
+/// A ceremony under way.
+pub(super) struct Joining {
+    machine: ClientCeremony,
+    id: InstanceId,
+    salt: [u8; 32],
+    timer: Option<Timer>,
+    /// What the plan says about the channel: temporary id, capacity (sat), push (msat).
+    expected: Option<(ChannelId, u64, u64)>,
+    /// The channel once it is funded, with the temporary id it had.
+    channel: Option<(ChannelId, ChannelId, bitcoin::OutPoint)>,
+}
+
+impl Joining {
+    /// What the API shows.
+    pub(super) fn id(&self) -> InstanceId {
+        self.id
+    }
+}
+
+impl Service {
+    pub(super) fn client_settings(&self) -> Option<&ClientSettings> {
+        match &self.parts.config.role {
+            RoleConfig::Client(c) => Some(c),
+            RoleConfig::Lsp(_) => None,
+        }
+    }
+
+    /// Asks to be in a factory, once per connection, when in none.
+    pub(super) fn join_if_free(&mut self) {
+        let Some(settings) = self.client_settings() else { return };
+        let lsp = settings.lsp_node_id;
+        let alive = |f: &Factory| matches!(f.state.stage, Stage::Signed | Stage::Funded | Stage::Live);
+        let free =
+            self.joining.is_none() && !self.factories.values().any(|f| alive(f) && f.state.exit.is_none());
+        if !settings.join || self.join_sent || !free {
+            return;
+        }
+        let join = payload::Join {
+            version: PROTOCOL_VERSION,
+            min_capacity_sat: settings.policy.min_capacity_sat,
+            max_capacity_sat: settings.policy.max_capacity_sat,
+        };
+        self.join_sent = self.send(lsp, join);
+    }
+
+    pub(super) fn lsp_connected(&mut self, peer: PublicKey) {
+        if self.client_settings().is_some_and(|s| s.lsp_node_id == peer) {
+            self.join_sent = false;
+            self.join_if_free();
+        }
+    }
+
+    pub(super) async fn lsp_gone(&mut self, peer: PublicKey) {
+        if self.client_settings().is_some_and(|s| s.lsp_node_id == peer) {
+            self.join_sent = false;
+            self.client_input(ClientInput::Disconnected).await;
+        }
+    }
+
+    pub(super) async fn lsp_message(&mut self, peer: PublicKey, payload: Payload) {
+        let Some(settings) = self.client_settings() else { return };
+        if settings.lsp_node_id != peer {
+            tracing::debug!(%peer, "factory message of somebody who is not our LSP");
+            return;
+        }
+        if self.close_message(peer, &payload).await {
+            return;
+        }
+        if let Payload::Invite(invite) = &payload {
+            self.invited(peer, invite);
+        }
+        if self.joining.as_ref().is_some_and(|j| payload.instance_id() == Some(j.id)) {
+            return self.client_input(ClientInput::Message(payload)).await;
+        }
+        match payload {
+            Payload::Funded(m) => self.funding_shown(&m.instance_id, m.transaction),
+            Payload::Abort(m) => {
+                let aborted = self.factories.get(&m.instance_id).is_some_and(|f| {
+                    f.attempt() == m.attempt
+                        && self.parts.index.confirmation(&f.funding().outpoint.txid).is_none()
+                });
+                if aborted {
+                    self.make_void(&m.instance_id, &format!("given up by the LSP: {}", m.text));
+                    self.join_sent = false;
+                }
+            }
+            other => tracing::debug!(number = other.number(), "message of no factory under way"),
+        }
+    }
+
+    /// An invitation: a machine of its own, with a key of its own.
+    fn invited(&mut self, lsp: PublicKey, invite: &payload::Invite) {
+        let (instance_id, attempt) = (invite.instance_id, invite.attempt);
+        if self.joining.as_ref().is_some_and(|j| j.id == instance_id) {
+            return;
+        }
+        let decline =
+            |code: u16, text: &str| payload::Decline { instance_id, attempt, code, text: text.to_owned() };
+        if self.joining.is_some() {
+            self.send(lsp, decline(1, "another ceremony is under way"));
+            return;
+        }
+        if self.factories.contains_key(&instance_id) {
+            self.send(lsp, decline(1, "this instance id has been used"));
+            return;
+        }
+        let Some(settings) = self.client_settings() else { return };
+        let policy = ClientPolicy {
+            accept: settings.join,
+            min_lifetime_blocks: settings.policy.min_lifetime_blocks,
+            max_exit_blocks: settings.policy.max_exit_blocks,
+            min_capacity_sat: settings.policy.min_capacity_sat,
+            max_capacity_sat: settings.policy.max_capacity_sat,
+            min_push_msat: 0,
+            max_clients: u32::try_from(settings.policy.max_clients).unwrap_or(u32::MAX),
+            max_birth_skew_blocks: MAX_BIRTH_SKEW,
+        };
+        let salt = self.parts.keys.random();
+        let machine = self.parts.keys.factory_key(&salt).and_then(|key| {
+            let config = ClientConfig {
+                policy,
+                secret_key: key.secret_bytes(),
+                payout_script: self.parts.wallet.new_script()?,
+                height: self.parts.height(),
+                network: self.parts.config.network,
+                timeout_secs: PHASE_TIMEOUT_SECS,
+            };
+            Ok(ClientCeremony::new(config, &mut rand::rng())?)
+        });
+        match machine {
+            Ok(machine) => {
+                self.parts.events.push("factory_invited", json!({"instance_id": hex::encode(instance_id)}));
+                let id = instance_id;
+                self.joining =
+                    Some(Joining { machine, id, salt, timer: None, expected: None, channel: None });
+            }
+            Err(e) => {
+                tracing::error!(error = %e, "cannot join");
+                self.send(lsp, decline(1, "internal error"));
+            }
+        }
+    }
+
+    pub(super) async fn client_input(&mut self, input: ClientInput) {
+        let Some(joining) = self.joining.as_mut() else { return };
+        let mut queue = match joining.machine.handle(input) {
+            Ok(actions) => VecDeque::from(actions),
+            Err(e) => {
+                tracing::error!(error = %e, "ceremony");
+                return;
+            }
+        };
+        while let Some(action) = queue.pop_front() {
+            let Some(input) = self.client_action(action) else { continue };
+            let Some(joining) = self.joining.as_mut() else { break };
+            match joining.machine.handle(input) {
+                Ok(more) => queue.extend(more),
+                Err(e) => tracing::error!(error = %e, "ceremony"),
+            }
+        }
+        self.parts.peers.process_events();
+    }
+
+    /// Carries out one action; returns what the machine has to hear about it.
+    fn client_action(&mut self, action: ClientAction) -> Option<ClientInput> {
+        let lsp = self.client_settings()?.lsp_node_id;
+        match action {
+            ClientAction::Send(payload) => {
+                self.send(lsp, payload);
+                None
+            }
+            ClientAction::ExpectChannel { temporary_channel_id, capacity_sat, push_msat } => {
+                let temporary = ChannelId(temporary_channel_id);
+                let joining = self.joining.as_mut()?;
+                joining.expected = Some((temporary, capacity_sat, push_msat));
+                self.parts.outpoints.expect(temporary, joining.id);
+                None
+            }
+            ClientAction::ForgetChannel { temporary_channel_id } => {
+                let temporary = ChannelId(temporary_channel_id);
+                self.parts.outpoints.unexpect(&temporary);
+                let joining = self.joining.as_mut()?;
+                joining.expected = None;
+                match joining.channel.take() {
+                    Some((t, channel, outpoint)) if t == temporary => {
+                        self.drop_channel(&channel, &lsp, Some(outpoint))
+                    }
+                    _ => self.drop_channel(&temporary, &lsp, None),
+                }
+                None
+            }
+            ClientAction::PersistRecord(record) => {
+                let attempt = record.path.attempt;
+                let joining = self.joining.as_ref()?;
+                let state = State::new(joining.salt, Vec::new());
+                let factory = Factory { signed: Signed::Client(record), state };
+                let stored = factory
+                    .store_all(&self.parts.store)
+                    .and_then(|()| registry::register(&factory, &self.parts.outpoints, &self.parts.index));
+                match stored {
+                    Ok(()) => {
+                        self.factories.insert(joining.id, factory);
+                        Some(ClientInput::Persisted { attempt })
+                    }
+                    Err(e) => {
+                        // Nothing is said to the LSP: it will time out and go on without us.
+                        tracing::error!(error = %e, "factory not stored");
+                        None
+                    }
+                }
+            }
+            ClientAction::Completed { record } => {
+                self.parts.events.push(
+                    "factory_joined",
+                    json!({
+                        "instance_id": hex::encode(record.path.instance_id),
+                        "funding": record.path.funding.outpoint.to_string(),
+                        "expiry_height": record.path.expiry_height,
+                    }),
+                );
+                None
+            }
+            ClientAction::FundingSeen { transaction } => {
+                let id = self.joining.take()?.id;
+                self.funding_shown(&id, *transaction);
+                None
+            }
+            ClientAction::Refused { code, text } => {
+                self.joining_ended("factory_refused", &format!("{code:?}: {text}"));
+                None
+            }
+            ClientAction::Aborted { text, .. } => {
+                self.joining_ended("factory_aborted", &text);
+                None
+            }
+            ClientAction::SetTimer { id, seconds } => {
+                self.joining.as_mut()?.timer = Some(Timer::new(id, seconds));
+                None
+            }
+        }
+    }
+
+    fn joining_ended(&mut self, kind: &str, reason: &str) {
+        let Some(joining) = self.joining.take() else { return };
+        tracing::warn!(reason, "no factory");
+        self.parts.events.push(kind, json!({"instance_id": hex::encode(joining.id), "reason": reason}));
+        self.make_void(&joining.id, reason);
+        self.join_sent = false;
+    }
+
+    /// The LSP shows the funding transaction. Only the chain is believed; this is for display, and so
+    /// that this node can publish it too.
+    fn funding_shown(&mut self, id: &InstanceId, tx: bitcoin::Transaction) {
+        let Some(factory) = self.factories.get_mut(id) else { return };
+        if factory.state.stage != Stage::Signed || tx.compute_txid() != factory.funding().outpoint.txid {
+            return;
+        }
+        factory.state.stage = Stage::Funded;
+        factory.state.funding_tx = Some(StoredTx(tx));
+        if let Err(e) = factory.store_state(&self.parts.store) {
+            tracing::error!(error = %e, "factory state not stored");
+        }
+    }
+
+    pub(super) async fn client_ldk_event(&mut self, event: LdkEvent) {
+        match event {
+            LdkEvent::OpenRequest { temporary, peer, capacity_sat, push_msat } => {
+                self.accept_channel(temporary, peer, capacity_sat, push_msat);
+            }
+            LdkEvent::ChannelPending {
+                channel, temporary: Some(temporary), outpoint, redeem_script, ..
+            } => {
+                let Some(joining) = self.joining.as_mut() else { return };
+                let Some((expected, ..)) = joining.expected else { return };
+                if expected != temporary {
+                    return;
+                }
+                joining.channel = Some((temporary, channel, outpoint));
+                self.parts.outpoints.unexpect(&temporary);
+                let details =
+                    self.parts.manager.list_channels().into_iter().find(|c| c.channel_id == channel);
+                let Some(capacity_sat) = details.map(|c| c.channel_value_satoshis) else { return };
+                let funding_script = redeem_script.map(|s| s.to_p2wsh()).unwrap_or_default();
+                let temporary_channel_id = temporary.0;
+                let input = ClientInput::ChannelFunded {
+                    temporary_channel_id,
+                    outpoint,
+                    funding_script,
+                    capacity_sat,
+                };
+                self.client_input(input).await;
+            }
+            _ => {}
+        }
+    }
+
+    /// Accepts a 0-conf channel if it is exactly the plan's, else refuses it.
+    fn accept_channel(&mut self, temporary: ChannelId, peer: PublicKey, capacity_sat: u64, push_msat: u64) {
+        let lsp = self.client_settings().map(|s| s.lsp_node_id);
+        let planned = self.joining.as_ref().and_then(|j| j.expected);
+        let manager = &self.parts.manager;
+        if lsp != Some(peer) || planned != Some((temporary, capacity_sat, push_msat)) {
+            tracing::warn!(%peer, capacity_sat, push_msat, "channel is not the planned one");
+            let reason = "not the channel of the plan".to_owned();
+            let _ = manager.force_close_broadcasting_latest_txn(&temporary, &peer, reason);
+            return;
+        }
+        let overrides = ChannelConfigOverrides {
+            handshake_overrides: None,
+            update_overrides: Some(ChannelConfigUpdate {
+                force_close_avoidance_max_fee_satoshis: Some(0),
+                ..Default::default()
+            }),
+        };
+        let accepted = manager.accept_inbound_channel_from_trusted_peer(
+            &temporary,
+            &peer,
+            user_channel_id(),
+            TrustedChannelFeatures::ZeroConf,
+            Some(overrides),
+        );
+        if let Err(e) = accepted {
+            tracing::error!(error = ?e, "planned channel not accepted");
+        }
+    }
+
+    pub(super) async fn client_timers(&mut self, now: Instant) {
+        let Some(joining) = self.joining.as_mut() else { return };
+        if let Some(timer) = joining.timer.filter(|t| t.at <= now) {
+            joining.timer = None;
+            self.client_input(ClientInput::Timeout { id: timer.id }).await;
+        }
+    }
+
+    /// Ceremonies of the client, for display.
+    pub(super) fn joining_info(&self) -> Option<api::FactoryInfo> {
+        let joining = self.joining.as_ref()?;
+        if self.factories.contains_key(&joining.id) {
+            return None;
+        }
+        Some(api::FactoryInfo {
+            instance_id: hex::encode(joining.id()),
+            state: api::FactoryState::Inviting,
+            failure: None,
+            funding: None,
+            funding_sat: 0,
+            funding_confirmations: 0,
+            birth_height: self.parts.height(),
+            expiry_height: 0,
+            clients: Vec::new(),
+            excluded: Vec::new(),
+            tree: Vec::new(),
+            deadlines: Vec::new(),
+            report: None,
+            close: None,
+            exits: Vec::new(),
+        })
+    }
+}

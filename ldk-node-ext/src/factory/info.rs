@@ -1,0 +1,313 @@
+//! What the API shows of factories.
+
+use bitcoin::secp256k1::PublicKey;
+use factory_core::lifetime::{Lifetime, Phase};
+use factory_core::planner;
+use factory_core::record::SignedPath;
+use factory_core::transaction::{SignedTx, TxKind};
+
+use super::stored::{Factory, Signed, Stage, StoredExit};
+use super::Service;
+use crate::api::{
+    CloseInfo, Deadline, ExitInfo, ExitStepInfo, FactoryInfo, FactoryMember, FactoryState, MemberState,
+    Outpoint, TreeTx,
+};
+use crate::error::Error;
+use crate::ldk::{channel_id, InstanceId};
+
+/// Mean time between blocks, seconds.
+const SECONDS_PER_BLOCK: i64 = 600;
+
+fn kind_name(kind: TxKind) -> &'static str {
+    match kind {
+        TxKind::Static { .. } => "static",
+        TxKind::Kickoff { .. } => "kickoff",
+        TxKind::State { .. } => "state",
+        TxKind::Distribution { .. } => "distribution",
+    }
+}
+
+fn level_of(kind: TxKind) -> usize {
+    match kind {
+        TxKind::Static { level } | TxKind::Kickoff { level } | TxKind::State { level, .. } => {
+            usize::from(level)
+        }
+        TxKind::Distribution { .. } => 0,
+    }
+}
+
+fn deadline(what: &str, at: u32, height: u32) -> Deadline {
+    let blocks = i64::from(at) - i64::from(height);
+    Deadline { what: what.to_owned(), height: at, blocks, seconds: blocks.saturating_mul(SECONDS_PER_BLOCK) }
+}
+
+impl Service {
+    /// All factories, oldest first: those that were made, those under way, those that failed.
+    pub(super) fn all_infos(&self) -> Vec<FactoryInfo> {
+        let mut ids: Vec<InstanceId> = self.factories.keys().chain(self.creating.keys()).copied().collect();
+        ids.sort();
+        ids.dedup();
+        let mut list: Vec<FactoryInfo> = self.failed.clone();
+        list.extend(ids.iter().filter_map(|id| self.info(id).ok()));
+        list.extend(self.joining_info());
+        list.sort_by(|a, b| a.instance_id.cmp(&b.instance_id));
+        list
+    }
+
+    /// One factory.
+    pub(super) fn info(&self, id: &InstanceId) -> Result<FactoryInfo, Error> {
+        if let Some(creating) = self.creating.get(id) {
+            return Ok(creating.info(id, None));
+        }
+        if let Some(factory) = self.factories.get(id) {
+            return self.made_info(factory);
+        }
+        let hex = hex::encode(id);
+        if let Some(joining) = self.joining_info().filter(|j| j.instance_id == hex) {
+            return Ok(joining);
+        }
+        let failed = self.failed.iter().find(|f| f.instance_id == hex).cloned();
+        failed.ok_or_else(|| Error::not_found(format!("factory {hex}")))
+    }
+
+    fn made_info(&self, factory: &Factory) -> Result<FactoryInfo, Error> {
+        let height = self.parts.height();
+        let funding = factory.funding();
+        let confirmation = self.parts.index.confirmation(&funding.outpoint.txid);
+        let report = planner::plan(factory.params(), factory.clients()).ok();
+        Ok(FactoryInfo {
+            instance_id: hex::encode(factory.id()),
+            state: self.state_of(factory, height),
+            failure: factory.state.failure.clone(),
+            funding: Some(Outpoint::from(funding.outpoint)),
+            funding_sat: funding.value_sat,
+            funding_confirmations: confirmation.map_or(0, |c| self.parts.index.depth(c.height)),
+            birth_height: factory.birth_height(),
+            expiry_height: factory.expiry_height(),
+            clients: self.members(factory)?,
+            excluded: factory.state.excluded.clone(),
+            tree: self.tree(factory),
+            deadlines: self.deadlines(factory, height),
+            report: report.and_then(|r| serde_json::to_value(r).ok()),
+            close: self.close_info(factory),
+            exits: self.exits(factory)?,
+        })
+    }
+
+    fn state_of(&self, factory: &Factory, height: u32) -> FactoryState {
+        let phase = factory.lifetime().ok().map(|l| l.phase_at(height));
+        let close_confirmed = || {
+            let close = factory.state.close.as_ref()?;
+            close
+                .txs
+                .iter()
+                .chain(&close.signed)
+                .find_map(|t| self.parts.index.confirmation(&t.0.compute_txid()))
+        };
+        match factory.state.stage {
+            Stage::Void => FactoryState::Failed,
+            Stage::Exited => FactoryState::Exited,
+            Stage::Closed => FactoryState::Closed,
+            Stage::Signed | Stage::Funded => FactoryState::Confirming,
+            Stage::Live if close_confirmed().is_some() => FactoryState::Closed,
+            Stage::Live if factory.state.exit.is_some() => FactoryState::Exiting,
+            Stage::Live if self.is_closing(factory) => FactoryState::Closing,
+            Stage::Live => match phase {
+                Some(Phase::Active) | None => FactoryState::Active,
+                Some(_) => FactoryState::Dying,
+            },
+        }
+    }
+
+    /// What is due for a factory that is alive.
+    pub(super) fn deadlines(&self, factory: &Factory, height: u32) -> Vec<Deadline> {
+        let Ok(life): Result<Lifetime, _> = factory.lifetime() else { return Vec::new() };
+        let mut list = vec![
+            deadline("active period ends", life.active_until(), height),
+            deadline("dying period ends", life.dying_until(), height),
+            deadline("last height to start an exit", life.settle_by(), height),
+            deadline("distributions become valid (T)", life.expiry(), height),
+        ];
+        if matches!(factory.state.stage, Stage::Signed | Stage::Funded) {
+            list.insert(0, deadline("funding is given up if unconfirmed", life.funding_give_up(), height));
+        }
+        list.retain(|d| d.blocks >= 0);
+        if matches!(factory.state.stage, Stage::Closed | Stage::Exited | Stage::Void) {
+            list.clear();
+        }
+        list
+    }
+
+    fn members(&self, factory: &Factory) -> Result<Vec<FactoryMember>, Error> {
+        let ready: Vec<_> = self
+            .parts
+            .manager
+            .list_channels()
+            .into_iter()
+            .filter(|c| c.is_channel_ready)
+            .map(|c| c.channel_id)
+            .collect();
+        let member = |node_id: PublicKey, capacity_sat: u64, push_msat: u64, outpoint: bitcoin::OutPoint| {
+            let channel = channel_id(outpoint);
+            let left = factory.state.left.contains(&node_id) || self.parts.index.spend(&outpoint).is_some();
+            let state = match factory.state.stage {
+                Stage::Closed => MemberState::Closed,
+                _ if left => MemberState::Exited,
+                _ if ready.contains(&channel) => MemberState::Ready,
+                _ => MemberState::Persisted,
+            };
+            FactoryMember {
+                node_id: node_id.to_string(),
+                capacity_sat,
+                push_sat: push_msat / 1000,
+                channel_id: Some(hex::encode(channel.0)),
+                state,
+                reason: None,
+            }
+        };
+        Ok(match &factory.signed {
+            Signed::Lsp(r) => factory
+                .channels()?
+                .into_iter()
+                .zip(&r.plan.members)
+                .filter_map(|((outpoint, client), m)| {
+                    Some(member(client?, m.share.capacity_sat, m.share.push_msat, outpoint))
+                })
+                .collect(),
+            Signed::Client(r) => r
+                .channel()
+                .map(|c| member(self.parts.node_id, c.share.capacity_sat, c.share.push_msat, c.outpoint))
+                .into_iter()
+                .collect(),
+        })
+    }
+
+    fn tree_tx(&self, tx: &SignedTx, clients: [usize; 2]) -> TreeTx {
+        let parent = tx.parent();
+        TreeTx {
+            level: level_of(tx.kind),
+            kind: kind_name(tx.kind).to_owned(),
+            txid: tx.txid().to_string(),
+            parent_txid: parent.map(|p| p.txid.to_string()).unwrap_or_default(),
+            vout: parent.map_or(0, |p| p.vout),
+            delay_blocks: tx.relative_delay,
+            clients,
+            sat: tx.spends.value.to_sat(),
+            confirmed_height: self.parts.index.confirmation(&tx.txid()).map(|c| c.height),
+        }
+    }
+
+    fn tree(&self, factory: &Factory) -> Vec<TreeTx> {
+        let at = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+        match &factory.signed {
+            Signed::Lsp(r) => r
+                .nodes
+                .iter()
+                .flat_map(|n| n.txs.iter().map(move |t| (t, [at(n.first), at(n.end)])))
+                .map(|(t, clients)| self.tree_tx(t, clients))
+                .collect(),
+            Signed::Client(r) => {
+                let own = [at(r.index), at(r.index).saturating_add(1)];
+                r.path.path.iter().map(|t| self.tree_tx(t, own)).collect()
+            }
+        }
+    }
+
+    fn exits(&self, factory: &Factory) -> Result<Vec<ExitInfo>, Error> {
+        match &factory.signed {
+            Signed::Client(r) => Ok(factory
+                .state
+                .exit
+                .as_ref()
+                .map(|e| self.exit_info(&r.path, self.parts.node_id, Some(e), factory))
+                .into_iter()
+                .collect()),
+            Signed::Lsp(r) => {
+                let mut out = Vec::new();
+                for client in &factory.state.left {
+                    if let Some(index) = r.index_of(client) {
+                        out.push(self.exit_info(&r.leaf_path(index)?, *client, None, factory));
+                    }
+                }
+                Ok(out)
+            }
+        }
+    }
+
+    fn exit_info(
+        &self,
+        path: &SignedPath,
+        node_id: PublicKey,
+        stored: Option<&StoredExit>,
+        factory: &Factory,
+    ) -> ExitInfo {
+        let index = &self.parts.index;
+        let children = stored.map(|s| s.children.as_slice()).unwrap_or_default();
+        let steps: Vec<ExitStepInfo> = path
+            .path
+            .iter()
+            .enumerate()
+            .map(|(i, tx)| {
+                let child = children.get(i).and_then(Option::as_ref);
+                let parent_height = tx.parent().and_then(|p| index.confirmation(&p.txid)).map(|c| c.height);
+                let delay = u32::from(tx.relative_delay).max(1);
+                ExitStepInfo {
+                    kind: kind_name(tx.kind).to_owned(),
+                    txid: tx.txid().to_string(),
+                    child_txid: child.map(|c| c.tx.0.compute_txid().to_string()),
+                    delay_blocks: tx.relative_delay,
+                    earliest_height: parent_height.map(|h| h.saturating_add(delay)),
+                    confirmed_height: index.confirmation(&tx.txid()).map(|c| c.height),
+                    fee_sat: child.map_or(0, |c| c.fee_sat),
+                }
+            })
+            .collect();
+        let outpoint = factory
+            .channels()
+            .ok()
+            .and_then(|list| list.into_iter().find(|(_, c)| c.is_none_or(|c| c == node_id)).map(|(o, _)| o));
+        let spend = outpoint.and_then(|o| index.spend(&o));
+        let phase = match (stored, spend) {
+            (Some(e), _) if e.done => "done",
+            (Some(e), _) if e.needs_coin_sat.is_some() => "waiting_for_coin",
+            (_, Some(_)) => "sweep",
+            _ if steps.iter().all(|s| s.confirmed_height.is_some()) => "commitment",
+            _ => "path",
+        };
+        ExitInfo {
+            node_id: node_id.to_string(),
+            phase: phase.to_owned(),
+            waits_for: stored.map(|e| e.waits_for.clone()).unwrap_or_default(),
+            fees_sat: steps.iter().map(|s| s.fee_sat).fold(0, u64::saturating_add),
+            steps,
+            commitment_txid: spend.map(|s| s.txid.to_string()),
+            commitment_height: spend.map(|s| s.height),
+        }
+    }
+
+    fn close_info(&self, factory: &Factory) -> Option<CloseInfo> {
+        let close = factory.state.close.as_ref()?;
+        let confirmed = close.txs.iter().chain(&close.signed).find_map(|t| {
+            let txid = t.0.compute_txid();
+            self.parts.index.confirmation(&txid).map(|c| (txid, c.height))
+        });
+        let shown = confirmed
+            .map(|(t, _)| t)
+            .or_else(|| close.signed.as_ref().or(close.txs.last()).map(|t| t.0.compute_txid()));
+        let phase = match (&confirmed, &close.signed) {
+            (Some(_), _) => "confirmed".to_owned(),
+            (None, Some(_)) => "broadcast".to_owned(),
+            (None, None) => self.close_phase(factory),
+        };
+        Some(CloseInfo {
+            phase,
+            reason: close.reason.clone(),
+            txid: shown.map(|t| t.to_string()),
+            height: confirmed.map(|(_, h)| h),
+            confirmations: confirmed.map_or(0, |(_, h)| self.parts.index.depth(h)),
+            paid: close.paid.clone(),
+            to_fees: close.to_fees.clone(),
+            fee_sat: close.fee_sat,
+        })
+    }
+}

@@ -1,0 +1,532 @@
+//! The LSP's side of creating a factory: carries out what `LspCeremony` says.
+
+use std::collections::VecDeque;
+
+use bitcoin::psbt::Psbt;
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{Amount, OutPoint};
+use bolt_tlv::payload::{self, Payload};
+use factory_core::ceremony::{LspAction, LspCeremony, LspConfig, LspInput, Phase, Timeouts};
+use lightning::ln::types::ChannelId;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::stored::{Factory, Signed, Stage, State, StoredTx};
+use super::{plan, registry, user_channel_id, LdkEvent, Service, Timer, MAX_SHOWN_FAILURES};
+use crate::api::{self, ExcludedClient, FactoryMember, FactoryState, MemberState};
+use crate::error::Error;
+use crate::ldk::InstanceId;
+
+/// A client that asked to be in a factory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    pub(super) min_capacity_sat: u64,
+    pub(super) max_capacity_sat: u64,
+}
+
+/// A ceremony under way.
+pub(super) struct Creating {
+    machine: LspCeremony,
+    salt: [u8; 32],
+    psbt: Option<Psbt>,
+    timer: Option<Timer>,
+    birth_height: u32,
+    pub(super) state: FactoryState,
+    pub(super) members: Vec<FactoryMember>,
+    pub(super) excluded: Vec<ExcludedClient>,
+    attempt_channels: Vec<(ChannelId, PublicKey)>,
+}
+
+/// Clients remembered as waiting, at most.
+const MAX_WAITING_CLIENTS: usize = 10_000;
+/// Ceremonies at a time.
+const MAX_CEREMONIES: usize = 8;
+
+fn api_state(phase: Phase) -> FactoryState {
+    match phase {
+        Phase::Inviting => FactoryState::Inviting,
+        Phase::Planning => FactoryState::Planning,
+        Phase::Opening => FactoryState::Opening,
+        Phase::Funding => FactoryState::Funding,
+        Phase::Nonces => FactoryState::Nonces,
+        Phase::Partials => FactoryState::Partials,
+        Phase::Recording | Phase::Persisting => FactoryState::Persisting,
+        Phase::Done => FactoryState::Confirming,
+        Phase::Failed => FactoryState::Failed,
+    }
+}
+
+fn member_state(payload: &Payload) -> Option<MemberState> {
+    match payload {
+        Payload::Accept(_) => Some(MemberState::Accepted),
+        Payload::PlanOk(_) => Some(MemberState::Planned),
+        Payload::Nonces(_) => Some(MemberState::Opened),
+        Payload::Partials(_) => Some(MemberState::Signed),
+        Payload::Persisted(_) => Some(MemberState::Persisted),
+        _ => None,
+    }
+}
+
+impl Creating {
+    /// What the API shows.
+    pub(super) fn info(&self, id: &InstanceId, failure: Option<String>) -> api::FactoryInfo {
+        api::FactoryInfo {
+            instance_id: hex::encode(id),
+            state: if failure.is_some() { FactoryState::Failed } else { self.state },
+            failure,
+            funding: None,
+            funding_sat: 0,
+            funding_confirmations: 0,
+            birth_height: self.birth_height,
+            expiry_height: 0,
+            clients: self.members.clone(),
+            excluded: self.excluded.clone(),
+            tree: Vec::new(),
+            deadlines: Vec::new(),
+            report: None,
+            close: None,
+            exits: Vec::new(),
+        }
+    }
+
+    fn set_member(&mut self, client: &PublicKey, state: MemberState, reason: Option<String>) {
+        let id = client.to_string();
+        if let Some(m) = self.members.iter_mut().find(|m| m.node_id == id) {
+            m.state = state;
+            m.reason = reason;
+        }
+    }
+}
+
+impl Service {
+    /// Starts a ceremony.
+    pub(super) async fn create(&mut self, request: api::CreateFactoryRequest) -> Result<String, Error> {
+        let order = self.order(request)?;
+        if self.creating.len() >= MAX_CEREMONIES {
+            return Err(Error::Conflict(format!("{MAX_CEREMONIES} factories are being created already")));
+        }
+        if let Some(busy) = order.clients.iter().find(|c| self.creating.values().any(|k| k.has(&c.node_id))) {
+            return Err(Error::Conflict(format!(
+                "client {} takes part in another ceremony now",
+                busy.node_id
+            )));
+        }
+        let settings = self.lsp_settings()?;
+        let seconds = u32::try_from(settings.phase_timeout.as_secs()).unwrap_or(u32::MAX);
+        let min_clients = settings.min_clients;
+        let (id, salt) = (plan::new_instance_id(), self.parts.keys.random());
+        let birth_height = self.parts.height();
+        let members = order
+            .clients
+            .iter()
+            .map(|c| FactoryMember {
+                node_id: c.node_id.to_string(),
+                capacity_sat: c.capacity_sat,
+                push_sat: c.push_msat / 1000,
+                channel_id: None,
+                state: MemberState::Invited,
+                reason: None,
+            })
+            .collect();
+        let config = LspConfig {
+            instance_id: id,
+            secret_key: self.parts.keys.factory_key(&salt)?.secret_bytes(),
+            params: order.params,
+            clients: order.clients,
+            leaf_stock_sat: order.stock_sat,
+            stock_script: self.parts.wallet.new_script()?,
+            birth_height,
+            min_clients,
+            timeouts: Timeouts {
+                invite: seconds,
+                plan: seconds,
+                open: seconds,
+                funding: seconds,
+                nonces: seconds,
+                partials: seconds,
+                persist: seconds,
+            },
+        };
+        let (machine, actions) = LspCeremony::new(config, &mut rand::rng())?;
+        let creating = Creating {
+            machine,
+            salt,
+            psbt: None,
+            timer: None,
+            birth_height,
+            state: FactoryState::Inviting,
+            members,
+            excluded: Vec::new(),
+            attempt_channels: Vec::new(),
+        };
+        self.parts.events.push(
+            "factory_creating",
+            json!({"instance_id": hex::encode(id), "clients": creating.members.len()}),
+        );
+        self.creating.insert(id, creating);
+        self.run_lsp(id, actions).await;
+        Ok(hex::encode(id))
+    }
+
+    /// Feeds one input to a ceremony and carries out what follows.
+    async fn lsp_input(&mut self, id: InstanceId, input: LspInput) {
+        let Some(creating) = self.creating.get_mut(&id) else { return };
+        match creating.machine.handle(input) {
+            Ok(actions) => self.run_lsp(id, actions).await,
+            Err(e) => {
+                tracing::error!(error = %e, "ceremony");
+                self.fail_creation(id, e.to_string());
+            }
+        }
+    }
+
+    async fn run_lsp(&mut self, id: InstanceId, actions: Vec<LspAction>) {
+        let mut queue = VecDeque::from(actions);
+        while let Some(action) = queue.pop_front() {
+            for input in self.lsp_action(id, action).await {
+                let Some(creating) = self.creating.get_mut(&id) else { return };
+                match creating.machine.handle(input) {
+                    Ok(more) => queue.extend(more),
+                    Err(e) => return self.fail_creation(id, e.to_string()),
+                }
+            }
+        }
+        self.parts.peers.process_events();
+    }
+
+    /// Carries out one action; returns what the machine has to hear about it.
+    async fn lsp_action(&mut self, id: InstanceId, action: LspAction) -> Vec<LspInput> {
+        match action {
+            LspAction::Send { client, payload } => {
+                if self.send(client, payload) {
+                    Vec::new()
+                } else {
+                    vec![LspInput::ClientGone { client }]
+                }
+            }
+            LspAction::OpenChannel { client, temporary_channel_id, capacity_sat, push_msat } => {
+                let temporary = ChannelId(temporary_channel_id);
+                self.parts.outpoints.expect(temporary, id);
+                let opened = self.parts.manager.create_channel(
+                    client,
+                    capacity_sat,
+                    push_msat,
+                    user_channel_id(),
+                    Some(temporary),
+                    Some(self.parts.config.factory_channel_config()),
+                );
+                if let Some(c) = self.creating.get_mut(&id) {
+                    c.attempt_channels.push((temporary, client));
+                }
+                match opened {
+                    Ok(_) => Vec::new(),
+                    Err(e) => vec![LspInput::ChannelFailed {
+                        client,
+                        temporary_channel_id,
+                        reason: format!("{e:?}"),
+                    }],
+                }
+            }
+            LspAction::CloseChannel { client, temporary_channel_id, outpoint } => {
+                let temporary = ChannelId(temporary_channel_id);
+                self.parts.outpoints.unexpect(&temporary);
+                let channel = outpoint.map_or(temporary, crate::ldk::channel_id);
+                self.drop_channel(&channel, &client, outpoint);
+                Vec::new()
+            }
+            LspAction::BuildFunding { script, value_sat } => {
+                let value = Amount::from_sat(value_sat);
+                let built = self.parts.wallet.build_payment(script.clone(), value, self.parts.fees.normal());
+                match built {
+                    Ok(psbt) => {
+                        let tx = &psbt.unsigned_tx;
+                        let vout = (0u32..)
+                            .zip(&tx.output)
+                            .find(|(_, o)| o.script_pubkey == script && o.value == value);
+                        let Some((vout, _)) = vout else {
+                            let reason = "the wallet left the factory output out".to_owned();
+                            return vec![LspInput::FundingFailed { reason }];
+                        };
+                        let outpoint = OutPoint { txid: tx.compute_txid(), vout };
+                        if let Some(c) = self.creating.get_mut(&id) {
+                            c.psbt = Some(psbt);
+                        }
+                        vec![LspInput::FundingBuilt { outpoint, script, value_sat }]
+                    }
+                    Err(e) => vec![LspInput::FundingFailed { reason: e.to_string() }],
+                }
+            }
+            LspAction::ReleaseFunding => {
+                if let Some(psbt) = self.creating.get_mut(&id).and_then(|c| c.psbt.take()) {
+                    self.parts.wallet.release(&psbt.unsigned_tx);
+                }
+                Vec::new()
+            }
+            LspAction::FundChannel { client, temporary_channel_id, outpoint } => {
+                // Held before LDK considers it open.
+                self.parts.outpoints.insert(id, outpoint);
+                let temporary = ChannelId(temporary_channel_id);
+                let index = u16::try_from(outpoint.vout).unwrap_or(u16::MAX);
+                let txo = lightning::chain::transaction::OutPoint { txid: outpoint.txid, index };
+                match self.parts.manager.unsafe_manual_funding_transaction_generated(temporary, client, txo) {
+                    Ok(()) => Vec::new(),
+                    Err(e) => vec![LspInput::ChannelFailed {
+                        client,
+                        temporary_channel_id,
+                        reason: format!("{e:?}"),
+                    }],
+                }
+            }
+            LspAction::PersistRecord(record) => {
+                let attempt = record.attempt;
+                let Some(creating) = self.creating.get(&id) else { return Vec::new() };
+                let state = State::new(creating.salt, creating.excluded.clone());
+                let factory = Factory { signed: Signed::Lsp(record), state };
+                let stored = factory
+                    .store_all(&self.parts.store)
+                    .and_then(|()| registry::register(&factory, &self.parts.outpoints, &self.parts.index));
+                match stored {
+                    Ok(()) => {
+                        self.factories.insert(id, factory);
+                        vec![LspInput::RecordPersisted { attempt }]
+                    }
+                    Err(e) => {
+                        tracing::error!(error = %e, "factory not stored");
+                        vec![LspInput::Cancel]
+                    }
+                }
+            }
+            LspAction::BroadcastFunding => self.broadcast_funding(&id),
+            LspAction::SetTimer { id: timer, seconds } => {
+                if let Some(c) = self.creating.get_mut(&id) {
+                    c.timer = Some(Timer::new(timer, seconds));
+                }
+                Vec::new()
+            }
+            LspAction::Excluded { client, reason } => {
+                tracing::warn!(%client, %reason, "client excluded from the factory");
+                self.parts.events.push(
+                    "client_excluded",
+                    json!({"instance_id": hex::encode(id), "node_id": client.to_string(), "reason": reason.to_string()}),
+                );
+                if let Some(c) = self.creating.get_mut(&id) {
+                    c.set_member(&client, MemberState::Excluded, Some(reason.to_string()));
+                    c.excluded
+                        .push(ExcludedClient { node_id: client.to_string(), reason: reason.to_string() });
+                }
+                Vec::new()
+            }
+            LspAction::Progress(phase) => {
+                tracing::info!(instance = hex::encode(id), ?phase, "ceremony");
+                if let Some(c) = self.creating.get_mut(&id) {
+                    c.state = api_state(phase);
+                }
+                Vec::new()
+            }
+            LspAction::Done => {
+                self.creating.remove(&id);
+                let data = json!({"instance_id": hex::encode(id)});
+                self.parts.events.push("factory_created", data);
+                Vec::new()
+            }
+            LspAction::Failed { reason } => {
+                self.fail_creation(id, reason.to_string());
+                Vec::new()
+            }
+        }
+    }
+
+    /// Signs the funding transaction, stores it, and only then shows it to anybody.
+    fn broadcast_funding(&mut self, id: &InstanceId) -> Vec<LspInput> {
+        let Some(psbt) = self.creating.get_mut(id).and_then(|c| c.psbt.take()) else {
+            return vec![LspInput::FundingFailed { reason: "there is no funding transaction".into() }];
+        };
+        let Some(factory) = self.factories.get_mut(id) else {
+            return vec![LspInput::FundingFailed { reason: "there is no record".into() }];
+        };
+        let unsigned = psbt.unsigned_tx.clone();
+        let signed = self.parts.wallet.sign(psbt);
+        let ready = signed.and_then(|tx| {
+            if tx.compute_txid() != factory.funding().outpoint.txid {
+                return Err(Error::Wallet("signing changed the txid of the funding transaction".into()));
+            }
+            factory.state.funding_tx = Some(StoredTx(tx.clone()));
+            factory.state.stage = Stage::Funded;
+            factory.store_state(&self.parts.store)?;
+            Ok(tx)
+        });
+        match ready {
+            Ok(tx) => {
+                let (attempt, instance_id) = (factory.attempt(), *id);
+                let Signed::Lsp(record) = &factory.signed else { return Vec::new() };
+                let clients = record.client_ids.clone();
+                self.parts.broadcaster.send(vec![tx.clone()], "factory funding");
+                for client in clients {
+                    self.send(client, payload::Funded { instance_id, attempt, transaction: tx.clone() });
+                }
+                Vec::new()
+            }
+            Err(e) => {
+                tracing::error!(error = %e, "funding transaction not broadcast");
+                factory.state.stage = Stage::Signed;
+                factory.state.funding_tx = None;
+                self.parts.wallet.release(&unsigned);
+                self.make_void(id, &e.to_string());
+                Vec::new()
+            }
+        }
+    }
+
+    fn fail_creation(&mut self, id: InstanceId, reason: String) {
+        let Some(creating) = self.creating.remove(&id) else { return };
+        if let Some(psbt) = &creating.psbt {
+            self.parts.wallet.release(&psbt.unsigned_tx);
+        }
+        self.make_void(&id, &reason);
+        // Whatever the machine has not closed itself.
+        for (temporary, client) in &creating.attempt_channels {
+            self.parts.outpoints.unexpect(temporary);
+            let _ = self.parts.manager.force_close_broadcasting_latest_txn(temporary, client, reason.clone());
+        }
+        if !self.factories.contains_key(&id) {
+            self.parts
+                .events
+                .push("factory_failed", json!({"instance_id": hex::encode(id), "reason": reason}));
+            if self.failed.len() >= MAX_SHOWN_FAILURES {
+                self.failed.remove(0);
+            }
+            self.failed.push(creating.info(&id, Some(reason)));
+        }
+    }
+
+    // ---- what peers and LDK say
+
+    pub(super) async fn client_connected(&mut self, client: PublicKey) {
+        self.remind(client);
+        self.resume_close_with(client).await;
+    }
+
+    pub(super) async fn client_gone(&mut self, client: PublicKey) {
+        let ids: Vec<InstanceId> =
+            self.creating.iter().filter(|(_, c)| c.has(&client)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.lsp_input(id, LspInput::ClientGone { client }).await;
+        }
+    }
+
+    pub(super) async fn client_message(&mut self, client: PublicKey, payload: Payload) {
+        if let Payload::Join(join) = &payload {
+            let known = self.waiting.contains_key(&client);
+            if known || self.waiting.len() < MAX_WAITING_CLIENTS {
+                let (min_capacity_sat, max_capacity_sat) = (join.min_capacity_sat, join.max_capacity_sat);
+                self.waiting.insert(client, Waiting { min_capacity_sat, max_capacity_sat });
+            }
+            return;
+        }
+        if self.close_message(client, &payload).await {
+            return;
+        }
+        let Some(id) = payload.instance_id().filter(|id| self.creating.contains_key(id)) else {
+            tracing::debug!(%client, number = payload.number(), "message of no factory under way");
+            return;
+        };
+        if let (Some(state), Some(c)) = (member_state(&payload), self.creating.get_mut(&id)) {
+            c.set_member(&client, state, None);
+        }
+        self.lsp_input(id, LspInput::Message { client, payload }).await;
+    }
+
+    pub(super) async fn lsp_ldk_event(&mut self, event: LdkEvent) {
+        match event {
+            LdkEvent::ChannelScript { temporary, peer, script } => {
+                if let Some(id) = self.parts.outpoints.expected(&temporary) {
+                    let input =
+                        LspInput::ChannelScript { client: peer, temporary_channel_id: temporary.0, script };
+                    self.lsp_input(id, input).await;
+                }
+            }
+            LdkEvent::CommitmentHeld { channel, temporary, peer, outpoint } => {
+                let Some(id) = self.parts.outpoints.expected(&temporary) else { return };
+                tracing::debug!(%channel, %outpoint, "first commitment held");
+                self.parts.outpoints.unexpect(&temporary);
+                let input = LspInput::CommitmentHeld { client: peer, temporary_channel_id: temporary.0 };
+                self.lsp_input(id, input).await;
+            }
+            LdkEvent::OpenRequest { temporary, peer, .. } => {
+                // A client that opens under an id of one of our plans: not in the protocol.
+                let reason = "this channel id belongs to a plan".to_owned();
+                let _ = self.parts.manager.force_close_broadcasting_latest_txn(&temporary, &peer, reason);
+            }
+            LdkEvent::ChannelPending { .. }
+            | LdkEvent::ChannelReady { .. }
+            | LdkEvent::ChannelClosed { .. } => {}
+        }
+    }
+
+    /// A channel that LDK closed while its ceremony was still under way.
+    pub(super) async fn creation_channel_closed(&mut self, channel: ChannelId, reason: &str) {
+        let found = self.creating.iter().find_map(|(id, c)| {
+            let hit = c.attempt_channels.iter().find(|(t, _)| *t == channel)?;
+            Some((*id, hit.1, hit.0))
+        });
+        if let Some((id, client, temporary)) = found {
+            let input = LspInput::ChannelFailed {
+                client,
+                temporary_channel_id: temporary.0,
+                reason: reason.to_owned(),
+            };
+            self.lsp_input(id, input).await;
+        }
+    }
+
+    pub(super) async fn lsp_timers(&mut self, now: Instant) {
+        let due: Vec<(InstanceId, u64)> = self
+            .creating
+            .iter()
+            .filter_map(|(id, c)| c.timer.filter(|t| t.at <= now).map(|t| (*id, t.id)))
+            .collect();
+        for (id, timer) in due {
+            if let Some(c) = self.creating.get_mut(&id) {
+                c.timer = None;
+            }
+            self.lsp_input(id, LspInput::Timeout { id: timer }).await;
+        }
+    }
+
+    /// Clients that speak our protocol, and whether they wait.
+    pub(super) fn waiting_clients(&self) -> Result<Vec<api::WaitingClient>, Error> {
+        self.lsp_settings()?;
+        let ready = self.parts.factory_messages.ready_peers();
+        let mut list: Vec<api::WaitingClient> = self
+            .waiting
+            .iter()
+            .map(|(id, w)| api::WaitingClient {
+                node_id: id.to_string(),
+                connected: ready.contains(id),
+                waiting: ready.contains(id) && !self.is_busy(id),
+                min_capacity_sat: w.min_capacity_sat,
+                max_capacity_sat: w.max_capacity_sat,
+            })
+            .collect();
+        list.sort_by(|a, b| a.node_id.cmp(&b.node_id));
+        Ok(list)
+    }
+
+    /// Whether a client is in a ceremony or in a factory that is alive.
+    pub(super) fn is_busy(&self, client: &PublicKey) -> bool {
+        let alive = |f: &Factory| matches!(f.state.stage, Stage::Signed | Stage::Funded | Stage::Live);
+        let member = |f: &Factory| match &f.signed {
+            Signed::Lsp(r) => r.index_of(client).is_some() && !f.state.left.contains(client),
+            Signed::Client(_) => false,
+        };
+        self.creating.values().any(|c| c.has(client))
+            || self.factories.values().any(|f| alive(f) && member(f))
+    }
+}
+
+impl Creating {
+    fn has(&self, client: &PublicKey) -> bool {
+        let id = client.to_string();
+        self.members.iter().any(|m| m.node_id == id && m.state != MemberState::Excluded)
+    }
+}

@@ -1,0 +1,257 @@
+//! The factory service: one task that drives factory-core's machines and owns every factory.
+//!
+//! It hears peers, LDK, the chain, timers and the API, hands each to the machine concerned and carries
+//! out what the machine says, in the order it says it. Being one task, it needs no locks; what it
+//! promises it has stored before.
+
+mod chain;
+mod client;
+mod close;
+mod exit;
+mod info;
+mod lsp;
+mod plan;
+mod registry;
+mod stored;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{OutPoint, ScriptBuf};
+use lightning::events::ClosureReason;
+use lightning::ln::types::ChannelId;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::api;
+use crate::config::RoleConfig;
+use crate::error::Error;
+use crate::ldk::{InstanceId, PeerEvent};
+use crate::node::Parts;
+
+pub(crate) use registry::{load, Loaded};
+use stored::Factory;
+
+/// Upper half of the user channel id of every factory channel, by which one is known after a restart
+/// in the middle of a ceremony. ASCII "factory!".
+const USER_ID_MARK: u64 = 0x6661_6374_6f72_7921;
+/// The service looks at everything at least this often.
+const TICK: Duration = Duration::from_secs(1);
+/// Ceremonies that ended badly and are still shown.
+const MAX_SHOWN_FAILURES: usize = 100;
+
+pub(crate) type Answer<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What the service is asked to do.
+pub(crate) enum Command {
+    WaitingClients(Answer<Vec<api::WaitingClient>>),
+    Create(api::CreateFactoryRequest, Answer<String>),
+    Factories(Answer<Vec<api::FactoryInfo>>),
+    Factory(InstanceId, Answer<api::FactoryInfo>),
+    Close(InstanceId, Answer<()>),
+    Exit(InstanceId, Answer<()>),
+    /// An event of LDK; answered when it has been dealt with.
+    Ldk(LdkEvent, oneshot::Sender<()>),
+}
+
+/// What LDK says of factory channels.
+#[derive(Debug)]
+pub(crate) enum LdkEvent {
+    /// The LSP's side knows the funding script.
+    ChannelScript { temporary: ChannelId, peer: PublicKey, script: ScriptBuf },
+    /// A peer wants to open a channel that a plan names.
+    OpenRequest { temporary: ChannelId, peer: PublicKey, capacity_sat: u64, push_msat: u64 },
+    /// The LSP holds the client's signature on its first commitment.
+    CommitmentHeld { channel: ChannelId, temporary: ChannelId, peer: PublicKey, outpoint: OutPoint },
+    /// A channel is signed.
+    ChannelPending {
+        channel: ChannelId,
+        temporary: Option<ChannelId>,
+        outpoint: OutPoint,
+        redeem_script: Option<ScriptBuf>,
+    },
+    /// `channel_ready` passed both ways.
+    ChannelReady { channel: ChannelId },
+    /// A channel is closed.
+    ChannelClosed {
+        channel: ChannelId,
+        outpoint: Option<OutPoint>,
+        reason: ClosureReason,
+        local_msat: Option<u64>,
+        capacity_sat: Option<u64>,
+    },
+}
+
+/// A timer of one of the machines: only the newest of a machine counts.
+#[derive(Clone, Copy, Debug)]
+struct Timer {
+    id: u64,
+    at: Instant,
+}
+
+impl Timer {
+    fn new(id: u64, seconds: u32) -> Self {
+        Self { id, at: Instant::now() + Duration::from_secs(u64::from(seconds)) }
+    }
+}
+
+/// The service's state.
+pub(crate) struct Service {
+    parts: Arc<Parts>,
+    factories: HashMap<InstanceId, Factory>,
+    /// LSP: ceremonies under way.
+    creating: HashMap<InstanceId, lsp::Creating>,
+    /// LSP: ceremonies that failed, for display, newest last.
+    failed: Vec<api::FactoryInfo>,
+    /// LSP: clients that asked to be in a factory.
+    waiting: HashMap<PublicKey, lsp::Waiting>,
+    /// Client: the ceremony under way.
+    joining: Option<client::Joining>,
+    /// Client: `Join` was sent on this connection.
+    join_sent: bool,
+    /// Cooperative closes under way.
+    closing: HashMap<InstanceId, close::Closing>,
+}
+
+impl Loaded {
+    /// Runs the service until told to stop.
+    pub(crate) async fn run(
+        self,
+        parts: Arc<Parts>,
+        mut commands: mpsc::Receiver<Command>,
+        mut peers: mpsc::Receiver<PeerEvent>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let mut tip = parts.tip.clone();
+        let mut service = Service {
+            parts,
+            factories: self.factories,
+            creating: HashMap::new(),
+            failed: Vec::new(),
+            waiting: HashMap::new(),
+            joining: None,
+            join_sent: false,
+            closing: HashMap::new(),
+        };
+        service.clean_up_after_restart();
+        service.on_block().await;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                // In this order: what LDK waits for first.
+                biased;
+                _ = stop.changed() => return,
+                command = commands.recv() => match command {
+                    Some(c) => service.command(c).await,
+                    None => return,
+                },
+                event = peers.recv() => match event {
+                    Some(e) => service.peer_event(e).await,
+                    None => return,
+                },
+                _ = tip.changed() => service.on_block().await,
+                _ = tick.tick() => service.tick().await,
+            }
+            service.parts.peers.process_events();
+        }
+    }
+}
+
+impl Service {
+    fn is_lsp(&self) -> bool {
+        matches!(self.parts.config.role, RoleConfig::Lsp(_))
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::WaitingClients(answer) => {
+                let _ = answer.send(self.waiting_clients());
+            }
+            Command::Create(request, answer) => {
+                let result = self.create(request).await;
+                let _ = answer.send(result);
+            }
+            Command::Factories(answer) => {
+                let _ = answer.send(Ok(self.all_infos()));
+            }
+            Command::Factory(id, answer) => {
+                let _ = answer.send(self.info(&id));
+            }
+            Command::Close(id, answer) => {
+                let result = self.close_command(id).await;
+                let _ = answer.send(result);
+            }
+            Command::Exit(id, answer) => {
+                let result = self.exit_command(id).await;
+                let _ = answer.send(result);
+            }
+            Command::Ldk(event, handled) => {
+                self.ldk_event(event).await;
+                let _ = handled.send(());
+            }
+        }
+    }
+
+    async fn peer_event(&mut self, event: PeerEvent) {
+        match event {
+            PeerEvent::Ready(peer) => {
+                if self.is_lsp() {
+                    self.client_connected(peer).await;
+                } else {
+                    self.lsp_connected(peer);
+                }
+            }
+            PeerEvent::Gone(peer) => {
+                if self.is_lsp() {
+                    self.client_gone(peer).await;
+                } else {
+                    self.lsp_gone(peer).await;
+                }
+            }
+            PeerEvent::Message { peer, payload, slot } => {
+                if self.is_lsp() {
+                    self.client_message(peer, payload).await;
+                } else {
+                    self.lsp_message(peer, payload).await;
+                }
+                drop(slot);
+            }
+        }
+    }
+
+    async fn ldk_event(&mut self, event: LdkEvent) {
+        match event {
+            LdkEvent::ChannelReady { channel } => {
+                tracing::debug!(%channel, "channel ready");
+            }
+            LdkEvent::ChannelClosed { channel, outpoint, reason, local_msat, capacity_sat } => {
+                self.channel_closed(channel, outpoint, reason, local_msat, capacity_sat).await;
+            }
+            other if self.is_lsp() => self.lsp_ldk_event(other).await,
+            other => self.client_ldk_event(other).await,
+        }
+    }
+
+    /// Timers, and everything that waits for time to pass.
+    async fn tick(&mut self) {
+        let now = Instant::now();
+        self.lsp_timers(now).await;
+        self.client_timers(now).await;
+        self.close_timers(now).await;
+        self.retry_exits().await;
+        self.join_if_free();
+    }
+}
+
+/// A user channel id that marks a factory channel.
+fn user_channel_id() -> u128 {
+    (u128::from(USER_ID_MARK) << 64) | u128::from(rand::random::<u64>())
+}
+
+/// Whether a channel was opened for a factory.
+fn is_marked(user_channel_id: u128) -> bool {
+    user_channel_id >> 64 == u128::from(USER_ID_MARK)
+}

@@ -1,0 +1,197 @@
+//! Loading factories at start: what to watch, what to hold, and what a crash left behind.
+
+use std::collections::HashMap;
+
+use bolt_tlv::payload::{self, Payload};
+use lightning::ln::types::ChannelId;
+
+use super::stored::{Factory, Signed, Stage};
+use super::{is_marked, Service};
+use crate::chain::ChainIndex;
+use crate::config::{NodeConfig, RoleConfig};
+use crate::error::Error;
+use crate::ldk::{channel_id, InstanceId, Outpoints};
+use crate::node::mark_void;
+use crate::store::Store;
+use crate::util::lock;
+use crate::wallet::Wallet;
+
+/// The factories in the store.
+pub(crate) struct Loaded {
+    pub(super) factories: HashMap<InstanceId, Factory>,
+}
+
+/// Reads all factories and checks each of them: a tree that does not verify is not used.
+///
+/// # Errors
+/// [`Error::Corrupt`] naming the factory, and when the role does not fit the store.
+pub(crate) fn load(store: &Store, config: &NodeConfig) -> Result<Loaded, Error> {
+    let mut factories = HashMap::new();
+    for factory in Factory::load_all(store)? {
+        let id = factory.id();
+        let corrupt =
+            |reason: String| Error::Corrupt { key: format!("factories/{}", hex::encode(id)), reason };
+        match (&factory.signed, &config.role) {
+            (Signed::Lsp(_), RoleConfig::Lsp(_)) => {}
+            (Signed::Client(record), RoleConfig::Client(_)) => {
+                record.path.verify().map_err(|e| corrupt(e.to_string()))?;
+            }
+            _ => return Err(corrupt("belongs to the other role (LSP or client)".into())),
+        }
+        factories.insert(id, factory);
+    }
+    Ok(Loaded { factories })
+}
+
+impl Loaded {
+    /// Tells the wrappers and the index about every factory, before anything moves.
+    pub(crate) fn register(
+        &self,
+        outpoints: &Outpoints,
+        index: &ChainIndex,
+        wallet: &Wallet,
+    ) -> Result<(), Error> {
+        for factory in self.factories.values() {
+            register(factory, outpoints, index)?;
+            if factory.state.stage == Stage::Funded {
+                if let (Signed::Lsp(_), Some(tx)) = (&factory.signed, &factory.state.funding_tx) {
+                    if index.confirmation(&tx.0.compute_txid()).is_none() {
+                        wallet.reserve(&tx.0);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tells the wrappers and the index about a factory.
+pub(super) fn register(factory: &Factory, outpoints: &Outpoints, index: &ChainIndex) -> Result<(), Error> {
+    index.watch(factory.watched_txids(), factory.watched_outpoints()?);
+    for (outpoint, _) in factory.channels()? {
+        let id = outpoints.insert(factory.id(), outpoint);
+        if matches!(factory.state.stage, Stage::Live | Stage::Closed | Stage::Exited) {
+            outpoints.set_released(&id);
+        }
+        outpoints.set_on_chain(&outpoint, index.confirmation(&outpoint.txid).is_some());
+    }
+    Ok(())
+}
+
+impl Service {
+    /// A ceremony does not survive a restart: its nonces were in memory only. What it had stored or
+    /// opened is given up; nobody has lost anything, since the funding transaction was not out.
+    pub(super) fn clean_up_after_restart(&mut self) {
+        if self.is_lsp() {
+            let unfunded: Vec<InstanceId> =
+                self.factories.values().filter(|f| f.state.stage == Stage::Signed).map(Factory::id).collect();
+            for id in unfunded {
+                self.make_void(&id, "the provider restarted before the funding transaction was out");
+            }
+        }
+        let settled: Vec<ChannelId> = self
+            .factories
+            .values()
+            .filter(|f| matches!(f.state.stage, Stage::Closed | Stage::Void))
+            .filter_map(|f| f.channel_ids().ok())
+            .flatten()
+            .collect();
+        lock(&self.parts.settled).extend(settled);
+        let alive: Vec<ChannelId> = self
+            .factories
+            .values()
+            .filter(|f| f.state.stage != Stage::Void)
+            .filter_map(|f| f.channel_ids().ok())
+            .flatten()
+            .collect();
+        for c in self.parts.manager.list_channels() {
+            if is_marked(c.user_channel_id) && !alive.contains(&c.channel_id) {
+                tracing::warn!(channel = %c.channel_id, "channel of a factory that was never made, closing");
+                let outpoint = c.funding_txo.map(|o| o.into_bitcoin_outpoint());
+                self.drop_channel(&c.channel_id, &c.counterparty.node_id, outpoint);
+            }
+        }
+    }
+
+    /// Closes a channel of an attempt that is given up. Nothing of it can be broadcast: its outpoint
+    /// stays held, and its monitor is not loaded any more after the next start.
+    pub(super) fn drop_channel(
+        &self,
+        id: &ChannelId,
+        peer: &bitcoin::secp256k1::PublicKey,
+        outpoint: Option<bitcoin::OutPoint>,
+    ) {
+        if let Some(outpoint) = outpoint {
+            let id = self.parts.outpoints.insert([0; 32], outpoint);
+            lock(&self.parts.settled).insert(id);
+            if let Err(e) = mark_void(&self.parts.store, &id, "factory attempt given up") {
+                tracing::error!(channel = %id, error = %e, "not marked");
+            }
+        }
+        let reason = "factory attempt given up".to_owned();
+        if let Err(e) = self.parts.manager.force_close_broadcasting_latest_txn(id, peer, reason) {
+            tracing::debug!(channel = %id, error = ?e, "nothing to close");
+        }
+    }
+
+    /// Ends a factory whose funding transaction never was and never will be on the chain.
+    pub(super) fn make_void(&mut self, id: &InstanceId, reason: &str) {
+        let Some(factory) = self.factories.get_mut(id) else { return };
+        if !matches!(factory.state.stage, Stage::Signed | Stage::Funded) {
+            return;
+        }
+        factory.state.stage = Stage::Void;
+        factory.state.failure = Some(reason.to_owned());
+        if let Err(e) = factory.store_state(&self.parts.store) {
+            tracing::error!(error = %e, "factory state not stored");
+        }
+        let factory = factory.clone();
+        if let Some(tx) = &factory.state.funding_tx {
+            self.parts.wallet.release(&tx.0);
+        }
+        let lsp = match &self.parts.config.role {
+            RoleConfig::Client(c) => Some(c.lsp_node_id),
+            RoleConfig::Lsp(_) => None,
+        };
+        for (outpoint, client) in factory.channels().unwrap_or_default() {
+            if let Some(peer) = client.or(lsp) {
+                self.drop_channel(&channel_id(outpoint), &peer, Some(outpoint));
+            }
+        }
+        self.parts
+            .events
+            .push("factory_failed", serde_json::json!({"instance_id": hex::encode(id), "reason": reason}));
+    }
+
+    /// A message to a peer; false if it cannot be sent now.
+    pub(super) fn send(&self, peer: bitcoin::secp256k1::PublicKey, payload: impl Into<Payload>) -> bool {
+        let payload = payload.into();
+        let sent = self.parts.factory_messages.send(peer, &payload);
+        tracing::debug!(%peer, number = payload.number(), sent, "factory message");
+        sent
+    }
+
+    /// Tells a client that has come back what has become of its unfinished factories (LSP).
+    pub(super) fn remind(&self, client: bitcoin::secp256k1::PublicKey) {
+        for factory in self.factories.values() {
+            let Signed::Lsp(record) = &factory.signed else { continue };
+            if record.index_of(&client).is_none() {
+                continue;
+            }
+            let (instance_id, attempt) = (factory.id(), factory.attempt());
+            match (factory.state.stage, &factory.state.funding_tx) {
+                (Stage::Void, _) => {
+                    let text = factory.state.failure.clone().unwrap_or_default().chars().take(200).collect();
+                    self.send(
+                        client,
+                        payload::Abort { instance_id, attempt, code: 103, text, culprit: None },
+                    );
+                }
+                (Stage::Funded, Some(tx)) => {
+                    self.send(client, payload::Funded { instance_id, attempt, transaction: tx.0.clone() });
+                }
+                _ => {}
+            }
+        }
+    }
+}

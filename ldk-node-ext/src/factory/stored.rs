@@ -1,0 +1,335 @@
+//! What is stored of a factory: the signed tree, which never changes, and where things stand.
+
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{OutPoint, Transaction, Txid};
+use factory_core::exit::ExitPlan;
+use factory_core::lifetime::Lifetime;
+use factory_core::params::Params;
+use factory_core::record::{ClientFactoryRecord, FundingOutput, LspFactoryRecord, SignedPath};
+use lightning::ln::types::ChannelId;
+use lightning::util::persist::KVStoreSync;
+use serde::{Deserialize, Serialize};
+
+use crate::api;
+use crate::error::Error;
+use crate::ldk::{channel_id, InstanceId};
+use crate::store::{records, Store};
+
+const TREES: &str = "factories";
+const STATES: &str = "factory_states";
+const VERSION: u32 = 1;
+
+/// The signed tree as this node holds it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Signed {
+    /// The whole tree.
+    Lsp(Box<LspFactoryRecord>),
+    /// The own path.
+    Client(Box<ClientFactoryRecord>),
+}
+
+/// How far a factory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Stage {
+    /// The tree is stored; the funding transaction has not been shown to anybody.
+    Signed,
+    /// The funding transaction is out (LSP), or this node has said that it holds its exit (client).
+    Funded,
+    /// The funding transaction was as deep as the policy asks; channels are ready.
+    Live,
+    /// The funding output was spent by the cooperative close, deep enough.
+    Closed,
+    /// This node left by its path and has its money.
+    Exited,
+    /// It never came to life, and never will.
+    Void,
+}
+
+/// A transaction in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredTx(#[serde(with = "hex_tx")] pub(crate) Transaction);
+
+mod hex_tx {
+    use bitcoin::consensus::encode;
+    use bitcoin::Transaction;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(tx: &Transaction, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&encode::serialize_hex(tx))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Transaction, D::Error> {
+        let text = String::deserialize(d)?;
+        encode::deserialize_hex(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A child we paid for a step of an exit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredChild {
+    pub(crate) tx: StoredTx,
+    pub(crate) fee_sat: u64,
+    /// Height at which it was sent.
+    pub(crate) sent_at: u32,
+    /// Feerate of the package, sat per 1000 weight units.
+    pub(crate) sat_per_kwu: u64,
+}
+
+/// An exit under way or done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredExit {
+    /// Height at which it began.
+    pub(crate) started_at: u32,
+    /// The newest child of each step, by position.
+    pub(crate) children: Vec<Option<StoredChild>>,
+    /// What it waits for, in words.
+    pub(crate) waits_for: String,
+    /// A coin is missing: the amount one coin needs to have, sat.
+    pub(crate) needs_coin_sat: Option<u64>,
+    /// Money is in the wallet.
+    pub(crate) done: bool,
+}
+
+/// A cooperative close, once it has begun.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredClose {
+    /// The machine's own record, to go on after a restart (LSP).
+    #[serde(default)]
+    pub(crate) machine: Option<serde_json::Value>,
+    /// The final balance of this node's own channel (client), msat.
+    #[serde(default)]
+    pub(crate) own_msat: Option<u64>,
+    /// Where the close pays this node (client).
+    #[serde(default)]
+    pub(crate) payout_script: Option<bitcoin::ScriptBuf>,
+    /// The transaction this node has signed or may have signed a partial for.
+    #[serde(default)]
+    pub(crate) txs: Vec<StoredTx>,
+    /// The complete, signed transaction (LSP).
+    #[serde(default)]
+    pub(crate) signed: Option<StoredTx>,
+    /// Who is paid what.
+    #[serde(default)]
+    pub(crate) paid: Vec<api::ClosePayout>,
+    /// Whose balance went to fees.
+    #[serde(default)]
+    pub(crate) to_fees: Vec<api::ClosePayout>,
+    /// Fee, sat.
+    #[serde(default)]
+    pub(crate) fee_sat: u64,
+    /// Why it waits or failed.
+    #[serde(default)]
+    pub(crate) reason: Option<String>,
+}
+
+/// Where a factory stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// Derives the secret key.
+    #[serde(with = "hex::serde")]
+    pub(crate) salt: [u8; 32],
+    pub(crate) stage: Stage,
+    /// The signed funding transaction (LSP), or as the LSP showed it (client).
+    pub(crate) funding_tx: Option<StoredTx>,
+    /// Clients left out at creation.
+    pub(crate) excluded: Vec<api::ExcludedClient>,
+    /// Why it is void.
+    pub(crate) failure: Option<String>,
+    pub(crate) exit: Option<StoredExit>,
+    pub(crate) close: Option<StoredClose>,
+    /// LSP: clients that have left by themselves.
+    #[serde(default)]
+    pub(crate) left: Vec<PublicKey>,
+}
+
+impl State {
+    pub(crate) fn new(salt: [u8; 32], excluded: Vec<api::ExcludedClient>) -> Self {
+        let stage = Stage::Signed;
+        Self {
+            salt,
+            stage,
+            funding_tx: None,
+            excluded,
+            failure: None,
+            exit: None,
+            close: None,
+            left: Vec::new(),
+        }
+    }
+}
+
+/// A factory of this node.
+#[derive(Clone, Debug)]
+pub(crate) struct Factory {
+    pub(crate) signed: Signed,
+    pub(crate) state: State,
+}
+
+fn store_error(e: impl std::fmt::Display) -> Error {
+    Error::Store(e.to_string())
+}
+
+impl Factory {
+    pub(crate) fn id(&self) -> InstanceId {
+        match &self.signed {
+            Signed::Lsp(r) => r.plan.instance_id,
+            Signed::Client(r) => r.path.instance_id,
+        }
+    }
+
+    pub(crate) fn attempt(&self) -> u16 {
+        match &self.signed {
+            Signed::Lsp(r) => r.attempt,
+            Signed::Client(r) => r.path.attempt,
+        }
+    }
+
+    pub(crate) fn params(&self) -> &Params {
+        match &self.signed {
+            Signed::Lsp(r) => &r.plan.params,
+            Signed::Client(r) => &r.path.params,
+        }
+    }
+
+    pub(crate) fn clients(&self) -> usize {
+        match &self.signed {
+            Signed::Lsp(r) => r.plan.members.len(),
+            Signed::Client(r) => usize::try_from(r.path.clients).unwrap_or(usize::MAX),
+        }
+    }
+
+    pub(crate) fn birth_height(&self) -> u32 {
+        match &self.signed {
+            Signed::Lsp(r) => r.plan.birth_height,
+            Signed::Client(r) => r.path.birth_height,
+        }
+    }
+
+    pub(crate) fn expiry_height(&self) -> u32 {
+        match &self.signed {
+            Signed::Lsp(r) => r.plan.expiry_height,
+            Signed::Client(r) => r.path.expiry_height,
+        }
+    }
+
+    pub(crate) fn lifetime(&self) -> Result<Lifetime, Error> {
+        Ok(Lifetime::check(self.birth_height(), self.expiry_height(), self.params(), self.clients())?)
+    }
+
+    pub(crate) fn funding(&self) -> &FundingOutput {
+        match &self.signed {
+            Signed::Lsp(r) => &r.funding,
+            Signed::Client(r) => &r.path.funding,
+        }
+    }
+
+    /// This node's channels: outpoint and, for the LSP, the client.
+    pub(crate) fn channels(&self) -> Result<Vec<(OutPoint, Option<PublicKey>)>, Error> {
+        match &self.signed {
+            Signed::Lsp(r) => {
+                let mut out = Vec::with_capacity(r.client_ids.len());
+                for node in r.nodes.iter().filter(|n| !n.distributions.is_empty()) {
+                    let Some(last) = node.txs.last() else { continue };
+                    let clients =
+                        r.client_ids.iter().skip(node.first as usize).take((node.end - node.first) as usize);
+                    for (vout, client) in (0u32..).zip(clients) {
+                        out.push((OutPoint { txid: last.txid(), vout }, Some(*client)));
+                    }
+                }
+                Ok(out)
+            }
+            Signed::Client(r) => Ok(r.channel().map(|c| (c.outpoint, None)).into_iter().collect()),
+        }
+    }
+
+    pub(crate) fn channel_ids(&self) -> Result<Vec<ChannelId>, Error> {
+        Ok(self.channels()?.into_iter().map(|(o, _)| channel_id(o)).collect())
+    }
+
+    /// The own path (client).
+    pub(crate) fn own_path(&self) -> Option<&SignedPath> {
+        match &self.signed {
+            Signed::Lsp(_) => None,
+            Signed::Client(r) => Some(&r.path),
+        }
+    }
+
+    /// The steps of the own exit (client).
+    pub(crate) fn exit_plan(&self) -> Result<ExitPlan, Error> {
+        let path =
+            self.own_path().ok_or_else(|| Error::Conflict("a provider has no path of its own".into()))?;
+        Ok(path.exit_plan()?)
+    }
+
+    /// Every transaction that matters on the chain.
+    pub(crate) fn watched_txids(&self) -> Vec<Txid> {
+        let mut out = vec![self.funding().outpoint.txid];
+        match &self.signed {
+            Signed::Lsp(r) => {
+                for n in &r.nodes {
+                    out.extend(n.txs.iter().chain(&n.distributions).map(|t| t.txid()));
+                }
+            }
+            Signed::Client(r) => {
+                out.extend(r.path.path.iter().chain(&r.path.distributions).map(|t| t.txid()))
+            }
+        }
+        if let Some(close) = &self.state.close {
+            out.extend(close.txs.iter().chain(&close.signed).map(|t| t.0.compute_txid()));
+        }
+        out
+    }
+
+    /// Every outpoint whose spend matters: the funding output, the tree's inner outputs, the channels.
+    pub(crate) fn watched_outpoints(&self) -> Result<Vec<OutPoint>, Error> {
+        let mut out = vec![self.funding().outpoint];
+        match &self.signed {
+            Signed::Lsp(r) => {
+                out.extend(r.nodes.iter().flat_map(|n| n.txs.iter().filter_map(|t| t.parent())));
+            }
+            Signed::Client(r) => out.extend(r.path.path.iter().filter_map(|t| t.parent())),
+        }
+        out.extend(self.channels()?.into_iter().map(|(o, _)| o));
+        Ok(out)
+    }
+
+    /// Writes tree and state together.
+    pub(crate) fn store_all(&self, store: &Store) -> Result<(), Error> {
+        #[derive(Serialize)]
+        struct Versioned<'a, T> {
+            version: u32,
+            record: &'a T,
+        }
+        let key = hex::encode(self.id());
+        let tree =
+            serde_json::to_vec(&Versioned { version: VERSION, record: &self.signed }).map_err(store_error)?;
+        let state =
+            serde_json::to_vec(&Versioned { version: VERSION, record: &self.state }).map_err(store_error)?;
+        store.write_all(&[(TREES, "", &key, &tree), (STATES, "", &key, &state)]).map_err(store_error)
+    }
+
+    /// Writes the state.
+    pub(crate) fn store_state(&self, store: &Store) -> Result<(), Error> {
+        records::put(store, STATES, &hex::encode(self.id()), VERSION, &self.state)
+    }
+
+    /// Reads all factories.
+    pub(crate) fn load_all(store: &Store) -> Result<Vec<Self>, Error> {
+        let keys = store.list(STATES, "").map_err(store_error)?;
+        let mut out = Vec::with_capacity(keys.len());
+        for key in keys {
+            let state = records::get(store, STATES, &key, VERSION)?;
+            let signed = records::get(store, TREES, &key, VERSION)?;
+            match (signed, state) {
+                (Some(signed), Some(state)) => out.push(Self { signed, state }),
+                _ => {
+                    let reason = "the tree and its state must both be there".to_owned();
+                    return Err(Error::Corrupt { key: format!("{TREES}/{key}"), reason });
+                }
+            }
+        }
+        Ok(out)
+    }
+}

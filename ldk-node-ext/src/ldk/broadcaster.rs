@@ -1,0 +1,131 @@
+//! The broadcaster: a bounded queue to bitcoind, and the gate for factory channels.
+//!
+//! LDK broadcasts what it thinks is due; for a factory channel that is too early as long as the leaf
+//! is not on the chain. Dropping is safe: LDK hands such a transaction out again with every block.
+//! A factory channel's closing transaction is handed out once only, so it is kept in the store: the
+//! factory's own close replaces it, and if that fails it is the fall-back of an exit.
+
+use std::sync::Arc;
+
+use bitcoin::consensus::encode;
+use bitcoin::{OutPoint, Transaction};
+use lightning::chain::chaininterface::{BroadcasterInterface, TransactionType};
+use lightning::ln::types::ChannelId;
+use tokio::sync::mpsc;
+
+use super::outpoints::Gate;
+use super::Outpoints;
+use crate::error::Error;
+use crate::store::{records, Store};
+
+const NAMESPACE: &str = "kept_closing";
+const VERSION: u32 = 1;
+/// Packages that may wait for bitcoind; LDK repeats what does not fit.
+pub(crate) const QUEUE: usize = 1024;
+
+/// Transactions to submit together.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) txs: Vec<Transaction>,
+    pub(crate) what: String,
+}
+
+/// See the module's description.
+pub struct Broadcaster {
+    queue: mpsc::Sender<Outgoing>,
+    outpoints: Arc<Outpoints>,
+    store: Arc<Store>,
+}
+
+impl Broadcaster {
+    pub(crate) fn new(outpoints: Arc<Outpoints>, store: Arc<Store>) -> (Self, mpsc::Receiver<Outgoing>) {
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        (Self { queue, outpoints, store }, receiver)
+    }
+
+    /// Queues transactions of our own, past the gate.
+    pub(crate) fn send(&self, txs: Vec<Transaction>, what: &str) {
+        let outgoing = Outgoing { txs, what: what.to_owned() };
+        if self.queue.try_send(outgoing).is_err() {
+            tracing::error!(what, "broadcast queue is full; will be repeated");
+        }
+    }
+
+    /// The closing transaction that LDK made for a factory channel.
+    pub(crate) fn kept_closing(&self, channel: &ChannelId) -> Result<Option<Transaction>, Error> {
+        let key = hex::encode(channel.0);
+        let Some(text) = records::get::<String>(&*self.store, NAMESPACE, &key, VERSION)? else {
+            return Ok(None);
+        };
+        encode::deserialize_hex(&text)
+            .map(Some)
+            .map_err(|e| Error::Corrupt { key: format!("{NAMESPACE}/{key}"), reason: e.to_string() })
+    }
+
+    fn keep_closing(&self, channel: &ChannelId, tx: &Transaction) {
+        let text = encode::serialize_hex(tx);
+        if let Err(e) = records::put(&*self.store, NAMESPACE, &hex::encode(channel.0), VERSION, &text) {
+            tracing::error!(channel = %channel, error = %e, "closing transaction not stored");
+        }
+    }
+}
+
+impl BroadcasterInterface for Broadcaster {
+    fn broadcast_transactions(&self, txs: &[(&Transaction, TransactionType)]) {
+        for (tx, kind) in txs {
+            if let TransactionType::CooperativeClose { channel_id, .. } = kind {
+                if self.outpoints.is_factory(channel_id) {
+                    tracing::debug!(channel = %channel_id, txid = %tx.compute_txid(), "closing transaction kept");
+                    self.keep_closing(channel_id, tx);
+                    return;
+                }
+            }
+        }
+        let inputs: Vec<OutPoint> =
+            txs.iter().flat_map(|(tx, _)| tx.input.iter().map(|i| i.previous_output)).collect();
+        if let Gate::Held(instance) = self.outpoints.gate(&inputs) {
+            tracing::debug!(instance = hex::encode(instance), "held: the leaf is not confirmed");
+            return;
+        }
+        let what = txs.first().map(|(_, kind)| format!("{kind:?}")).unwrap_or_default();
+        let what = what.split([' ', '{']).next().unwrap_or_default().to_owned();
+        self.send(txs.iter().map(|(tx, _)| (*tx).clone()).collect(), &what);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitcoin::hashes::Hash;
+    use bitcoin::{absolute, transaction, TxIn, Txid};
+
+    #[test]
+    fn a_held_commitment_and_a_closing_transaction_stay_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&dir.path().join("db")).unwrap());
+        let outpoints = Arc::new(Outpoints::default());
+        let (broadcaster, mut queue) = Broadcaster::new(Arc::clone(&outpoints), store);
+        let leaf = OutPoint { txid: Txid::from_byte_array([9; 32]), vout: 0 };
+        let id = outpoints.insert([1; 32], leaf);
+        let tx = Transaction {
+            version: transaction::Version(3),
+            lock_time: absolute::LockTime::ZERO,
+            input: vec![TxIn { previous_output: leaf, ..Default::default() }],
+            output: vec![],
+        };
+        let peer = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798".parse().unwrap();
+        let close = TransactionType::UnilateralClose { counterparty_node_id: peer, channel_id: id };
+        broadcaster.broadcast_transactions(&[(&tx, close.clone())]);
+        assert!(queue.try_recv().is_err());
+        outpoints.set_on_chain(&leaf, true);
+        broadcaster.broadcast_transactions(&[(&tx, close)]);
+        assert_eq!(queue.try_recv().unwrap().txs, [tx.clone()]);
+        let coop = TransactionType::CooperativeClose { counterparty_node_id: peer, channel_id: id };
+        broadcaster.broadcast_transactions(&[(&tx, coop)]);
+        assert!(
+            queue.try_recv().is_err(),
+            "a factory channel's closing transaction is never broadcast by LDK"
+        );
+        assert_eq!(broadcaster.kept_closing(&id).unwrap(), Some(tx));
+    }
+}

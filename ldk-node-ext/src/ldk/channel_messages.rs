@@ -1,0 +1,196 @@
+//! The channel-message handler: LDK's channel manager behind a gate for `channel_ready`.
+//!
+//! A factory channel is a 0-conf channel to LDK, which would be ready as soon as it is signed. It must
+//! not be before the factory's funding transaction is as deep as the policy says. So both directions
+//! of `channel_ready` are held: ours is taken out of the outgoing stream and the peer's is not
+//! delivered. On release ours goes out first and the peer's is delivered in the same step; a channel
+//! that is ready on one side only would be closed by LDK at the first payment. Only the fact that a
+//! channel is held lives longer than a connection: LDK repeats `channel_ready` after reestablish.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use bitcoin::constants::ChainHash;
+use bitcoin::secp256k1::PublicKey;
+use lightning::ln::msgs::{self, BaseMessageHandler, ChannelMessageHandler, Init, MessageSendEvent};
+use lightning::ln::types::ChannelId;
+use lightning::types::features::{InitFeatures, NodeFeatures};
+
+use super::outpoints::channel_id;
+use super::{ChannelManager, Outpoints};
+use crate::util::lock;
+
+type Key = (PublicKey, ChannelId);
+
+#[derive(Default)]
+struct Held {
+    /// Ours, waiting to be sent. The newest replaces an older one.
+    outgoing: HashMap<Key, msgs::ChannelReady>,
+    /// The peer's, waiting to be delivered.
+    incoming: HashMap<Key, msgs::ChannelReady>,
+    /// Ours, released; leave before anything else.
+    released: Vec<MessageSendEvent>,
+}
+
+/// See the module's description.
+pub struct ChannelMessages {
+    manager: Arc<ChannelManager>,
+    outpoints: Arc<Outpoints>,
+    held: Mutex<Held>,
+}
+
+impl ChannelMessages {
+    pub(crate) fn new(manager: Arc<ChannelManager>, outpoints: Arc<Outpoints>) -> Self {
+        Self { manager, outpoints, held: Mutex::new(Held::default()) }
+    }
+
+    /// Lets `channel_ready` of a channel pass from now on, both ways.
+    pub(crate) fn release(&self, channel: &ChannelId) {
+        // The lock is held over all of it, so that no message LDK makes in answer can overtake ours.
+        let mut held = lock(&self.held);
+        self.outpoints.set_released(channel);
+        let keys: Vec<Key> =
+            held.outgoing.keys().chain(held.incoming.keys()).filter(|(_, c)| c == channel).copied().collect();
+        for key in keys {
+            if let Some(msg) = held.outgoing.remove(&key) {
+                held.released.push(MessageSendEvent::SendChannelReady { node_id: key.0, msg });
+            }
+            if let Some(msg) = held.incoming.remove(&key) {
+                self.manager.handle_channel_ready(key.0, &msg);
+            }
+        }
+    }
+
+    fn drop_peer(&self, peer: &PublicKey) {
+        let mut held = lock(&self.held);
+        held.outgoing.retain(|(p, _), _| p != peer);
+        held.incoming.retain(|(p, _), _| p != peer);
+        held.released
+            .retain(|e| !matches!(e, MessageSendEvent::SendChannelReady { node_id, .. } if node_id == peer));
+    }
+}
+
+impl BaseMessageHandler for ChannelMessages {
+    fn get_and_clear_pending_msg_events(&self) -> Vec<MessageSendEvent> {
+        let mut held = lock(&self.held);
+        let mut out = std::mem::take(&mut held.released);
+        for event in self.manager.get_and_clear_pending_msg_events() {
+            match event {
+                MessageSendEvent::SendChannelReady { node_id, msg }
+                    if self.outpoints.holds_ready(&msg.channel_id) =>
+                {
+                    held.outgoing.insert((node_id, msg.channel_id), msg);
+                }
+                other => out.push(other),
+            }
+        }
+        out
+    }
+
+    fn peer_disconnected(&self, peer: PublicKey) {
+        self.drop_peer(&peer);
+        self.manager.peer_disconnected(peer);
+    }
+
+    fn provided_node_features(&self) -> NodeFeatures {
+        self.manager.provided_node_features()
+    }
+
+    fn provided_init_features(&self, peer: PublicKey) -> InitFeatures {
+        self.manager.provided_init_features(peer)
+    }
+
+    fn peer_connected(&self, peer: PublicKey, msg: &Init, inbound: bool) -> Result<(), ()> {
+        self.drop_peer(&peer);
+        self.manager.peer_connected(peer, msg, inbound)
+    }
+}
+
+/// Methods that pass straight on.
+macro_rules! pass {
+    ($($method: ident: $msg: ty),* $(,)?) => {
+        $(fn $method(&self, peer: PublicKey, msg: $msg) {
+            self.manager.$method(peer, msg)
+        })*
+    };
+}
+
+impl ChannelMessageHandler for ChannelMessages {
+    fn handle_channel_ready(&self, peer: PublicKey, msg: &msgs::ChannelReady) {
+        let mut held = lock(&self.held);
+        // Only for a channel that is really this peer's; anything else is LDK's to refuse.
+        let theirs = || {
+            self.manager.list_channels_with_counterparty(&peer).iter().any(|c| c.channel_id == msg.channel_id)
+        };
+        if self.outpoints.holds_ready(&msg.channel_id) && theirs() {
+            held.incoming.insert((peer, msg.channel_id), msg.clone());
+        } else {
+            self.manager.handle_channel_ready(peer, msg);
+        }
+    }
+
+    fn handle_funding_created(&self, peer: PublicKey, msg: &msgs::FundingCreated) {
+        // From this message on LDK considers the channel signed; it has to be held before that.
+        if let Some(instance) = self.outpoints.expected(&msg.temporary_channel_id) {
+            let outpoint =
+                bitcoin::OutPoint { txid: msg.funding_txid, vout: u32::from(msg.funding_output_index) };
+            if self.outpoints.get(&channel_id(outpoint)).is_none() {
+                self.outpoints.insert(instance, outpoint);
+            }
+        }
+        self.manager.handle_funding_created(peer, msg);
+    }
+
+    pass! {
+        handle_open_channel: &msgs::OpenChannel,
+        handle_open_channel_v2: &msgs::OpenChannelV2,
+        handle_accept_channel: &msgs::AcceptChannel,
+        handle_accept_channel_v2: &msgs::AcceptChannelV2,
+        handle_funding_signed: &msgs::FundingSigned,
+        handle_peer_storage: msgs::PeerStorage,
+        handle_peer_storage_retrieval: msgs::PeerStorageRetrieval,
+        handle_shutdown: &msgs::Shutdown,
+        handle_closing_signed: &msgs::ClosingSigned,
+        handle_stfu: &msgs::Stfu,
+        handle_splice_init: &msgs::SpliceInit,
+        handle_splice_ack: &msgs::SpliceAck,
+        handle_splice_locked: &msgs::SpliceLocked,
+        handle_tx_add_input: &msgs::TxAddInput,
+        handle_tx_add_output: &msgs::TxAddOutput,
+        handle_tx_remove_input: &msgs::TxRemoveInput,
+        handle_tx_remove_output: &msgs::TxRemoveOutput,
+        handle_tx_complete: &msgs::TxComplete,
+        handle_tx_signatures: &msgs::TxSignatures,
+        handle_tx_init_rbf: &msgs::TxInitRbf,
+        handle_tx_ack_rbf: &msgs::TxAckRbf,
+        handle_tx_abort: &msgs::TxAbort,
+        handle_update_add_htlc: &msgs::UpdateAddHTLC,
+        handle_update_fulfill_htlc: msgs::UpdateFulfillHTLC,
+        handle_update_fail_htlc: &msgs::UpdateFailHTLC,
+        handle_update_fail_malformed_htlc: &msgs::UpdateFailMalformedHTLC,
+        handle_commitment_signed: &msgs::CommitmentSigned,
+        handle_revoke_and_ack: &msgs::RevokeAndACK,
+        handle_update_fee: &msgs::UpdateFee,
+        handle_announcement_signatures: &msgs::AnnouncementSignatures,
+        handle_channel_reestablish: &msgs::ChannelReestablish,
+        handle_channel_update: &msgs::ChannelUpdate,
+        handle_error: &msgs::ErrorMessage,
+    }
+
+    fn handle_commitment_signed_batch(
+        &self,
+        peer: PublicKey,
+        channel: ChannelId,
+        batch: Vec<msgs::CommitmentSigned>,
+    ) {
+        self.manager.handle_commitment_signed_batch(peer, channel, batch)
+    }
+
+    fn get_chain_hashes(&self) -> Option<Vec<ChainHash>> {
+        self.manager.get_chain_hashes()
+    }
+
+    fn message_received(&self) {
+        self.manager.message_received()
+    }
+}

@@ -1,0 +1,116 @@
+//! Our wrappers at LDK's boundary: the signer, the channel-message handler, the broadcaster, the
+//! custom messages, and the index of the outpoints they have to know.
+//!
+//! Everything that crosses the boundary with an outpoint in it passes through one of these. While
+//! factories do not change state, the outpoint LDK knows is the real one, so the wrappers only *hold
+//! back* what must not leave yet: `channel_ready` until the funding is deep enough
+//! ([`ChannelMessages`]), commitments until their leaf is confirmed and closing transactions for
+//! good ([`Broadcaster`]).
+
+mod broadcaster;
+mod channel_messages;
+mod factory_messages;
+mod outpoints;
+mod signer;
+mod user_config;
+
+pub use broadcaster::Broadcaster;
+pub(crate) use broadcaster::Outgoing;
+pub use channel_messages::ChannelMessages;
+pub(crate) use factory_messages::PeerEvent;
+pub use factory_messages::{FactoryMessages, FactoryWireMessage};
+pub(crate) use outpoints::{channel_id, Gate};
+pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
+pub use signer::FactorySigner;
+
+use std::sync::{Arc, RwLock};
+
+use lightning::chain::{Filter, WatchedOutput};
+use lightning::ln::peer_handler::IgnoringMessageHandler;
+use lightning::onion_message::messenger::DefaultMessageRouter;
+use lightning::routing::gossip;
+use lightning::routing::router::DefaultRouter;
+use lightning::routing::scoring::{ProbabilisticScorer, ProbabilisticScoringFeeParameters};
+use lightning_net_tokio::SocketDescriptor;
+
+use crate::chain::Fees;
+use crate::keys::Keys;
+use crate::logger::Logger;
+use crate::store::Store;
+use crate::wallet::Wallet;
+
+/// LDK asks a [`Filter`] what to look at; we feed it whole blocks, so there is nothing to do.
+#[derive(Debug)]
+pub struct WholeBlocks;
+
+impl Filter for WholeBlocks {
+    fn register_tx(&self, _txid: &bitcoin::Txid, _script_pubkey: &bitcoin::Script) {}
+    fn register_output(&self, _output: WatchedOutput) {}
+}
+
+pub(crate) type NetworkGraph = gossip::NetworkGraph<Arc<Logger>>;
+pub(crate) type Scorer = ProbabilisticScorer<Arc<NetworkGraph>, Arc<Logger>>;
+pub(crate) type Router = DefaultRouter<
+    Arc<NetworkGraph>,
+    Arc<Logger>,
+    Arc<Keys>,
+    Arc<RwLock<Scorer>>,
+    ProbabilisticScoringFeeParameters,
+    Scorer,
+>;
+pub(crate) type MessageRouter = DefaultMessageRouter<Arc<NetworkGraph>, Arc<Logger>, Arc<Keys>>;
+pub(crate) type ChainMonitor = lightning::chain::chainmonitor::ChainMonitor<
+    FactorySigner,
+    Arc<WholeBlocks>,
+    Arc<Broadcaster>,
+    Arc<Fees>,
+    Arc<Logger>,
+    Arc<Store>,
+    Arc<Keys>,
+>;
+pub(crate) type ChannelManager = lightning::ln::channelmanager::ChannelManager<
+    Arc<ChainMonitor>,
+    Arc<Broadcaster>,
+    Arc<Keys>,
+    Arc<Keys>,
+    Arc<Keys>,
+    Arc<Fees>,
+    Arc<Router>,
+    Arc<MessageRouter>,
+    Arc<Logger>,
+>;
+pub(crate) type GossipSync = gossip::P2PGossipSync<
+    Arc<NetworkGraph>,
+    Arc<dyn lightning::routing::utxo::UtxoLookup + Send + Sync>,
+    Arc<Logger>,
+>;
+pub(crate) type PeerManager = lightning::ln::peer_handler::PeerManager<
+    SocketDescriptor,
+    Arc<ChannelMessages>,
+    Arc<GossipSync>,
+    Arc<OnionMessenger>,
+    Arc<Logger>,
+    Arc<FactoryMessages>,
+    Arc<Keys>,
+    Arc<ChainMonitor>,
+>;
+pub(crate) type OnionMessenger = lightning::onion_message::messenger::OnionMessenger<
+    Arc<Keys>,
+    Arc<Keys>,
+    Arc<Logger>,
+    Arc<ChannelManager>,
+    Arc<MessageRouter>,
+    Arc<ChannelManager>,
+    Arc<ChannelManager>,
+    IgnoringMessageHandler,
+    IgnoringMessageHandler,
+>;
+pub(crate) type Sweeper = lightning::util::sweep::OutputSweeperSync<
+    Arc<Broadcaster>,
+    Arc<Wallet>,
+    Arc<Fees>,
+    Arc<WholeBlocks>,
+    Arc<Store>,
+    Arc<Logger>,
+    Arc<Keys>,
+>;

@@ -1,0 +1,172 @@
+//! The index of factory channels by the outpoints LDK knows: what must be held back, and why.
+
+use std::collections::HashMap;
+use std::sync::RwLock;
+
+use bitcoin::OutPoint;
+use lightning::ln::types::ChannelId;
+
+use crate::util::{read, write};
+
+/// A factory's instance id.
+pub type InstanceId = [u8; 32];
+
+/// What the wrappers know of one factory channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FactoryChannel {
+    /// Its factory.
+    pub instance: InstanceId,
+    /// Its funding output: an output of a leaf state.
+    pub outpoint: OutPoint,
+    /// The factory's funding is deep enough: `channel_ready` may pass.
+    pub released: bool,
+    /// The leaf state is confirmed: commitments may be published.
+    pub on_chain: bool,
+}
+
+/// The answer to "may this transaction leave?".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// Spends no factory channel.
+    Foreign,
+    /// Spends a factory channel whose leaf is not confirmed.
+    Held(InstanceId),
+    /// Spends a factory channel whose leaf is confirmed.
+    Open,
+}
+
+#[derive(Default)]
+struct Inner {
+    channels: HashMap<ChannelId, FactoryChannel>,
+    by_outpoint: HashMap<OutPoint, ChannelId>,
+    /// Temporary channel ids of the plan being signed, whose `funding_created` is awaited.
+    expected: HashMap<ChannelId, InstanceId>,
+}
+
+/// Shared by all wrappers.
+#[derive(Default)]
+pub struct Outpoints {
+    inner: RwLock<Inner>,
+}
+
+impl Outpoints {
+    /// A plan names this temporary channel id; its channel will be held from `funding_created` on.
+    pub(crate) fn expect(&self, temporary: ChannelId, instance: InstanceId) {
+        write(&self.inner).expected.insert(temporary, instance);
+    }
+
+    /// The plan is void.
+    pub(crate) fn unexpect(&self, temporary: &ChannelId) {
+        write(&self.inner).expected.remove(temporary);
+    }
+
+    /// Whether a plan names this temporary channel id.
+    pub(crate) fn expected(&self, temporary: &ChannelId) -> Option<InstanceId> {
+        read(&self.inner).expected.get(temporary).copied()
+    }
+
+    /// Adds a channel, held back in every way.
+    pub(crate) fn insert(&self, instance: InstanceId, outpoint: OutPoint) -> ChannelId {
+        let id = channel_id(outpoint);
+        let mut inner = write(&self.inner);
+        inner.by_outpoint.insert(outpoint, id);
+        inner.channels.entry(id).or_insert(FactoryChannel {
+            instance,
+            outpoint,
+            released: false,
+            on_chain: false,
+        });
+        id
+    }
+
+    /// What is known of a channel.
+    pub(crate) fn get(&self, id: &ChannelId) -> Option<FactoryChannel> {
+        read(&self.inner).channels.get(id).copied()
+    }
+
+    /// Marks a channel's `channel_ready` as free to pass.
+    pub(crate) fn set_released(&self, id: &ChannelId) {
+        if let Some(c) = write(&self.inner).channels.get_mut(id) {
+            c.released = true;
+        }
+    }
+
+    /// Records whether a channel's leaf state is confirmed.
+    pub(crate) fn set_on_chain(&self, outpoint: &OutPoint, on_chain: bool) {
+        let mut inner = write(&self.inner);
+        let id = inner.by_outpoint.get(outpoint).copied();
+        if let Some(c) = id.and_then(|id| inner.channels.get_mut(&id)) {
+            c.on_chain = on_chain;
+        }
+    }
+
+    /// As [`Self::set_on_chain`], for all channels on outputs of one leaf transaction.
+    pub(crate) fn set_tx_on_chain(&self, txid: &bitcoin::Txid, on_chain: bool) {
+        for channel in write(&self.inner).channels.values_mut() {
+            if channel.outpoint.txid == *txid {
+                channel.on_chain = on_chain;
+            }
+        }
+    }
+
+    /// Whether `channel_ready` of this channel has to wait.
+    pub(crate) fn holds_ready(&self, id: &ChannelId) -> bool {
+        read(&self.inner).channels.get(id).is_some_and(|c| !c.released)
+    }
+
+    /// Whether a transaction with these inputs may leave.
+    pub(crate) fn gate<'a>(&self, inputs: impl IntoIterator<Item = &'a OutPoint>) -> Gate {
+        let inner = read(&self.inner);
+        let mut answer = Gate::Foreign;
+        for outpoint in inputs {
+            let channel = inner.by_outpoint.get(outpoint).and_then(|id| inner.channels.get(id));
+            match channel {
+                Some(c) if !c.on_chain => return Gate::Held(c.instance),
+                Some(_) => answer = Gate::Open,
+                None => {}
+            }
+        }
+        answer
+    }
+
+    /// Whether LDK's closing transaction of this channel has to be kept instead of broadcast.
+    pub(crate) fn is_factory(&self, id: &ChannelId) -> bool {
+        read(&self.inner).channels.contains_key(id)
+    }
+}
+
+/// The channel id that BOLT 2 derives from a funding outpoint.
+pub(crate) fn channel_id(outpoint: OutPoint) -> ChannelId {
+    ChannelId::v1_from_funding_outpoint(lightning::chain::transaction::OutPoint {
+        txid: outpoint.txid,
+        // A tree transaction has at most a few hundred outputs; funding_created carries a u16.
+        index: u16::try_from(outpoint.vout).unwrap_or(u16::MAX),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitcoin::hashes::Hash;
+
+    #[test]
+    fn nothing_leaves_before_its_leaf_is_confirmed() {
+        let index = Outpoints::default();
+        let leaf = OutPoint { txid: bitcoin::Txid::from_byte_array([1; 32]), vout: 0 };
+        let other = OutPoint { vout: 1, ..leaf };
+        let id = index.insert([7; 32], leaf);
+        assert_eq!(index.gate([&other]), Gate::Foreign);
+        assert_eq!(index.gate([&other, &leaf]), Gate::Held([7; 32]));
+        index.set_on_chain(&leaf, true);
+        assert_eq!(index.gate([&other, &leaf]), Gate::Open);
+        // a reorganization closes it again
+        index.set_on_chain(&leaf, false);
+        assert_eq!(index.gate([&leaf]), Gate::Held([7; 32]));
+        assert!(index.holds_ready(&id));
+        index.set_released(&id);
+        assert!(!index.holds_ready(&id));
+        // inserting again (after a restart) does not undo a release
+        index.insert([7; 32], leaf);
+        assert!(!index.holds_ready(&id));
+    }
+}

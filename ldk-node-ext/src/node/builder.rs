@@ -1,0 +1,325 @@
+//! Starting a node: open, catch up, connect, run.
+
+use std::sync::atomic::{AtomicBool, AtomicU16};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bolt_tlv::blip56::Envelope;
+use lightning::chain::{BlockLocator, Listen};
+use lightning::events::bump_transaction::sync::BumpTransactionEventHandlerSync;
+use lightning::ln::peer_handler::{IgnoringMessageHandler, MessageHandler};
+use lightning::routing::gossip::P2PGossipSync;
+use lightning::routing::router::DefaultRouter;
+use lightning::routing::scoring::ProbabilisticScoringFeeParameters;
+use lightning::sign::EntropySource;
+use lightning::util::persist::KVStoreSyncWrapper;
+use lightning::util::wallet_utils::WalletSync;
+use lightning_background_processor::{process_events_async, GossipSync as BackgroundGossip};
+use lightning_block_sync::init::{synchronize_listeners, validate_best_block_header};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+use super::restore::{check_network, Ldk};
+use super::{ldk_events, net, Node, Parts};
+use crate::chain::{
+    Bitcoind, ChainFeed, ChainIndex, ChainSync, Fees, IndexListener, OwnParts, SubmitError, WalletListener,
+};
+use crate::config::NodeConfig;
+use crate::error::Error;
+use crate::factory;
+use crate::keys::{self, Keys};
+use crate::ldk::{
+    Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, GossipSync, MessageRouter, OnionMessenger,
+    Outgoing, Outpoints, PeerManager, Router, WholeBlocks,
+};
+use crate::logger::Logger;
+use crate::store::events::Events;
+use crate::store::payments::Payments;
+use crate::store::Store;
+use crate::util::unix_now;
+use crate::wallet::Wallet;
+
+/// Commands that may wait for the factory service.
+const COMMAND_QUEUE: usize = 256;
+
+pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
+    config.validate()?;
+    std::fs::create_dir_all(&config.data_dir)
+        .map_err(|source| Error::Io { path: config.data_dir.display().to_string(), source })?;
+    let db = config.data_dir.join("node.sqlite");
+    let seed = keys::load_seed(&config.data_dir, db.exists())?;
+    let store = Arc::new(Store::open(&db)?);
+    check_network(&store, config.network)?;
+
+    let bitcoind = Arc::new(Bitcoind::new(&config)?);
+    bitcoind.check(config.network).await?;
+    let source = bitcoind.block_source();
+    let best = validate_best_block_header(&*source).await.map_err(|e| Error::Bitcoind(format!("{e:?}")))?;
+    let tip = best.to_block_locator();
+
+    let logger = Arc::new(Logger);
+    let wallet = Arc::new(Wallet::open(seed.root(config.network)?, config.network, Arc::clone(&store), tip)?);
+    let keys = Arc::new(Keys::new(&seed, config.network, Arc::clone(&wallet))?);
+    let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip)?);
+    let outpoints = Arc::new(Outpoints::default());
+    let fees = Arc::new(Fees::new(config.fallback_feerate_sat_per_vb, config.max_feerate_sat_per_vb));
+    fees.refresh(&bitcoind).await;
+    let (broadcaster, outgoing) = Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&store));
+    let broadcaster = Arc::new(broadcaster);
+
+    // The factories tell what to watch and what to hold; that comes before anything of LDK moves.
+    let factories = factory::load(&store, &config)?;
+    factories.register(&outpoints, &index, &wallet)?;
+
+    let ldk = Ldk {
+        config: &config,
+        keys: Arc::clone(&keys),
+        store: Arc::clone(&store),
+        fees: Arc::clone(&fees),
+        broadcaster: Arc::clone(&broadcaster),
+        wallet: Arc::clone(&wallet),
+        logger: Arc::clone(&logger),
+        tip,
+    };
+    let graph = ldk.network_graph()?;
+    let scorer = ldk.scorer(&graph)?;
+    let monitor = Arc::new(ChainMonitor::new(
+        None::<Arc<WholeBlocks>>,
+        Arc::clone(&broadcaster),
+        Arc::clone(&logger),
+        Arc::clone(&fees),
+        Arc::clone(&store),
+        Arc::clone(&keys),
+        keys.peer_storage_key(),
+        // Monitor writes wait for the manager's: a crash in between then closes no channel.
+        true,
+    ));
+    let router: Arc<Router> = Arc::new(DefaultRouter::new(
+        Arc::clone(&graph),
+        Arc::clone(&logger),
+        Arc::clone(&keys),
+        Arc::clone(&scorer),
+        ProbabilisticScoringFeeParameters::default(),
+    ));
+    let message_router = Arc::new(MessageRouter::new(Arc::clone(&graph), Arc::clone(&keys)));
+    let (manager, manager_best, monitors) = ldk.channels(&monitor, router, Arc::clone(&message_router))?;
+    let manager = Arc::new(manager);
+    let (sweeper, sweeper_best) = ldk.sweeper()?;
+    let sweeper = Arc::new(sweeper);
+
+    // Everything catches up to one tip, our own parts first.
+    let wallet_listener = WalletListener(Arc::clone(&wallet));
+    let index_listener = IndexListener { index: Arc::clone(&index), outpoints: Arc::clone(&outpoints) };
+    let monitors: Vec<_> = monitors
+        .into_iter()
+        .map(|(best, m)| (best, (m, Arc::clone(&broadcaster), Arc::clone(&fees), Arc::clone(&logger))))
+        .collect();
+    let mut listeners: Vec<(BlockLocator, &(dyn Listen + Send + Sync))> = vec![
+        (wallet.best_block(), &wallet_listener),
+        (index.best_block(), &index_listener),
+        (manager_best, &*manager),
+        (sweeper_best, &*sweeper),
+    ];
+    listeners.extend(monitors.iter().map(|(best, m)| (*best, m as &(dyn Listen + Send + Sync))));
+    let (cache, header) = synchronize_listeners(Arc::clone(&source), config.network, listeners)
+        .await
+        .map_err(|e| Error::Bitcoind(format!("catching up: {e:?}")))?;
+    for (_, (m, ..)) in monitors {
+        let id = m.channel_id();
+        monitor
+            .load_existing_monitor(id, m)
+            .map_err(|()| Error::Ldk(format!("monitor of channel {id} refused")))?;
+    }
+    let (tip_sender, tip) = watch::channel(header.to_block_locator());
+
+    let (factory_messages, peer_events) = FactoryMessages::new(Envelope::default());
+    let factory_messages = Arc::new(factory_messages);
+    let channel_messages = Arc::new(ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints)));
+    let onion_messenger = Arc::new(OnionMessenger::new(
+        Arc::clone(&keys),
+        Arc::clone(&keys),
+        Arc::clone(&logger),
+        Arc::clone(&manager),
+        message_router,
+        Arc::clone(&manager),
+        Arc::clone(&manager),
+        IgnoringMessageHandler {},
+        IgnoringMessageHandler {},
+    ));
+    let gossip: Arc<GossipSync> = Arc::new(P2PGossipSync::new(Arc::clone(&graph), None, Arc::clone(&logger)));
+    let handlers = MessageHandler {
+        chan_handler: Arc::clone(&channel_messages),
+        route_handler: Arc::clone(&gossip),
+        onion_message_handler: Arc::clone(&onion_messenger),
+        custom_message_handler: Arc::clone(&factory_messages),
+        send_only_message_handler: Arc::clone(&monitor),
+    };
+    let now = u32::try_from(unix_now()).unwrap_or(u32::MAX);
+    let random = keys.get_secure_random_bytes();
+    let peers = Arc::new(PeerManager::new(handlers, now, &random, Arc::clone(&logger), Arc::clone(&keys)));
+    let bump_wallet = Arc::new(WalletSync::new(Arc::clone(&wallet), Arc::clone(&logger)));
+    let bump = BumpTransactionEventHandlerSync::new(
+        Arc::clone(&broadcaster),
+        bump_wallet,
+        Arc::clone(&keys),
+        Arc::clone(&logger),
+    );
+
+    let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
+    let (stop, stop_receiver) = watch::channel(false);
+    let (ended, _) = watch::channel(false);
+    let (payments_changed, _) = watch::channel(0);
+    let synced = Arc::new(AtomicBool::new(true));
+    let parts = Arc::new(Parts {
+        node_id: keys.node_id(),
+        payments: Payments::new(Arc::clone(&store)),
+        events: Events::open(Arc::clone(&store))?,
+        config,
+        keys,
+        store,
+        wallet,
+        index,
+        outpoints,
+        fees,
+        bitcoind,
+        broadcaster,
+        manager,
+        monitor,
+        onion_messenger,
+        channel_messages,
+        factory_messages,
+        peers,
+        sweeper,
+        bump,
+        commands,
+        tip,
+        synced: Arc::clone(&synced),
+        payments_changed,
+        min_final_cltv: AtomicU16::new(0),
+        deadline: Mutex::new(None),
+        settled: Mutex::default(),
+        listen: Mutex::new(None),
+        stop,
+        ended,
+    });
+
+    let listener = match parts.config.listen {
+        Some(address) => {
+            let bound = TcpListener::bind(address)
+                .await
+                .map_err(|e| Error::invalid("listen", format!("{address}: {e}")))?;
+            *crate::util::lock(&parts.listen) = bound.local_addr().ok();
+            Some(bound)
+        }
+        None => None,
+    };
+
+    let own = OwnParts {
+        wallet: Arc::clone(&parts.wallet),
+        index: Arc::clone(&parts.index),
+        outpoints: Arc::clone(&parts.outpoints),
+    };
+    let feed = ChainFeed::new(
+        &own,
+        Arc::clone(&parts.manager),
+        Arc::clone(&parts.monitor),
+        Arc::clone(&parts.sweeper),
+        tip_sender,
+    );
+    let sync = ChainSync {
+        bitcoind: Arc::clone(&parts.bitcoind),
+        fees: Arc::clone(&parts.fees),
+        network: parts.config.network,
+        interval: parts.config.poll_interval,
+        synced,
+    };
+    let mut tasks = vec![
+        tokio::spawn(sync.run(header, cache, feed, stop_receiver.clone())),
+        tokio::spawn(broadcast(Arc::clone(&parts), outgoing, stop_receiver.clone())),
+        tokio::spawn(background(Arc::clone(&parts), gossip, scorer, stop_receiver.clone())),
+        tokio::spawn(factories.run(Arc::clone(&parts), command_queue, peer_events, stop_receiver.clone())),
+        tokio::spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone())),
+    ];
+    if let Some(listener) = listener {
+        tasks.push(tokio::spawn(net::accept(Arc::clone(&parts), listener, stop_receiver)));
+    }
+    tracing::info!(node_id = %parts.node_id, height = parts.height(), "node started");
+    Ok(Node { parts, tasks: Arc::new(Mutex::new(tasks)) })
+}
+
+/// LDK's own housekeeping and events, until told to stop; the last thing it does is to write
+/// everything.
+async fn background(
+    parts: Arc<Parts>,
+    gossip: Arc<GossipSync>,
+    scorer: Arc<std::sync::RwLock<crate::ldk::Scorer>>,
+    stop: watch::Receiver<bool>,
+) {
+    let sleeper = {
+        let stop = stop.clone();
+        move |d: Duration| {
+            let mut stop = stop.clone();
+            Box::pin(async move {
+                if *stop.borrow() {
+                    return true;
+                }
+                tokio::select! {
+                    _ = tokio::time::sleep(d) => false,
+                    _ = stop.changed() => true,
+                }
+            })
+        }
+    };
+    let handler_parts = Arc::clone(&parts);
+    let result = process_events_async(
+        KVStoreSyncWrapper(Arc::clone(&parts.store)),
+        move |event| ldk_events::handle(Arc::clone(&handler_parts), event),
+        Arc::clone(&parts.monitor),
+        Arc::clone(&parts.manager),
+        Some(Arc::clone(&parts.onion_messenger)),
+        BackgroundGossip::p2p(gossip),
+        Arc::clone(&parts.peers),
+        lightning_background_processor::NO_LIQUIDITY_MANAGER,
+        Some(parts.sweeper.sweeper_async()),
+        Arc::new(Logger),
+        Some(scorer),
+        sleeper,
+        false,
+        || SystemTime::now().duration_since(UNIX_EPOCH).ok(),
+    )
+    .await;
+    if let Err(e) = result {
+        tracing::error!(error = %e, "the node cannot write its state and stops");
+        parts.stop.send_replace(true);
+    }
+}
+
+/// Hands transactions to bitcoind, one package after the other.
+async fn broadcast(
+    parts: Arc<Parts>,
+    mut outgoing: mpsc::Receiver<Outgoing>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        let Outgoing { txs, what } = tokio::select! {
+            o = outgoing.recv() => match o { Some(o) => o, None => return },
+            _ = stop.changed() => return,
+        };
+        let txids: Vec<String> = txs.iter().map(|t| t.compute_txid().to_string()).collect();
+        match parts.bitcoind.submit(&txs).await {
+            Ok(()) => {
+                tracing::info!(what, ?txids, "broadcast");
+                for tx in &txs {
+                    parts.wallet.saw_unconfirmed(tx);
+                }
+            }
+            // LDK and the factory service try again with the next block.
+            Err(SubmitError::Rejected(reason)) => {
+                tracing::warn!(what, ?txids, reason, "not accepted by bitcoind")
+            }
+            Err(SubmitError::Unreachable(reason)) => {
+                tracing::warn!(what, ?txids, reason, "bitcoind cannot be asked")
+            }
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Channels, balances, connections.
+
+use std::collections::HashSet;
+
+use bitcoin::secp256k1::PublicKey;
+use lightning::chain::channelmonitor::Balance as ChainBalance;
+use lightning::ln::channel_state::{ChannelDetails, ChannelShutdownState};
+use lightning::ln::types::ChannelId;
+use lightning::util::sweep::OutputSpendStatus;
+
+use super::{net, parse_node_id, Node, Parts};
+use crate::api::{
+    Balance, ChannelInfo, ChannelKind, ChannelState, ConnectRequest, LightningBalance, OpenChannelRequest,
+    Outpoint,
+};
+use crate::config::NodeConfig;
+use crate::error::Error;
+use crate::util::lock;
+
+/// Value of the two anchors of an anchors-type channel, which its funder pays (BOLT 3), msat.
+const ANCHORS_MSAT: u64 = 660_000;
+/// Smallest ordinary channel, sat.
+const MIN_CHANNEL_SAT: u64 = 20_000;
+
+/// This side's balance, exact to the msat. LDK gives the two capacities with the reserves taken off;
+/// one of the two is above zero in every channel, and gives the balance exactly.
+pub(crate) fn local_msat(c: &ChannelDetails) -> u64 {
+    let anchors = match &c.channel_type {
+        Some(t) if t.supports_anchors_zero_fee_htlc_tx() => ANCHORS_MSAT,
+        _ => 0,
+    };
+    let (own_anchors, their_anchors) = if c.is_outbound { (anchors, 0) } else { (0, anchors) };
+    if c.outbound_capacity_msat > 0 {
+        let reserve = c.unspendable_punishment_reserve.unwrap_or(0).saturating_mul(1000);
+        return c.outbound_capacity_msat.saturating_add(reserve).saturating_add(own_anchors);
+    }
+    let pending: u64 = c
+        .pending_inbound_htlcs
+        .iter()
+        .map(|h| h.amount_msat)
+        .chain(c.pending_outbound_htlcs.iter().map(|h| h.amount_msat))
+        .fold(0, u64::saturating_add);
+    c.channel_value_satoshis
+        .saturating_mul(1000)
+        .saturating_sub(c.inbound_capacity_msat)
+        .saturating_sub(c.counterparty.unspendable_punishment_reserve.saturating_mul(1000))
+        .saturating_sub(their_anchors)
+        .saturating_sub(pending)
+}
+
+/// What a closed channel's monitor still has to bring home, sat.
+fn claimable_sat(balances: &[ChainBalance]) -> u64 {
+    balances
+        .iter()
+        .map(|b| match b {
+            ChainBalance::ClaimableOnChannelClose {
+                balance_candidates,
+                confirmed_balance_candidate_index,
+                ..
+            } => balance_candidates.get(*confirmed_balance_candidate_index).map_or(0, |c| c.amount_satoshis),
+            ChainBalance::ClaimableAwaitingConfirmations { amount_satoshis, .. }
+            | ChainBalance::ContentiousClaimable { amount_satoshis, .. }
+            | ChainBalance::MaybeTimeoutClaimableHTLC { amount_satoshis, .. }
+            | ChainBalance::CounterpartyRevokedOutputClaimable { amount_satoshis } => *amount_satoshis,
+            ChainBalance::MaybePreimageClaimableHTLC { .. } => 0,
+        })
+        .fold(0, u64::saturating_add)
+}
+
+impl Parts {
+    /// Closed channels' money on its way to the wallet, sat.
+    fn pending_sweep_sat(&self) -> u64 {
+        let open: HashSet<ChannelId> =
+            self.manager.list_channels().into_iter().map(|c| c.channel_id).collect();
+        let settled = lock(&self.settled).clone();
+        let closed: u64 = self
+            .monitor
+            .list_monitors()
+            .into_iter()
+            .filter(|id| !open.contains(id) && !settled.contains(id))
+            .filter_map(|id| self.monitor.get_monitor(id).ok())
+            .map(|m| claimable_sat(&m.get_claimable_balances()))
+            .fold(0, u64::saturating_add);
+        let sweeping: u64 = self
+            .sweeper
+            .tracked_spendable_outputs()
+            .into_iter()
+            .filter(|o| matches!(o.status, OutputSpendStatus::PendingInitialBroadcast { .. }))
+            .map(|o| match o.descriptor {
+                lightning::sign::SpendableOutputDescriptor::StaticOutput { output, .. } => {
+                    output.value.to_sat()
+                }
+                lightning::sign::SpendableOutputDescriptor::DelayedPaymentOutput(d) => {
+                    d.output.value.to_sat()
+                }
+                lightning::sign::SpendableOutputDescriptor::StaticPaymentOutput(d) => d.output.value.to_sat(),
+            })
+            .fold(0, u64::saturating_add);
+        closed.saturating_add(sweeping)
+    }
+
+    fn channel_info(&self, c: &ChannelDetails) -> ChannelInfo {
+        let factory = self.outpoints.get(&c.channel_id);
+        let closing = c.channel_shutdown_state.is_some_and(|s| s != ChannelShutdownState::NotShuttingDown);
+        let state = match factory {
+            _ if closing => ChannelState::Closing,
+            _ if c.is_channel_ready => ChannelState::Ready,
+            Some(f) if !f.released => ChannelState::WaitingForDepth,
+            _ if c.funding_txo.is_some() => ChannelState::WaitingForDepth,
+            _ => ChannelState::Opening,
+        };
+        ChannelInfo {
+            channel_id: hex::encode(c.channel_id.0),
+            peer: c.counterparty.node_id.to_string(),
+            funding: c.funding_txo.map(|o| Outpoint::from(o.into_bitcoin_outpoint())),
+            capacity_sat: c.channel_value_satoshis,
+            local_msat: local_msat(c),
+            inbound_capacity_msat: c.inbound_capacity_msat,
+            outbound_capacity_msat: c.outbound_capacity_msat,
+            ready: c.is_channel_ready,
+            usable: c.is_usable,
+            announced: c.is_announced,
+            kind: if factory.is_some() { ChannelKind::Factory } else { ChannelKind::Onchain },
+            factory: factory.map(|f| hex::encode(f.instance)),
+            state,
+        }
+    }
+}
+
+impl Node {
+    /// All open channels.
+    pub fn channels(&self) -> Vec<ChannelInfo> {
+        self.parts.manager.list_channels().iter().map(|c| self.parts.channel_info(c)).collect()
+    }
+
+    /// All the money of this node.
+    ///
+    /// # Errors
+    /// None at present; the type leaves room.
+    pub fn balance(&self) -> Result<Balance, Error> {
+        let onchain = self.parts.wallet.balance();
+        let local = self.parts.manager.list_channels().iter().map(local_msat).fold(0, u64::saturating_add);
+        let pending = self.parts.pending_sweep_sat();
+        let total_sat = onchain
+            .confirmed_sat
+            .saturating_add(onchain.unconfirmed_sat)
+            .saturating_add(local / 1000)
+            .saturating_add(pending);
+        let lightning = LightningBalance { local_msat: local, pending_sweep_sat: pending };
+        Ok(Balance { onchain, lightning, total_sat })
+    }
+
+    /// Connects to a peer, if not connected already.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], [`Error::Unavailable`].
+    pub async fn connect(&self, request: ConnectRequest) -> Result<(), Error> {
+        let peer = parse_node_id(&request.node_id)?;
+        net::connect(&self.parts, peer, &request.address).await
+    }
+
+    /// Opens an ordinary channel, paid from the wallet. Returns its user channel id.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], [`Error::InsufficientFunds`], [`Error::Unavailable`].
+    pub async fn open_channel(&self, request: OpenChannelRequest) -> Result<String, Error> {
+        let peer: PublicKey = parse_node_id(&request.node_id)?;
+        if request.capacity_sat < MIN_CHANNEL_SAT {
+            return Err(Error::invalid("capacity_sat", format!("must be at least {MIN_CHANNEL_SAT}")));
+        }
+        if request.push_sat > request.capacity_sat {
+            return Err(Error::invalid("push_sat", "must not exceed capacity_sat"));
+        }
+        let onchain = self.parts.wallet.balance();
+        let available = onchain.confirmed_sat.saturating_sub(onchain.reserved_sat);
+        if available < request.capacity_sat {
+            return Err(Error::InsufficientFunds {
+                needed_sat: request.capacity_sat,
+                available_sat: available,
+            });
+        }
+        match &request.address {
+            Some(address) => net::connect(&self.parts, peer, address).await?,
+            None if self.parts.peers.peer_by_node_id(&peer).is_none() => {
+                return Err(Error::Unavailable("the peer is not connected; give its address".into()));
+            }
+            None => {}
+        }
+        let mut config = NodeConfig::user_config(&self.parts.config);
+        config.channel_handshake_config.announce_for_forwarding = request.announce;
+        let user_channel_id = u128::from_be_bytes(rand::random());
+        let push_msat = request.push_sat.saturating_mul(1000);
+        self.parts.manager.create_channel(
+            peer,
+            request.capacity_sat,
+            push_msat,
+            user_channel_id,
+            None,
+            Some(config),
+        )?;
+        self.parts.peers.process_events();
+        Ok(format!("{user_channel_id:032x}"))
+    }
+}
+
+impl Parts {
+    /// Whether all of a closed channel's money is confirmed in the wallet. `settled_anyway` says that
+    /// enough blocks have passed for LDK to hand out everything there is.
+    pub(crate) fn is_swept(&self, channel: &ChannelId, settled_anyway: bool) -> bool {
+        let claimable = self
+            .monitor
+            .get_monitor(*channel)
+            .map(|m| claimable_sat(&m.get_claimable_balances()))
+            .unwrap_or(0);
+        let tracked: Vec<_> = self
+            .sweeper
+            .tracked_spendable_outputs()
+            .into_iter()
+            .filter(|o| o.channel_id == Some(*channel))
+            .map(|o| matches!(o.status, OutputSpendStatus::PendingThresholdConfirmations { .. }))
+            .collect();
+        claimable == 0
+            && tracked.iter().all(|confirmed| *confirmed)
+            && (settled_anyway || !tracked.is_empty())
+    }
+}

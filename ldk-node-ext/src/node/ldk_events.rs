@@ -1,0 +1,287 @@
+//! LDK's events: payments and money here, factory channels to the factory service.
+//!
+//! A handler that cannot store what it has to store asks LDK to hand the event out again.
+
+use std::sync::Arc;
+
+use bitcoin::Amount;
+use lightning::events::bump_transaction::BumpTransactionEvent;
+use lightning::events::{Event, PaymentPurpose, ReplayEvent};
+use serde_json::json;
+
+use super::Parts;
+use crate::api::{Direction, PaymentStatus};
+use crate::config::RoleConfig;
+use crate::factory::{Command, LdkEvent};
+
+impl Parts {
+    fn payment_changed(&self) {
+        self.payments_changed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    async fn tell_service(&self, event: LdkEvent) {
+        // LDK forgets an event once it is handled, so wait until the service has stored what follows
+        // from it. The service always drains its queue while the node runs.
+        let (handled, done) = tokio::sync::oneshot::channel();
+        if self.commands.send(Command::Ldk(event, handled)).await.is_err() || done.await.is_err() {
+            tracing::debug!("the factory service has stopped");
+        }
+    }
+}
+
+fn replay(e: crate::Error) -> ReplayEvent {
+    tracing::error!(error = %e, "event could not be stored; will be handled again");
+    ReplayEvent()
+}
+
+/// Handles one event.
+pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
+    match event {
+        Event::FundingGenerationReady {
+            temporary_channel_id,
+            counterparty_node_id,
+            channel_value_satoshis,
+            output_script,
+            ..
+        } => {
+            if p.outpoints.expected(&temporary_channel_id).is_some() {
+                p.tell_service(LdkEvent::ChannelScript {
+                    temporary: temporary_channel_id,
+                    peer: counterparty_node_id,
+                    script: output_script,
+                })
+                .await;
+                return Ok(());
+            }
+            let value = Amount::from_sat(channel_value_satoshis);
+            let funded = p
+                .wallet
+                .build_payment(output_script, value, p.fees.normal())
+                .and_then(|psbt| p.wallet.sign(psbt));
+            let result = funded.and_then(|tx| {
+                p.manager
+                    .funding_transaction_generated(temporary_channel_id, counterparty_node_id, tx.clone())
+                    .map_err(|e| {
+                        p.wallet.release(&tx);
+                        e.into()
+                    })
+            });
+            if let Err(e) = result {
+                tracing::error!(error = %e, "channel not funded");
+                p.events.push(
+                    "channel_failed",
+                    json!({"peer": counterparty_node_id.to_string(), "reason": e.to_string()}),
+                );
+                let _ = p.manager.force_close_broadcasting_latest_txn(
+                    &temporary_channel_id,
+                    &counterparty_node_id,
+                    "funding failed".into(),
+                );
+            }
+        }
+        Event::OpenChannelRequest {
+            temporary_channel_id,
+            counterparty_node_id,
+            funding_satoshis,
+            channel_negotiation_type,
+            ..
+        } => {
+            if p.outpoints.expected(&temporary_channel_id).is_some() {
+                let push_msat = match channel_negotiation_type {
+                    lightning::events::InboundChannelFunds::PushMsat(msat) => msat,
+                    lightning::events::InboundChannelFunds::DualFunded => 0,
+                };
+                p.tell_service(LdkEvent::OpenRequest {
+                    temporary: temporary_channel_id,
+                    peer: counterparty_node_id,
+                    capacity_sat: funding_satoshis,
+                    push_msat,
+                })
+                .await;
+                return Ok(());
+            }
+            let welcome = matches!(&p.config.role, RoleConfig::Lsp(s) if s.accept_inbound_channels);
+            let user_channel_id = u128::from_be_bytes(rand::random());
+            let result = if welcome {
+                p.manager.accept_inbound_channel(
+                    &temporary_channel_id,
+                    &counterparty_node_id,
+                    user_channel_id,
+                    None,
+                )
+            } else {
+                let reason = "only channels of an agreed factory plan are accepted".to_owned();
+                p.manager.force_close_broadcasting_latest_txn(
+                    &temporary_channel_id,
+                    &counterparty_node_id,
+                    reason,
+                )
+            };
+            if let Err(e) = result {
+                tracing::warn!(error = ?e, "inbound channel");
+            }
+        }
+        Event::FundingTxBroadcastSafe {
+            channel_id,
+            funding_txo,
+            counterparty_node_id,
+            former_temporary_channel_id,
+            ..
+        } => {
+            p.tell_service(LdkEvent::CommitmentHeld {
+                channel: channel_id,
+                temporary: former_temporary_channel_id,
+                peer: counterparty_node_id,
+                outpoint: funding_txo,
+            })
+            .await;
+        }
+        Event::ChannelPending {
+            channel_id,
+            former_temporary_channel_id,
+            funding_txo,
+            funding_redeem_script,
+            ..
+        } => {
+            p.tell_service(LdkEvent::ChannelPending {
+                channel: channel_id,
+                temporary: former_temporary_channel_id,
+                outpoint: funding_txo,
+                redeem_script: funding_redeem_script,
+            })
+            .await;
+        }
+        Event::ChannelReady { channel_id, counterparty_node_id, .. } => {
+            let data =
+                json!({"channel_id": hex::encode(channel_id.0), "peer": counterparty_node_id.to_string()});
+            p.events.push("channel_ready", data);
+            p.tell_service(LdkEvent::ChannelReady { channel: channel_id }).await;
+        }
+        Event::ChannelClosed {
+            channel_id,
+            reason,
+            counterparty_node_id,
+            channel_funding_txo,
+            last_local_balance_msat,
+            channel_capacity_sats,
+            ..
+        } => {
+            p.events.push(
+                "channel_closed",
+                json!({
+                    "channel_id": hex::encode(channel_id.0),
+                    "peer": counterparty_node_id.map(|n| n.to_string()),
+                    "reason": reason.to_string(),
+                    "last_local_balance_msat": last_local_balance_msat,
+                }),
+            );
+            p.tell_service(LdkEvent::ChannelClosed {
+                channel: channel_id,
+                outpoint: channel_funding_txo.map(|o| o.into_bitcoin_outpoint()),
+                reason,
+                local_msat: last_local_balance_msat,
+                capacity_sat: channel_capacity_sats,
+            })
+            .await;
+        }
+        Event::PaymentClaimable { payment_hash, amount_msat, purpose, .. } => {
+            let preimage = match &purpose {
+                PaymentPurpose::SpontaneousPayment(preimage) => Some(*preimage),
+                other => other.preimage(),
+            };
+            p.payments
+                .record(&payment_hash, Direction::In, |payment| payment.amount_msat = amount_msat)
+                .map_err(replay)?;
+            match preimage {
+                Some(preimage) => p.manager.claim_funds(preimage),
+                None => p.manager.fail_htlc_backwards(&payment_hash),
+            }
+        }
+        Event::PaymentClaimed { payment_hash, amount_msat, .. } => {
+            p.payments
+                .record(&payment_hash, Direction::In, |payment| {
+                    payment.amount_msat = amount_msat;
+                    payment.status = PaymentStatus::Succeeded;
+                })
+                .map_err(replay)?;
+            p.events.push(
+                "payment_received",
+                json!({"payment_hash": hex::encode(payment_hash.0), "amount_msat": amount_msat}),
+            );
+            p.payment_changed();
+        }
+        Event::PaymentSent { payment_hash, amount_msat, fee_paid_msat, .. } => {
+            let done = p
+                .payments
+                .record(&payment_hash, Direction::Out, |payment| {
+                    payment.status = PaymentStatus::Succeeded;
+                    payment.failure = None;
+                    payment.amount_msat = amount_msat.unwrap_or(payment.amount_msat);
+                    payment.fee_msat = fee_paid_msat.unwrap_or(0);
+                })
+                .map_err(replay)?;
+            p.events.push(
+                "payment_sent",
+                json!({"payment_hash": done.payment_hash, "amount_msat": done.amount_msat, "fee_msat": done.fee_msat}),
+            );
+            p.payment_changed();
+        }
+        Event::PaymentFailed { payment_id, payment_hash, reason } => {
+            let hash = payment_hash.unwrap_or(lightning::types::payment::PaymentHash(payment_id.0));
+            let why = reason.map_or_else(|| "failed".to_owned(), |r| format!("{r:?}"));
+            p.payments
+                .record(&hash, Direction::Out, |payment| {
+                    payment.status = PaymentStatus::Failed;
+                    payment.failure = Some(why.clone());
+                })
+                .map_err(replay)?;
+            p.events.push("payment_failed", json!({"payment_hash": hex::encode(hash.0), "reason": why}));
+            p.payment_changed();
+        }
+        Event::PaymentForwarded { total_fee_earned_msat, outbound_amount_forwarded_msat, .. } => {
+            p.events.push(
+                "payment_forwarded",
+                json!({"amount_msat": outbound_amount_forwarded_msat, "fee_msat": total_fee_earned_msat}),
+            );
+        }
+        Event::SpendableOutputs { outputs, channel_id, counterparty_node_id } => {
+            // Static outputs already pay to the wallet's own scripts.
+            p.sweeper
+                .track_spendable_outputs(outputs, channel_id, counterparty_node_id, true, None)
+                .map_err(|()| replay(crate::Error::Store("spendable outputs".into())))?;
+        }
+        Event::BumpTransaction(bump) => handle_bump(&p, bump),
+        Event::HTLCIntercepted { intercept_id, .. } => {
+            let _ = p.manager.fail_intercepted_htlc(intercept_id);
+        }
+        Event::DiscardFunding { .. }
+        | Event::ConnectionNeeded { .. }
+        | Event::InvoiceReceived { .. }
+        | Event::PaymentPathSuccessful { .. }
+        | Event::PaymentPathFailed { .. }
+        | Event::ProbeSuccessful { .. }
+        | Event::ProbeFailed { .. }
+        | Event::SpliceNegotiated { .. }
+        | Event::SpliceNegotiationFailed { .. }
+        | Event::FundingTransactionReadyForSigning { .. }
+        | Event::HTLCHandlingFailed { .. }
+        | Event::OnionMessageIntercepted { .. }
+        | Event::OnionMessagePeerConnected { .. }
+        | Event::PersistStaticInvoice { .. }
+        | Event::StaticInvoiceRequested { .. } => {}
+    }
+    Ok(())
+}
+
+/// Fee bumps of a factory channel's commitment wait until its leaf is on the chain; LDK repeats them
+/// with every block.
+fn handle_bump(p: &Parts, bump: BumpTransactionEvent) {
+    if let BumpTransactionEvent::ChannelClose { commitment_tx, channel_id, .. } = &bump {
+        let inputs: Vec<bitcoin::OutPoint> = commitment_tx.input.iter().map(|i| i.previous_output).collect();
+        if let crate::ldk::Gate::Held(_) = p.outpoints.gate(&inputs) {
+            tracing::debug!(channel = %channel_id, "commitment held: the leaf is not confirmed");
+            return;
+        }
+    }
+    p.bump.handle_event(&bump);
+}

@@ -1,0 +1,142 @@
+//! Invoices and payments.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use lightning::ln::channelmanager::{Bolt11InvoiceParameters, OptionalBolt11PaymentParams, PaymentId};
+use lightning::ln::outbound_payment::Retry;
+use lightning::types::payment::PaymentHash;
+use lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
+
+use super::Node;
+use crate::api::{Direction, Invoice, InvoiceRequest, PayRequest, Payment, PaymentStatus};
+use crate::error::Error;
+
+/// How long LDK looks for another route after a failure.
+const RETRY_FOR: Duration = Duration::from_secs(30);
+/// Longest wait for an outcome, seconds.
+const MAX_WAIT_SECS: u64 = 600;
+/// Most msat there are.
+const MAX_MSAT: u64 = 21_000_000 * 100_000_000 * 1000;
+
+impl Node {
+    /// Makes an invoice. Its final expiry delta covers a unilateral exit of every factory this node
+    /// is in, so an HTLC that arrives can always be claimed on the chain.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`].
+    pub fn create_invoice(&self, request: InvoiceRequest) -> Result<Invoice, Error> {
+        if request.amount_msat.is_some_and(|a| a == 0 || a > MAX_MSAT) {
+            return Err(Error::invalid("amount_msat", format!("must be from 1 to {MAX_MSAT}")));
+        }
+        let description = Description::new(request.description.unwrap_or_default())
+            .map_err(|_| Error::invalid("description", "must be at most 639 bytes"))?;
+        let expiry = request.expiry_secs.unwrap_or(3600);
+        if expiry == 0 || expiry > 31_536_000 {
+            return Err(Error::invalid("expiry_secs", "must be from 1 to 31536000 (a year)"));
+        }
+        let min_final = self.parts.min_final_cltv.load(Ordering::Acquire);
+        let params = Bolt11InvoiceParameters {
+            amount_msats: request.amount_msat,
+            description: Bolt11InvoiceDescription::Direct(description),
+            invoice_expiry_delta_secs: Some(expiry),
+            min_final_cltv_expiry_delta: (min_final > 0).then_some(min_final),
+            ..Default::default()
+        };
+        let invoice =
+            self.parts.manager.create_bolt11_invoice(params).map_err(|e| Error::Ldk(format!("{e:?}")))?;
+        let payment_hash = hex::encode(invoice.payment_hash().0);
+        Ok(Invoice { invoice: invoice.to_string(), payment_hash })
+    }
+
+    /// Pays an invoice and waits for the outcome, at most `wait_secs`; after that the payment goes on
+    /// by itself.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], [`Error::Conflict`] if it was paid already or is being paid. A
+    /// payment that was tried and failed is an answer, not an error.
+    pub async fn pay(&self, request: PayRequest) -> Result<Payment, Error> {
+        let p = &self.parts;
+        let invoice: Bolt11Invoice =
+            request.invoice.trim().parse().map_err(|e| Error::invalid("invoice", format!("{e:?}")))?;
+        let amount = match (invoice.amount_milli_satoshis(), request.amount_msat) {
+            (Some(inside), None) => inside,
+            (Some(inside), Some(given)) if given == inside => inside,
+            (Some(inside), Some(_)) => {
+                return Err(Error::invalid("amount_msat", format!("the invoice is over {inside} msat")));
+            }
+            (None, Some(given)) if given > 0 && given <= MAX_MSAT => given,
+            (None, Some(_)) => {
+                return Err(Error::invalid("amount_msat", format!("must be from 1 to {MAX_MSAT}")))
+            }
+            (None, None) => return Err(Error::invalid("amount_msat", "the invoice names none: give one")),
+        };
+        let wait = request.wait_secs.unwrap_or(60);
+        if wait > MAX_WAIT_SECS {
+            return Err(Error::invalid("wait_secs", format!("must be at most {MAX_WAIT_SECS}")));
+        }
+        let hash = invoice.payment_hash();
+        if let Some(old) = p.payments.get(&hash, Direction::Out)? {
+            match old.status {
+                PaymentStatus::Succeeded => return Err(Error::Conflict("this invoice has been paid".into())),
+                PaymentStatus::Pending => return Err(Error::Conflict("this invoice is being paid".into())),
+                PaymentStatus::Failed => {}
+            }
+        }
+        // Known to us before it is known to anybody else.
+        p.payments.record(&hash, Direction::Out, |payment| {
+            payment.amount_msat = amount;
+            payment.fee_msat = 0;
+            payment.status = PaymentStatus::Pending;
+            payment.failure = None;
+        })?;
+        let mut changed = p.payments_changed.subscribe();
+        let options =
+            OptionalBolt11PaymentParams { retry_strategy: Retry::Timeout(RETRY_FOR), ..Default::default() };
+        let overpay = invoice.amount_milli_satoshis().is_none().then_some(amount);
+        if let Err(e) = p.manager.pay_for_bolt11_invoice(&invoice, PaymentId(hash.0), overpay, options) {
+            let failed = p.payments.record(&hash, Direction::Out, |payment| {
+                payment.status = PaymentStatus::Failed;
+                payment.failure = Some(format!("{e:?}"));
+            })?;
+            return Ok(failed);
+        }
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(wait);
+        loop {
+            let now = self.find(&hash, Direction::Out)?;
+            if now.status != PaymentStatus::Pending {
+                return Ok(now);
+            }
+            if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
+                return Ok(now);
+            }
+        }
+    }
+
+    /// All payments, oldest change first.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn payments(&self) -> Result<Vec<Payment>, Error> {
+        self.parts.payments.all()
+    }
+
+    /// A payment by its hash in hex; the outgoing one if there are both.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn payment(&self, payment_hash: &str) -> Result<Payment, Error> {
+        let mut hash = [0; 32];
+        hex::decode_to_slice(payment_hash, &mut hash)
+            .map_err(|_| Error::invalid("payment_hash", "must be 64 hex digits"))?;
+        let hash = PaymentHash(hash);
+        self.find(&hash, Direction::Out).or_else(|_| self.find(&hash, Direction::In))
+    }
+
+    fn find(&self, hash: &PaymentHash, direction: Direction) -> Result<Payment, Error> {
+        self.parts
+            .payments
+            .get(hash, direction)?
+            .ok_or_else(|| Error::not_found(format!("payment {}", hex::encode(hash.0))))
+    }
+}

@@ -1,0 +1,37 @@
+//! One key-value store for everything: LDK's objects, the wallet, factories, payments, events.
+//!
+//! The trait is LDK's [`KVStoreSync`]; [`SqliteStore`] is the default backend. Our own records are
+//! JSON with a version in front (see [`records`]), so that a person can read them and a newer
+//! version can migrate them.
+
+pub mod events;
+pub mod payments;
+pub mod records;
+mod sqlite;
+
+pub use sqlite::SqliteStore;
+
+use lightning::util::persist::KVStoreSync;
+
+/// The store type the node uses.
+pub type Store = SqliteStore;
+
+/// Reads a key, `None` when it is not there.
+///
+/// # Errors
+/// The backend's error other than "not found".
+pub fn read_opt(
+    store: &impl KVStoreSync,
+    primary: &str,
+    secondary: &str,
+    key: &str,
+) -> Result<Option<Vec<u8>>, lightning::io::Error> {
+    match store.read(primary, secondary, key) {
+        Ok(v) => Ok(Some(v)),
+        Err(e) if e.kind() == lightning::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod conformance;

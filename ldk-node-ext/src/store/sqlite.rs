@@ -1,0 +1,122 @@
+//! SQLite backend: one file, write-ahead log, full sync (a write that returned survives power loss).
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lightning::io;
+use lightning::util::persist::KVStoreSync;
+use rusqlite::{params, Connection, OptionalExtension};
+
+use crate::error::Error;
+
+/// Version of the table layout, kept in `PRAGMA user_version`.
+const SCHEMA_VERSION: i64 = 1;
+
+/// A [`KVStoreSync`] in one SQLite file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    connection: Mutex<Connection>,
+}
+
+impl SqliteStore {
+    /// Opens or creates the file.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if it cannot be opened, is locked by another process, or was written by a
+    /// newer version.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let fail = |e: rusqlite::Error| Error::Store(format!("{}: {e}", path.display()));
+        let connection = Connection::open(path).map_err(fail)?;
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(fail)?;
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
+        connection.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0)).map_err(fail)?;
+        if version > SCHEMA_VERSION {
+            return Err(Error::Store(format!(
+                "{}: written by a newer version (schema {version}, this one knows {SCHEMA_VERSION})",
+                path.display()
+            )));
+        }
+        connection
+            .execute_batch(
+                "BEGIN EXCLUSIVE;
+                 CREATE TABLE IF NOT EXISTS kv (
+                     primary_namespace TEXT NOT NULL,
+                     secondary_namespace TEXT NOT NULL,
+                     key TEXT NOT NULL,
+                     value BLOB NOT NULL,
+                     PRIMARY KEY (primary_namespace, secondary_namespace, key)
+                 ) WITHOUT ROWID;
+                 PRAGMA user_version = 1;
+                 COMMIT;",
+            )
+            .map_err(fail)?;
+        Ok(Self { connection: Mutex::new(connection) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes several keys of one namespace in one transaction: all of them or none.
+    ///
+    /// # Errors
+    /// The database's error; nothing was written then.
+    pub fn write_all(&self, entries: &[(&str, &str, &str, &[u8])]) -> Result<(), io::Error> {
+        let mut connection = self.lock();
+        let tx = connection.transaction().map_err(io_error)?;
+        for (primary, secondary, key, value) in entries {
+            tx.execute(
+                "INSERT INTO kv VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET value = excluded.value",
+                params![primary, secondary, key, value],
+            )
+            .map_err(io_error)?;
+        }
+        tx.commit().map_err(io_error)
+    }
+}
+
+fn io_error(e: rusqlite::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::Other, e.to_string())
+}
+
+impl KVStoreSync for SqliteStore {
+    fn read(&self, primary: &str, secondary: &str, key: &str) -> Result<Vec<u8>, io::Error> {
+        self.lock()
+            .prepare_cached(
+                "SELECT value FROM kv WHERE primary_namespace = ?1 AND secondary_namespace = ?2 AND key = ?3",
+            )
+            .and_then(|mut s| s.query_row(params![primary, secondary, key], |r| r.get(0)).optional())
+            .map_err(io_error)?
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{primary}/{secondary}/{key}")))
+    }
+
+    fn write(&self, primary: &str, secondary: &str, key: &str, buf: Vec<u8>) -> Result<(), io::Error> {
+        self.write_all(&[(primary, secondary, key, &buf)])
+    }
+
+    fn remove(&self, primary: &str, secondary: &str, key: &str, _lazy: bool) -> Result<(), io::Error> {
+        self.lock()
+            .execute(
+                "DELETE FROM kv WHERE primary_namespace = ?1 AND secondary_namespace = ?2 AND key = ?3",
+                params![primary, secondary, key],
+            )
+            .map(|_| ())
+            .map_err(io_error)
+    }
+
+    fn list(&self, primary: &str, secondary: &str) -> Result<Vec<String>, io::Error> {
+        let connection = self.lock();
+        let mut statement = connection
+            .prepare_cached(
+                "SELECT key FROM kv WHERE primary_namespace = ?1 AND secondary_namespace = ?2 ORDER BY key",
+            )
+            .map_err(io_error)?;
+        let keys = statement
+            .query_map(params![primary, secondary], |r| r.get(0))
+            .and_then(|rows| rows.collect::<Result<Vec<String>, _>>())
+            .map_err(io_error)?;
+        Ok(keys)
+    }
+}
