@@ -98,7 +98,7 @@ impl Layers {
             other => other.map_err(HttpError::file("read", &path))?,
         };
         let file = toml::from_str::<Table>(&text)
-            .map_err(|e| HttpError::ConfigFile { path: path.clone(), reason: e.to_string() })?;
+            .map_err(|e| HttpError::ConfigFile { path: path.clone(), reason: syntax_error(&text, &e) })?;
         let file_name = path.display().to_string();
         if let Some(key) = file.keys().find(|key| !known.contains(&key.as_str())) {
             return Err(unknown(&file_name, key, &known));
@@ -120,8 +120,8 @@ impl Layers {
     /// As [`Layers::resolve`].
     pub fn environment<S: Settings>(&self) -> Result<S, HttpError> {
         S::from_texts(&self.environment).map_err(|(key, value, reason)| {
+            let value = shown(key, value);
             let key = variable(&self.prefix, key);
-            let value = if key.ends_with("_PASS") { "(hidden)".to_owned() } else { value };
             HttpError::BadSetting { place: "environment".into(), key, value, reason }
         })
     }
@@ -139,8 +139,12 @@ impl Layers {
             .collect();
         serde_path_to_error::deserialize(own).map_err(|e| {
             let key = e.path().to_string();
-            let value = self.file.get(&key).map(ToString::to_string).unwrap_or_default();
-            let reason = e.into_inner().message().to_owned();
+            let value = shown(&key, self.file.get(&key).map(ToString::to_string).unwrap_or_default());
+            // Serde's text repeats the value.
+            let reason = match value == HIDDEN {
+                true => "has the wrong type".to_owned(),
+                false => e.into_inner().message().to_owned(),
+            };
             HttpError::BadSetting { place: self.file_name.clone(), key, value, reason }
         })
     }
@@ -149,6 +153,25 @@ impl Layers {
 /// The environment of this process; variables that are not UTF-8 are nobody's settings.
 pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+}
+
+const HIDDEN: &str = "(hidden)";
+
+/// A value as an error may show it: passwords stay out of terminals and journals.
+fn shown(key: &str, value: String) -> String {
+    match key.ends_with("_pass") {
+        true => HIDDEN.to_owned(),
+        false => value,
+    }
+}
+
+/// Line and reason, without the line itself: it may hold a password.
+fn syntax_error(text: &str, e: &toml::de::Error) -> String {
+    let before = e.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => format!("line {}: {}", before.matches('\n').count() + 1, e.message()),
+        None => e.message().to_owned(),
+    }
 }
 
 fn variable(prefix: &str, key: &str) -> String {
@@ -236,6 +259,26 @@ mod tests {
         let e = load("", &[("APP_POLL_MS", "-1")]).unwrap().resolve(Sample::default());
         let Err(HttpError::BadSetting { place, key, value, .. }) = e else { panic!("accepted") };
         assert_eq!((place.as_str(), key.as_str(), value.as_str()), ("environment", "APP_POLL_MS", "-1"));
+    }
+
+    #[test]
+    fn passwords_stay_out_of_errors() {
+        crate::settings! {
+            /// With a secret.
+            pub struct Secret {
+                /// Secret
+                pub bitcoind_pass: String,
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let load = |file: &str| {
+            fs::write(dir.path().join("config.toml"), file).unwrap();
+            Layers::load("APP", [], None, dir.path(), &[Secret::KEYS])
+        };
+        let e = load("bitcoind_pass = 4711").unwrap().resolve(Secret::default()).err().unwrap().to_string();
+        assert!(e.contains("bitcoind_pass = (hidden)") && !e.contains("4711"), "{e}");
+        let e = load("\nbitcoind_pass = hunter2").unwrap_err().to_string();
+        assert!(e.contains("line 2") && !e.contains("hunter2"), "{e}");
     }
 
     #[test]
