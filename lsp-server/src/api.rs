@@ -1,0 +1,35 @@
+//! The API's routes that only an LSP has.
+
+use axum::extract::State;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use ldk_node_ext::api::{CreateFactoryRequest, OpenChannelRequest, WaitingClient};
+use ldk_node_ext::http::{detached, Answer, Body};
+use ldk_node_ext::Node;
+use serde_json::{json, Value};
+
+/// Clients, and creating factories and channels.
+pub fn routes(node: Node) -> Router {
+    Router::new()
+        .route("/v1/clients", get(clients))
+        .route("/v1/factories", post(create_factory))
+        .route("/v1/channels", post(open_channel))
+        .with_state(node)
+}
+
+async fn clients(State(node): State<Node>) -> Answer<Vec<WaitingClient>> {
+    Ok(Json(node.waiting_clients().await?))
+}
+
+async fn create_factory(
+    State(node): State<Node>,
+    Body(request): Body<CreateFactoryRequest>,
+) -> Answer<Value> {
+    let instance_id = detached(async move { node.create_factory(request).await }).await?;
+    Ok(Json(json!({ "instance_id": instance_id })))
+}
+
+async fn open_channel(State(node): State<Node>, Body(request): Body<OpenChannelRequest>) -> Answer<Value> {
+    let user_channel_id = detached(async move { node.open_channel(request).await }).await?;
+    Ok(Json(json!({ "user_channel_id": user_channel_id })))
+}

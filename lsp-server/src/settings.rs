@@ -1,0 +1,149 @@
+//! Settings of the LSP, and how they become a node's configuration.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use ldk_node_ext::http::cli::{set, validate, CommonSettings, Layers, Settings};
+use ldk_node_ext::http::{ApiOptions, HttpError};
+use ldk_node_ext::{LspSettings, NodeConfig, RoleConfig};
+
+/// Begin of every environment variable of this binary.
+pub const PREFIX: &str = "LSP_SERVER";
+
+ldk_node_ext::settings! {
+    /// Settings that only an LSP has.
+    #[derive(Debug)]
+    pub struct LspServerSettings {
+        /// Liquidity stock of a leaf unless the request says otherwise, sat, 0 or at least 330 [default: 20000]
+        #[arg(value_name = "SAT")]
+        pub default_stock_sat: u64,
+        /// How long a ceremony waits for its clients in each phase, seconds, 1 to 3600 [default: 30]
+        #[arg(value_name = "SECONDS")]
+        pub phase_timeout_secs: u64,
+        /// Fewest clients with which a factory is still made, 2 to 1000 [default: 2]
+        #[arg(value_name = "N")]
+        pub min_clients: usize,
+        /// Accept ordinary channels that others open [default: true]
+        #[arg(value_name = "BOOL")]
+        pub accept_inbound_channels: bool,
+        /// Base fee for forwarding a payment, msat [default: 1000]
+        #[arg(value_name = "MSAT")]
+        pub forwarding_fee_base_msat: u32,
+        /// Proportional fee for forwarding, millionths of the amount [default: 100]
+        #[arg(value_name = "PPM")]
+        pub forwarding_fee_proportional_millionths: u32,
+        /// Most inbound connections at a time, 1 to 100000 [default: 1200]
+        #[arg(value_name = "N")]
+        pub max_connections: usize,
+    }
+}
+
+/// Flags of `run`.
+#[derive(Args, Clone, Default)]
+pub struct RunArgs {
+    /// Config file [default: config.toml in the data directory, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Settings of both sides.
+    #[command(flatten)]
+    pub common: CommonSettings,
+    /// Settings of the LSP.
+    #[command(flatten)]
+    pub lsp: LspServerSettings,
+}
+
+/// Puts flags, environment, config file and defaults together, and checks every limit.
+///
+/// # Errors
+/// [`HttpError`] naming the setting, its value and what is wrong with it.
+pub fn resolve(
+    args: RunArgs,
+    data_dir: PathBuf,
+    variables: impl IntoIterator<Item = (String, String)>,
+) -> Result<(NodeConfig, ApiOptions), HttpError> {
+    let known = [CommonSettings::KEYS, LspServerSettings::KEYS];
+    let layers = Layers::load(PREFIX, variables, args.config.as_deref(), &data_dir, &known)?;
+    let common = CommonSettings::resolve(args.common, &layers)?;
+    let own = layers.resolve(args.lsp)?;
+
+    let mut lsp = LspSettings::default();
+    apply(&own, &mut lsp);
+    let mut config = NodeConfig::lsp(data_dir, common.network(), common.rpc()?, common.auth()?);
+    config.role = RoleConfig::Lsp(lsp);
+    common.apply(&mut config);
+    validate(&config, &common, &own)?;
+    Ok((config, common.api()?))
+}
+
+fn apply(own: &LspServerSettings, lsp: &mut LspSettings) {
+    set(&mut lsp.default_stock_sat, own.default_stock_sat);
+    set(&mut lsp.phase_timeout, own.phase_timeout_secs.map(Duration::from_secs));
+    set(&mut lsp.min_clients, own.min_clients);
+    set(&mut lsp.accept_inbound_channels, own.accept_inbound_channels);
+    set(&mut lsp.forwarding_fee_base_msat, own.forwarding_fee_base_msat);
+    set(&mut lsp.forwarding_fee_proportional_millionths, own.forwarding_fee_proportional_millionths);
+    set(&mut lsp.max_connections, own.max_connections);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../config.example.toml");
+
+    fn with_file(text: &str, args: RunArgs) -> Result<(NodeConfig, ApiOptions), HttpError> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.toml"), text).unwrap();
+        resolve(args, dir.path().to_owned(), [])
+    }
+
+    /// The template with every setting switched on.
+    fn uncommented() -> String {
+        let setting = |line: &&str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+        EXAMPLE
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(setting).unwrap_or(line))
+            .fold(String::new(), |all, line| all + line + "\n")
+    }
+
+    #[test]
+    fn the_template_is_valid_as_it_is() {
+        with_file(EXAMPLE, RunArgs::default()).unwrap();
+    }
+
+    #[test]
+    fn the_template_shows_every_setting_with_its_default() {
+        let table: toml::Table = toml::from_str(&uncommented()).unwrap();
+        let known = CommonSettings::KEYS.iter().chain(LspServerSettings::KEYS);
+        for key in known {
+            assert!(table.contains_key(*key), "{key} is not in config.example.toml");
+        }
+        // Two ways to log in exclude each other.
+        let text = uncommented().replace("bitcoind_cookie", "#bitcoind_cookie");
+        let (config, _) = with_file(&text, RunArgs::default()).unwrap();
+        let plain = "bitcoind_user = \"lsp\"\nbitcoind_pass = \"change-me\"\nalias = \"my-lsp\"";
+        let (defaults, _) = with_file(plain, RunArgs::default()).unwrap();
+        let text = |c: NodeConfig| format!("{:?}", NodeConfig { data_dir: PathBuf::new(), ..c });
+        assert_eq!(text(config), text(defaults));
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file = "bitcoind_cookie = \"/c\"\nmin_clients = 5\nphase_timeout_secs = 7";
+        let mut args = RunArgs::default();
+        args.lsp.min_clients = Some(9);
+        let (config, _) = with_file(file, args).unwrap();
+        let RoleConfig::Lsp(lsp) = config.role else { panic!("not an LSP") };
+        assert_eq!((lsp.min_clients, lsp.phase_timeout), (9, Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn a_value_beyond_its_limit_is_named() {
+        let e = with_file("bitcoind_cookie = \"/c\"\nphase_timeout_secs = 0", RunArgs::default());
+        let e = e.unwrap_err().to_string();
+        assert!(e.contains("phase_timeout_secs = 0") && e.contains("3600"), "{e}");
+        let e = with_file("min_client = 3", RunArgs::default()).unwrap_err().to_string();
+        assert!(e.contains("min_client;"), "{e}");
+    }
+}
