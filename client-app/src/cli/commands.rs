@@ -1,0 +1,59 @@
+//! The commands that only a client has.
+
+use clap::Subcommand;
+use ldk_node_ext::api::FactoryInfo;
+use ldk_node_ext::http::cli::{closing, exiting, the_factory, Output, WaitArgs};
+use ldk_node_ext::http::{show, ApiClient, HttpError};
+use serde_json::{json, Value};
+
+/// Commands against a running client.
+#[derive(Subcommand, Clone, Debug)]
+pub enum ClientCommand {
+    /// Leave a factory without anybody's help, and wait until the money is in the wallet
+    Exit {
+        /// Instance id, or the beginning of it; not needed if only one factory is alive
+        instance_id: Option<String>,
+        /// Whether to wait.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Ask the LSP to close a factory, and wait until the closing transaction is confirmed
+    Close {
+        /// Instance id, or the beginning of it; not needed if only one factory is alive
+        instance_id: Option<String>,
+        /// Whether to wait.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+}
+
+impl ClientCommand {
+    /// Runs the command and prints its outcome.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub fn execute(self, client: &ApiClient, output: Output) -> Result<(), HttpError> {
+        match self {
+            Self::Exit { instance_id, wait } => {
+                let id = the_factory(client, instance_id.as_deref())?;
+                let answer: Value = client.post(&format!("/v1/factories/{id}/exit"), &json!({}))?;
+                if wait.no_wait {
+                    return output.show(&answer, |_| format!("leaving factory {id}"));
+                }
+                output.show(&exiting(client, &id, wait)?, |f: &FactoryInfo| {
+                    f.exits.first().map_or("left".into(), show::exit_text)
+                })
+            }
+            Self::Close { instance_id, wait } => {
+                let id = the_factory(client, instance_id.as_deref())?;
+                let answer: Value = client.post(&format!("/v1/factories/{id}/close"), &json!({}))?;
+                if wait.no_wait {
+                    return output.show(&answer, |_| format!("asked the LSP to close factory {id}"));
+                }
+                output.show(&closing(client, &id, wait)?, |f: &FactoryInfo| {
+                    f.close.as_ref().map_or("closed".into(), show::close_text)
+                })
+            }
+        }
+    }
+}

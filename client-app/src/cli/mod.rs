@@ -1,0 +1,6 @@
+//! Settings, routes and commands of the command-line wallet.
+
+pub mod api;
+pub mod commands;
+pub mod init;
+pub mod settings;

@@ -1,0 +1,175 @@
+//! The running client.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ldk_node_ext::api::{
+    Balance, ChannelInfo, Deadline, EventRecord, FactoryInfo, Invoice, InvoiceRequest, NodeInfo, PayRequest,
+    Payment,
+};
+use ldk_node_ext::{Node, NodeConfig};
+
+use crate::{Error, FactoryClientBuilder};
+
+/// How long one look for an event waits; then the store is asked again.
+const EVENT_WAIT: Duration = Duration::from_secs(60);
+
+/// A running wallet; cheap to clone, all clones are the same wallet.
+///
+/// It runs on the tokio runtime on which it was started, until [`stop`](Self::stop).
+#[derive(Clone)]
+pub struct FactoryClient {
+    node: Node,
+}
+
+impl FactoryClient {
+    /// Sets up a client.
+    pub fn builder() -> FactoryClientBuilder {
+        FactoryClientBuilder::default()
+    }
+
+    /// Makes the data directory and a new seed in it. Once per wallet; back the seed up.
+    ///
+    /// # Errors
+    /// [`Error::Node`] of kind `Conflict` if there is a seed already; it is never overwritten.
+    pub fn init(data_dir: impl AsRef<Path>) -> Result<(), Error> {
+        Ok(ldk_node_ext::init_seed(data_dir.as_ref())?)
+    }
+
+    /// Starts a client from a configuration.
+    ///
+    /// # Errors
+    /// [`Error::Node`]: no seed, a store that cannot be read, bitcoind not there.
+    pub async fn start(config: NodeConfig) -> Result<Self, Error> {
+        Ok(Self { node: Node::start(config).await? })
+    }
+
+    /// Stores everything and ends. Returns when all is done.
+    ///
+    /// # Errors
+    /// [`Error::Node`] if something could not be stored.
+    pub async fn stop(&self) -> Result<(), Error> {
+        Ok(self.node.stop().await?)
+    }
+
+    /// Resolves when the client has ended: by [`stop`](Self::stop) or by a fault.
+    pub async fn stopped(&self) {
+        self.node.stopped().await;
+    }
+
+    /// Node id, chain, peers, deadline.
+    pub fn info(&self) -> NodeInfo {
+        self.node.info()
+    }
+
+    /// The nearest moment at which something has to have happened, over all factories: when to wake
+    /// the app, at the latest.
+    pub fn next_deadline(&self) -> Option<Deadline> {
+        self.node.info().deadline
+    }
+
+    /// Money on chain and in channels.
+    ///
+    /// # Errors
+    /// [`Error::Node`].
+    pub fn balance(&self) -> Result<Balance, Error> {
+        Ok(self.node.balance()?)
+    }
+
+    /// A new on-chain address.
+    ///
+    /// # Errors
+    /// [`Error::Node`].
+    pub fn new_address(&self) -> Result<String, Error> {
+        Ok(self.node.new_address()?)
+    }
+
+    /// Channels with their balances.
+    pub fn channels(&self) -> Vec<ChannelInfo> {
+        self.node.channels()
+    }
+
+    /// Makes an invoice.
+    ///
+    /// # Errors
+    /// [`Error::Node`] naming the field that is wrong.
+    pub fn create_invoice(&self, request: InvoiceRequest) -> Result<Invoice, Error> {
+        Ok(self.node.create_invoice(request)?)
+    }
+
+    /// Pays an invoice and waits for the outcome as long as the request says; look at the status.
+    /// Dropping the future does not take the payment back.
+    ///
+    /// # Errors
+    /// [`Error::Node`] if the payment was not even begun.
+    pub async fn pay(&self, request: PayRequest) -> Result<Payment, Error> {
+        Ok(self.node.pay(request).await?)
+    }
+
+    /// All payments, in and out.
+    ///
+    /// # Errors
+    /// [`Error::Node`].
+    pub fn payments(&self) -> Result<Vec<Payment>, Error> {
+        Ok(self.node.payments()?)
+    }
+
+    /// One payment by its hash in hex.
+    ///
+    /// # Errors
+    /// [`Error::Node`] of kind `NotFound` or `InvalidArgument`.
+    pub fn payment(&self, payment_hash: &str) -> Result<Payment, Error> {
+        Ok(self.node.payment(payment_hash)?)
+    }
+
+    /// This client's factories, each with its own path of the tree.
+    ///
+    /// # Errors
+    /// [`Error::Node`].
+    pub async fn factories(&self) -> Result<Vec<FactoryInfo>, Error> {
+        Ok(self.node.factories().await?)
+    }
+
+    /// One factory by its instance id in hex.
+    ///
+    /// # Errors
+    /// [`Error::Node`] of kind `NotFound` or `InvalidArgument`.
+    pub async fn factory(&self, instance_id: &str) -> Result<FactoryInfo, Error> {
+        Ok(self.node.factory(instance_id).await?)
+    }
+
+    /// Starts to leave a factory without anybody's help; [`factory`](Self::factory) shows how far it
+    /// is. It takes a confirmed coin in the wallet for the fees.
+    ///
+    /// # Errors
+    /// [`Error::Node`].
+    pub async fn exit_factory(&self, instance_id: &str) -> Result<(), Error> {
+        Ok(self.node.exit_factory(instance_id).await?)
+    }
+
+    /// Asks the LSP to close a factory by agreement of all.
+    ///
+    /// # Errors
+    /// [`Error::Node`].
+    pub async fn close_factory(&self, instance_id: &str) -> Result<(), Error> {
+        Ok(self.node.close_factory(instance_id).await?)
+    }
+
+    /// The first event with an index above `after`; waits for it if there is none. None once the
+    /// client has ended. Events are kept on disk: who remembers the last index misses nothing.
+    ///
+    /// # Errors
+    /// [`Error::Node`].
+    pub async fn next_event(&self, after: u64) -> Result<Option<EventRecord>, Error> {
+        loop {
+            if let Some(event) = self.node.events(after, 1)?.into_iter().next() {
+                return Ok(Some(event));
+            }
+            tokio::select! {
+                biased;
+                () = self.node.wait_event(after, EVENT_WAIT) => {}
+                () = self.node.stopped() => return Ok(None),
+            }
+        }
+    }
+}
