@@ -71,7 +71,8 @@ pub struct CreateFactoryArgs {
     /// Children at each interior level, root first, as 8,4
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     pub arity: Option<Vec<u16>>,
-    /// State layers of each level, root first, as JSON lists of [states, step, base]: [[],[[2,48,96],[2,48,0]]]
+    /// State layers of each level, root first, as JSON: a list of layers per level, a layer being
+    /// states, step and base delay, as `[[],[[2,48,96],[2,48,0]]]`
     #[arg(long, value_name = "JSON")]
     pub layers: Option<Layers>,
     /// Active period, blocks
