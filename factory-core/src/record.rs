@@ -16,7 +16,7 @@ use crate::musig::SignatureBytes;
 use crate::params::Params;
 use crate::path::{ClientPath, ClientPlan};
 use crate::plan::{index_error, FactoryPlan, LeafMember};
-use crate::transaction::SignedTx;
+use crate::transaction::{sequence, SignedTx};
 use crate::tree::Tree;
 use crate::Error;
 
@@ -114,6 +114,7 @@ impl SignedPath {
             for (vout, output) in (0u32..).zip(&tx.tx.output) {
                 known.insert(OutPoint::new(tx.txid(), vout), output.clone());
             }
+            check_times(tx, 0)?;
             tx.verify()?;
         }
         for channel in &self.leaf {
@@ -126,11 +127,18 @@ impl SignedPath {
         }
         let start = usize::try_from(self.leaf_start).map_err(|_| broken())?;
         let leaf = self.path.get(start..).filter(|l| !l.is_empty()).ok_or_else(broken)?;
-        for (i, distribution) in self.distributions.iter().enumerate() {
-            let rival = leaf.get(i).ok_or_else(broken)?;
+        if self.distributions.len() != leaf.len() {
+            return Err(Error::Count {
+                what: "distributions",
+                got: self.distributions.len(),
+                expected: leaf.len(),
+            });
+        }
+        for (distribution, rival) in self.distributions.iter().zip(leaf) {
             if distribution.parent() != rival.parent() || distribution.spends != rival.spends {
                 return Err(broken());
             }
+            check_times(distribution, self.expiry_height)?;
             distribution.verify()?;
         }
         Ok(())
@@ -371,6 +379,16 @@ impl LspFactoryRecord {
     pub fn index_of(&self, client: &PublicKey) -> Option<usize> {
         self.client_ids.iter().position(|id| id == client)
     }
+}
+
+/// The stored delay and the lock time are those of the transaction.
+fn check_times(tx: &SignedTx, lock_height: u32) -> Result<(), Error> {
+    let expected = sequence(tx.relative_delay);
+    let sequences = tx.tx.input.iter().all(|input| input.sequence == expected);
+    if !sequences || tx.tx.lock_time.to_consensus_u32() != lock_height {
+        return Err(Error::Mismatch { what: "delay or lock time of a stored transaction" });
+    }
+    Ok(())
 }
 
 fn short(n: usize) -> Result<u32, Error> {

@@ -17,6 +17,15 @@ use crate::Error;
 /// nSequence of an input without a relative delay: replaceable, and nLockTime counts.
 pub const NO_DELAY: Sequence = Sequence(0xffff_fffd);
 
+/// The nSequence for a relative delay in blocks (BIP 68); 0 is none.
+pub(crate) fn sequence(relative_delay: u16) -> Sequence {
+    if relative_delay == 0 {
+        NO_DELAY
+    } else {
+        Sequence::from_height(relative_delay)
+    }
+}
+
 /// The script of a pay-to-anchor output (`OP_1 <4e73>`), which anybody can spend without a witness.
 pub fn anchor_script() -> ScriptBuf {
     ScriptBuf::from_bytes(vec![0x51, 0x02, 0x4e, 0x73])
@@ -109,7 +118,6 @@ impl TreeTx {
             return Err(Error::Value { what: "sum of the outputs of a node", got: sum, expected: value });
         }
         outputs.push(anchor_output());
-        let sequence = if relative_delay == 0 { NO_DELAY } else { Sequence::from_height(relative_delay) };
         let tx = Transaction {
             version: transaction::Version(3),
             lock_time: absolute::LockTime::from_height(lock_time)
@@ -117,7 +125,7 @@ impl TreeTx {
             input: vec![TxIn {
                 previous_output: input,
                 script_sig: ScriptBuf::new(),
-                sequence,
+                sequence: sequence(relative_delay),
                 witness: Witness::new(),
             }],
             output: outputs,

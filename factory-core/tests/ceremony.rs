@@ -5,7 +5,9 @@ mod common;
 
 use bolt_tlv::payload::{Accept, Decline, Payload};
 use common::*;
-use factory_core::ceremony::{ExcludeReason, FailReason, LspAction, LspInput, ParamsChoice, Phase};
+use factory_core::ceremony::{
+    ClientAction, ExcludeReason, FailReason, LspAction, LspInput, ParamsChoice, Phase,
+};
 
 fn all(n: usize) -> Vec<usize> {
     (0..n).collect()
@@ -44,11 +46,12 @@ fn a_large_factory() {
 }
 
 type Fault = fn(Payload) -> Vec<Payload>;
+type Expected = fn(&ExcludeReason) -> bool;
 
 /// One client misbehaves: it is named with the right reason, the others make the factory.
 #[test]
 fn faulty_clients_are_named_and_excluded() {
-    let cases: Vec<(&str, Fault, fn(&ExcludeReason) -> bool)> = vec![
+    let cases: Vec<(&str, Fault, Expected)> = vec![
         (
             "silent at the invitation",
             |p| if matches!(p, Payload::Accept(_)) { vec![] } else { vec![p] },
@@ -366,4 +369,30 @@ fn cancelling_tells_everybody() {
         .filter(|a| matches!(a, LspAction::Send { payload: Payload::Abort(_), .. }))
         .count();
     assert_eq!(aborts, 3);
+}
+
+/// A client that was complete keeps its exit when the provider starts over: only the provider knows whether the
+/// first funding transaction is void.
+#[test]
+fn a_complete_exit_outlives_its_attempt() {
+    let mut world = World::new(config(ParamsChoice::Reshape(regtest(3, 1)), 3, 0));
+    world.to_lsp = Box::new(|i, p| if i == 2 && p.number() == 12 { vec![] } else { vec![p] });
+    world.run();
+    world.assert_made(&[0, 1]);
+    for i in 0..2 {
+        let kept: Vec<_> = world
+            .client_actions
+            .iter()
+            .filter_map(|(c, a)| match a {
+                ClientAction::KeepSuperseded { record, until_height } if *c == i => {
+                    Some((record.clone(), *until_height))
+                }
+                _ => None,
+            })
+            .collect();
+        let [(record, until)] = kept.as_slice() else { panic!() };
+        assert_eq!((record.path.attempt, *until), (0, HEIGHT + 144));
+        record.path.verify().unwrap();
+        assert_ne!(record.path.funding.outpoint, world.records[&i].path.funding.outpoint);
+    }
 }

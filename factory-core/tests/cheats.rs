@@ -204,7 +204,8 @@ fn channels_that_are_not_the_planned_ones() {
 
 #[test]
 fn nonces_and_signatures() {
-    let cases: Vec<(&str, RefuseCode, bool, fn(Payload) -> Vec<Payload>)> = vec![
+    type Cheat = fn(Payload) -> Vec<Payload>;
+    let cases: Vec<(&str, RefuseCode, bool, Cheat)> = vec![
         ("too few nonces", RefuseCode::ListLength, false, |p| match p {
             Payload::AggNonces(mut m) => {
                 m.nonces.pop();

@@ -183,6 +183,11 @@ fn records_are_checked_when_they_are_read() {
         |p| p.leaf[0].outpoint.vout += 1,
         |p| p.funding.value_sat += 1,
         |p| p.leaf_start += 9,
+        |p| {
+            p.distributions.pop();
+        },
+        |p| p.path[2].relative_delay += 1,
+        |p| p.expiry_height += 1,
     ];
     for (i, change) in cases.into_iter().enumerate() {
         let mut bad = good.path.clone();

@@ -10,6 +10,7 @@ use rand::{CryptoRng, RngCore, SeedableRng};
 
 use super::checks::ClientPolicy;
 use crate::musig::{check_aggregate_nonce, public_key, SecretSession};
+use crate::params::FUNDING_GIVE_UP;
 use crate::path::{ClientPath, ClientPlan};
 use crate::plan::check_payout_script;
 use crate::record::ClientFactoryRecord;
@@ -101,12 +102,21 @@ pub enum ClientAction {
         /// What the client starts with, msat.
         push_msat: u64,
     },
-    /// Close and forget a channel of an attempt that failed. Nothing of it may be broadcast.
+    /// An attempt that was complete on this side is over. Keep its record beside the current one until the chain's
+    /// tip is at this height: should its funding output confirm after all, the record is the way out.
+    KeepSuperseded {
+        /// The record.
+        record: Box<ClientFactoryRecord>,
+        /// The height at which an unconfirmed funding transaction is given up, blocks.
+        until_height: u32,
+    },
+    /// Close a channel of an attempt that failed and archive its monitor. Nothing of it may be broadcast while its
+    /// funding output is not on the chain.
     ForgetChannel {
         /// The id it was opened under.
         temporary_channel_id: [u8; 32],
     },
-    /// Store the record, then say [`ClientInput::Persisted`]. It replaces one of an earlier attempt.
+    /// Store the record, then say [`ClientInput::Persisted`].
     PersistRecord(Box<ClientFactoryRecord>),
     /// The client holds a complete exit. The factory exists once its funding transaction confirms.
     Completed {
@@ -118,14 +128,14 @@ pub enum ClientAction {
         /// The transaction.
         transaction: Box<Transaction>,
     },
-    /// The client refused; the ceremony is over. A record that was stored is void.
+    /// The client refused; the ceremony is over.
     Refused {
         /// The check that failed.
         code: RefuseCode,
         /// What was wrong.
         text: String,
     },
-    /// The provider ended the ceremony or went away. A record that was stored is void.
+    /// The provider ended the ceremony or went away.
     Aborted {
         /// The provider's code; none if the connection was lost.
         code: Option<u16>,
@@ -522,6 +532,11 @@ impl ClientCeremony {
 
     fn drop_round(&mut self, out: &mut Actions) {
         if let Some(round) = self.round.take() {
+            if let Some(record) = round.record {
+                // What is stored stays usable: only the provider knows whether its funding transaction is void.
+                let until_height = record.path.birth_height.saturating_add(FUNDING_GIVE_UP);
+                out.push(ClientAction::KeepSuperseded { record: Box::new(record), until_height });
+            }
             out.push(ClientAction::ForgetChannel { temporary_channel_id: round.temporary_channel_id });
         }
     }

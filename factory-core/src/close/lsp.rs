@@ -264,22 +264,18 @@ impl LspClose {
                     self.stall(vec![(id, ExcludeReason::Declined { code, text })], out);
                 }
             }
-            Payload::CloseNonce(m) if phase == LspClosePhase::Nonces => {
-                if client.nonce.is_none() {
-                    if check_nonce(&m.nonce).is_err() {
-                        self.stall(vec![(id, ExcludeReason::BadNonce { session: 0 })], out);
-                    } else {
-                        client.nonce = Some(m.nonce);
-                    }
+            Payload::CloseNonce(m) if phase == LspClosePhase::Nonces && client.nonce.is_none() => {
+                if check_nonce(&m.nonce).is_err() {
+                    self.stall(vec![(id, ExcludeReason::BadNonce { session: 0 })], out);
+                } else {
+                    client.nonce = Some(m.nonce);
                 }
             }
-            Payload::ClosePartial(m) if phase == LspClosePhase::Partials => {
-                if client.partial.is_none() {
-                    if check_partial(&m.partial).is_err() {
-                        self.stall(vec![(id, ExcludeReason::BadPartial { session: 0 })], out);
-                    } else {
-                        client.partial = Some(m.partial);
-                    }
+            Payload::ClosePartial(m) if phase == LspClosePhase::Partials && client.partial.is_none() => {
+                if check_partial(&m.partial).is_err() {
+                    self.stall(vec![(id, ExcludeReason::BadPartial { session: 0 })], out);
+                } else {
+                    client.partial = Some(m.partial);
                 }
             }
             Payload::ClosePartial(_) if phase == LspClosePhase::Nonces => {
