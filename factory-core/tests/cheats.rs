@@ -43,7 +43,8 @@ fn sent_nonces(world: &World) -> bool {
 
 #[test]
 fn plans_that_break_one_rule() {
-    let cases: Vec<(&str, RefuseCode, fn(&mut Plan))> = vec![
+    type Cheat = fn(&mut Plan);
+    let cases: Vec<(&str, RefuseCode, Cheat)> = vec![
         ("network", RefuseCode::Network, |m| m.network_magic = [1, 2, 3, 4]),
         ("zero step", RefuseCode::Params, |m| m.params.layers[1][0].step = 0),
         ("arity", RefuseCode::Params, |m| m.params.arity[0] = 1),
@@ -123,7 +124,8 @@ fn plans_that_break_the_clients_policy() {
 
 #[test]
 fn paths_that_break_one_rule() {
-    let cases: Vec<(&str, RefuseCode, fn(&mut Path))> = vec![
+    type Cheat = fn(&mut Path);
+    let cases: Vec<(&str, RefuseCode, Cheat)> = vec![
         ("no levels", RefuseCode::PathShape, |m| m.levels.clear()),
         ("level too many", RefuseCode::PathShape, |m| m.levels.push(m.levels[0].clone())),
         ("child too few", RefuseCode::PathShape, |m| {

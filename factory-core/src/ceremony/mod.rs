@@ -25,13 +25,12 @@
 mod checks;
 mod client;
 mod lsp;
-mod lsp_types;
 pub mod messages;
 mod signing;
 
 pub use checks::ClientPolicy;
 pub use client::{ClientAction, ClientCeremony, ClientConfig, ClientInput, ClientPhase};
-pub use lsp::LspCeremony;
-pub use lsp_types::{
-    ExcludeReason, FailReason, InvitedClient, LspAction, LspConfig, LspInput, ParamsChoice, Phase, Timeouts,
+pub use lsp::{
+    ExcludeReason, FailReason, InvitedClient, LspAction, LspCeremony, LspConfig, LspInput, ParamsChoice,
+    Phase, Timeouts,
 };
