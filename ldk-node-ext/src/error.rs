@@ -102,8 +102,8 @@ impl Error {
             Self::Conflict(_) => ErrorKind::Conflict,
             Self::Unavailable(_) => ErrorKind::Unavailable,
             Self::InsufficientFunds { .. } => ErrorKind::InsufficientFunds,
-            Self::Factory(_) => ErrorKind::InvalidArgument,
-            Self::Store(_)
+            Self::Factory(_)
+            | Self::Store(_)
             | Self::Corrupt { .. }
             | Self::Io { .. }
             | Self::Bitcoind(_)

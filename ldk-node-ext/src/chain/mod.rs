@@ -8,4 +8,4 @@ mod index;
 pub(crate) use bitcoind::{Bitcoind, SubmitError};
 pub(crate) use feed::{ChainFeed, ChainSync, IndexListener, OwnParts, WalletListener};
 pub use fees::Fees;
-pub(crate) use index::ChainIndex;
+pub(crate) use index::{ChainIndex, Spend};

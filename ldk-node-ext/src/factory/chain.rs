@@ -65,7 +65,7 @@ impl Service {
             self.look_at_spends(id)?;
             self.run_exit(id).await?;
         }
-        self.run_close(id).await;
+        self.rebroadcast_close(id);
         Ok(())
     }
 
@@ -117,12 +117,7 @@ impl Service {
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
         let index = &self.parts.index;
         if let Some(spend) = index.spend(&factory.funding().outpoint) {
-            let is_root = match &factory.signed {
-                Signed::Lsp(r) => {
-                    r.nodes.first().and_then(|n| n.txs.first()).is_some_and(|t| t.txid() == spend.txid)
-                }
-                Signed::Client(r) => r.path.path.first().is_some_and(|t| t.txid() == spend.txid),
-            };
+            let is_root = Some(spend.txid) == factory.root_txid();
             if !is_root && index.depth(spend.height) >= FINAL_DEPTH {
                 factory.state.stage = Stage::Closed;
                 factory.store_state(&self.parts.store)?;

@@ -16,7 +16,10 @@ use super::{registry, user_channel_id, LdkEvent, Service, Timer};
 use crate::api;
 use crate::config::{ClientSettings, RoleConfig};
 use crate::ldk::InstanceId;
+use crate::store::records;
 
+/// Complete records of attempts that were given up, kept in case their funding confirms after all.
+const SUPERSEDED: &str = "superseded_factories";
 /// Version of our protocol that `Join` names.
 const PROTOCOL_VERSION: u16 = 1;
 /// How long a client waits for its LSP in each phase, seconds.
@@ -200,6 +203,15 @@ impl Service {
                 let joining = self.joining.as_mut()?;
                 joining.expected = Some((temporary, capacity_sat, push_msat));
                 self.parts.outpoints.expect(temporary, joining.id);
+                None
+            }
+            ClientAction::KeepSuperseded { record, until_height } => {
+                // The next attempt's record takes its place under the instance id.
+                let key = format!("{}_{}", hex::encode(record.path.instance_id), record.path.attempt);
+                if let Err(e) = records::put(&*self.parts.store, SUPERSEDED, &key, 1, &(until_height, record))
+                {
+                    tracing::error!(error = %e, "superseded attempt not stored");
+                }
                 None
             }
             ClientAction::ForgetChannel { temporary_channel_id } => {

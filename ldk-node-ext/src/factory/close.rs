@@ -1,34 +1,154 @@
-//! Cooperative close (being written).
-use super::stored::Factory;
-use super::Service;
-use crate::error::Error;
-use crate::ldk::InstanceId;
+//! The cooperative close: the API's side, routing of messages, and what both roles share.
+//!
+//! Once a channel has been shut down there is no way back for it: the close goes on, also over
+//! restarts, until its transaction is confirmed, or a party leaves by its path with the closing
+//! transaction that LDK made.
+
 use bitcoin::secp256k1::PublicKey;
-use bolt_tlv::payload::Payload;
+use bitcoin::OutPoint;
+use bolt_tlv::payload::{self, Payload};
+use factory_core::close::{ClientClose, LspClose, LspClosePhase};
 use tokio::time::Instant;
-pub(super) struct Closing;
+
+use super::stored::{Factory, Signed, Stage};
+use super::{Service, Timer};
+use crate::error::Error;
+use crate::ldk::{channel_id, InstanceId};
+
+/// A close under way.
+pub(super) enum Closing {
+    /// The LSP's machine.
+    Lsp(Box<LspClosing>),
+    /// A client's machine.
+    Client(Box<ClientClose>),
+}
+
+/// The LSP's side of a close.
+pub(super) struct LspClosing {
+    pub(super) machine: LspClose,
+    pub(super) timer: Option<Timer>,
+    /// Channels LDK has not shut down yet.
+    pub(super) to_shut: Vec<(PublicKey, OutPoint)>,
+    pub(super) last_retry: Instant,
+}
+
 impl Service {
-    pub(super) async fn close_timers(&mut self, _now: Instant) {}
-    pub(super) async fn close_message(&mut self, _p: PublicKey, _m: &Payload) -> bool {
-        false
+    pub(super) fn found(&self, id: &InstanceId) -> Result<&Factory, Error> {
+        self.factories.get(id).ok_or_else(|| Error::not_found(format!("factory {}", hex::encode(id))))
     }
-    pub(super) async fn resume_close_with(&mut self, _c: PublicKey) {}
-    pub(super) async fn close_command(&mut self, _id: InstanceId) -> Result<(), Error> {
-        Err(Error::Conflict("not yet".into()))
+
+    /// The API's `close`.
+    pub(super) async fn close_command(&mut self, id: InstanceId) -> Result<(), Error> {
+        let factory = self.found(&id)?;
+        match factory.state.stage {
+            Stage::Live => {}
+            Stage::Signed | Stage::Funded => {
+                return Err(Error::Conflict("the factory's funding is not deep enough yet".into()));
+            }
+            Stage::Closed | Stage::Exited | Stage::Void => {
+                return Err(Error::Conflict("the factory has ended".into()));
+            }
+        }
+        if factory.state.exit.is_some() {
+            return Err(Error::Conflict("this client is leaving the factory".into()));
+        }
+        if self.is_closing(factory) {
+            return Err(Error::Conflict("the factory is being closed".into()));
+        }
+        if self.is_lsp() {
+            return self.begin_close(id).await;
+        }
+        if let Some(factory) = self.factories.get_mut(&id) {
+            factory.state.close = None;
+        }
+        let lsp = self.client_settings().map(|s| s.lsp_node_id);
+        let asked = lsp.is_some_and(|lsp| self.send(lsp, payload::CloseAsk { instance_id: id }));
+        if asked {
+            Ok(())
+        } else {
+            Err(Error::Unavailable("the LSP is not connected".into()))
+        }
     }
-    pub(super) async fn run_close(&mut self, _id: &InstanceId) {}
+
+    /// Whether a message belongs to a close; if so it has been dealt with.
+    pub(super) async fn close_message(&mut self, peer: PublicKey, payload: &Payload) -> bool {
+        let from_client = matches!(
+            payload,
+            Payload::CloseAsk(_)
+                | Payload::CloseConsent(_)
+                | Payload::CloseRefuse(_)
+                | Payload::CloseNonce(_)
+                | Payload::ClosePartial(_)
+        );
+        let from_lsp = matches!(
+            payload,
+            Payload::ClosePropose(_)
+                | Payload::CloseTx(_)
+                | Payload::CloseAggNonce(_)
+                | Payload::CloseDone(_)
+                | Payload::CloseAbort(_)
+        );
+        let Some(id) = payload.instance_id().filter(|_| from_client || from_lsp) else { return false };
+        match (self.is_lsp(), from_client) {
+            (true, true) => self.lsp_close_message(id, peer, payload.clone()).await,
+            (false, false) => self.client_close_message(id, payload.clone()).await,
+            _ => tracing::debug!(%peer, number = payload.number(), "close message from the wrong side"),
+        }
+        true
+    }
+
+    /// LDK has shut a channel down; its balances are final.
     pub(super) async fn channel_shut(
         &mut self,
-        _id: &InstanceId,
-        _o: bitcoin::OutPoint,
-        _l: Option<u64>,
-        _c: Option<u64>,
+        id: &InstanceId,
+        outpoint: OutPoint,
+        local_msat: Option<u64>,
+        capacity_sat: Option<u64>,
     ) {
+        let Some(factory) = self.factories.get(id) else { return };
+        let channel = channel_id(outpoint);
+        let capacity = match &factory.signed {
+            Signed::Lsp(_) => capacity_sat,
+            Signed::Client(r) => r.channel().map(|c| c.share.capacity_sat),
+        };
+        let (Some(local_msat), Some(capacity)) = (local_msat, capacity) else {
+            tracing::error!(%channel, "closed without a balance");
+            return;
+        };
+        if self.is_lsp() {
+            let client =
+                factory.channels().ok().and_then(|list| list.into_iter().find(|(o, _)| *o == outpoint)?.1);
+            if let Some(client) = client {
+                let client_msat = capacity.saturating_mul(1000).saturating_sub(local_msat);
+                self.lsp_channel_shut(id, client, client_msat, local_msat).await;
+            }
+        } else {
+            self.client_channel_shut(id, local_msat).await;
+        }
     }
-    pub(super) fn is_closing(&self, _f: &Factory) -> bool {
-        false
+
+    /// Whether a close of this factory has begun and not come to nothing.
+    pub(super) fn is_closing(&self, factory: &Factory) -> bool {
+        let stored = factory.state.close.as_ref();
+        self.closing.contains_key(&factory.id())
+            || stored.is_some_and(|c| c.machine.is_some() || c.signed.is_some())
     }
-    pub(super) fn close_phase(&self, _f: &Factory) -> String {
-        String::new()
+
+    /// The phase in words.
+    pub(super) fn close_phase(&self, factory: &Factory) -> String {
+        let phase = match self.closing.get(&factory.id()) {
+            Some(Closing::Lsp(c)) => match c.machine.phase() {
+                LspClosePhase::Asking => "asking",
+                LspClosePhase::Shutting => "shutting",
+                LspClosePhase::Nonces | LspClosePhase::Partials | LspClosePhase::Recording => "signing",
+                LspClosePhase::Stalled => "stalled",
+                LspClosePhase::Done => "broadcast",
+                LspClosePhase::Failed => "failed",
+            },
+            Some(Closing::Client(_)) => "signing",
+            None if factory.state.close.as_ref().is_some_and(|c| c.machine.is_some()) => "stalled",
+            None => "failed",
+        };
+        phase.to_owned()
     }
 }

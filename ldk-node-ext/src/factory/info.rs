@@ -12,6 +12,7 @@ use crate::api::{
     CloseInfo, Deadline, ExitInfo, ExitStepInfo, FactoryInfo, FactoryMember, FactoryState, MemberState,
     Outpoint, TreeTx,
 };
+use crate::chain::Spend;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
 
@@ -96,20 +97,12 @@ impl Service {
 
     fn state_of(&self, factory: &Factory, height: u32) -> FactoryState {
         let phase = factory.lifetime().ok().map(|l| l.phase_at(height));
-        let close_confirmed = || {
-            let close = factory.state.close.as_ref()?;
-            close
-                .txs
-                .iter()
-                .chain(&close.signed)
-                .find_map(|t| self.parts.index.confirmation(&t.0.compute_txid()))
-        };
         match factory.state.stage {
             Stage::Void => FactoryState::Failed,
             Stage::Exited => FactoryState::Exited,
             Stage::Closed => FactoryState::Closed,
             Stage::Signed | Stage::Funded => FactoryState::Confirming,
-            Stage::Live if close_confirmed().is_some() => FactoryState::Closed,
+            Stage::Live if self.confirmed_close(factory).is_some() => FactoryState::Closed,
             Stage::Live if factory.state.exit.is_some() => FactoryState::Exiting,
             Stage::Live if self.is_closing(factory) => FactoryState::Closing,
             Stage::Live => match phase {
@@ -117,6 +110,12 @@ impl Service {
                 Some(_) => FactoryState::Dying,
             },
         }
+    }
+
+    /// The confirmed spend of the funding output, if it is not the tree's root: the close.
+    pub(super) fn confirmed_close(&self, factory: &Factory) -> Option<Spend> {
+        let spend = self.parts.index.spend(&factory.funding().outpoint)?;
+        (Some(spend.txid) != factory.root_txid()).then_some(spend)
     }
 
     /// What is due for a factory that is alive.
@@ -267,6 +266,8 @@ impl Service {
             .ok()
             .and_then(|list| list.into_iter().find(|(_, c)| c.is_none_or(|c| c == node_id)).map(|(o, _)| o));
         let spend = outpoint.and_then(|o| index.spend(&o));
+        let published =
+            outpoint.and_then(|o| self.parts.outpoints.get(&channel_id(o))).and_then(|c| c.published);
         let phase = match (stored, spend) {
             (Some(e), _) if e.done => "done",
             (Some(e), _) if e.needs_coin_sat.is_some() => "waiting_for_coin",
@@ -280,20 +281,15 @@ impl Service {
             waits_for: stored.map(|e| e.waits_for.clone()).unwrap_or_default(),
             fees_sat: steps.iter().map(|s| s.fee_sat).fold(0, u64::saturating_add),
             steps,
-            commitment_txid: spend.map(|s| s.txid.to_string()),
+            commitment_txid: spend.map(|s| s.txid).or(published).map(|t| t.to_string()),
             commitment_height: spend.map(|s| s.height),
         }
     }
 
     fn close_info(&self, factory: &Factory) -> Option<CloseInfo> {
         let close = factory.state.close.as_ref()?;
-        let confirmed = close.txs.iter().chain(&close.signed).find_map(|t| {
-            let txid = t.0.compute_txid();
-            self.parts.index.confirmation(&txid).map(|c| (txid, c.height))
-        });
-        let shown = confirmed
-            .map(|(t, _)| t)
-            .or_else(|| close.signed.as_ref().or(close.txs.last()).map(|t| t.0.compute_txid()));
+        let confirmed = self.confirmed_close(factory);
+        let shown = confirmed.map(|s| s.txid).or_else(|| close.signed.as_ref().map(|t| t.0.compute_txid()));
         let phase = match (&confirmed, &close.signed) {
             (Some(_), _) => "confirmed".to_owned(),
             (None, Some(_)) => "broadcast".to_owned(),
@@ -303,8 +299,8 @@ impl Service {
             phase,
             reason: close.reason.clone(),
             txid: shown.map(|t| t.to_string()),
-            height: confirmed.map(|(_, h)| h),
-            confirmations: confirmed.map_or(0, |(_, h)| self.parts.index.depth(h)),
+            height: confirmed.map(|s| s.height),
+            confirmations: confirmed.map_or(0, |s| self.parts.index.depth(s.height)),
             paid: close.paid.clone(),
             to_fees: close.to_fees.clone(),
             fee_sat: close.fee_sat,

@@ -403,7 +403,6 @@ impl Service {
 
     pub(super) async fn client_connected(&mut self, client: PublicKey) {
         self.remind(client);
-        self.resume_close_with(client).await;
     }
 
     pub(super) async fn client_gone(&mut self, client: PublicKey) {

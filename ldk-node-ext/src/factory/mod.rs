@@ -7,6 +7,8 @@
 mod chain;
 mod client;
 mod close;
+mod close_client;
+mod close_lsp;
 mod exit;
 mod info;
 mod lsp;
@@ -136,6 +138,7 @@ impl Loaded {
             closing: HashMap::new(),
         };
         service.clean_up_after_restart();
+        service.resume_closes().await;
         service.on_block().await;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -240,7 +243,7 @@ impl Service {
         let now = Instant::now();
         self.lsp_timers(now).await;
         self.client_timers(now).await;
-        self.close_timers(now).await;
+        self.lsp_close_timers(now).await;
         self.retry_exits().await;
         self.join_if_free();
     }

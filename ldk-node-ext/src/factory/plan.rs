@@ -116,9 +116,10 @@ impl Service {
     fn params(&self, wish: ParamsOverride, clients: usize) -> Result<ParamsChoice, Error> {
         let network = self.parts.config.network;
         let mut params = match wish.clients_per_leaf {
-            Some(k) => Params::default_with(clients, k, network)?,
-            None => Params::default_for(clients, network)?,
-        };
+            Some(k) => Params::default_with(clients, k, network),
+            None => Params::default_for(clients, network),
+        }
+        .map_err(bad_params)?;
         let fixed = wish.arity.is_some();
         if let Some(arity) = wish.arity {
             params.shape.layers =
@@ -138,7 +139,7 @@ impl Service {
         params.dying = wish.dying.unwrap_or(params.dying);
         params.margin = wish.margin.unwrap_or(params.margin);
         params.min_depth = wish.min_depth.unwrap_or(params.min_depth);
-        params.validate(clients)?;
+        params.validate(clients).map_err(bad_params)?;
         // A shape somebody chose stays as it is; a default one follows the number of clients.
         let upper = params.shape.layers.iter().rev().skip(1).any(|l| !l.is_empty());
         Ok(if fixed || (shaped && upper) {
@@ -147,6 +148,10 @@ impl Service {
             ParamsChoice::Reshape(params)
         })
     }
+}
+
+fn bad_params(e: factory_core::Error) -> Error {
+    Error::invalid("params", e.to_string())
 }
 
 /// A new instance id: random, with the time in front so that lists sort by age.

@@ -113,6 +113,20 @@ impl Service {
         }
     }
 
+    /// A close does survive a restart, from the moment its first channel is shut down.
+    pub(super) async fn resume_closes(&mut self) {
+        if !self.is_lsp() {
+            return;
+        }
+        let live: Vec<InstanceId> =
+            self.factories.values().filter(|f| f.state.stage == Stage::Live).map(Factory::id).collect();
+        for id in live {
+            if let Err(e) = self.resume_lsp_close(&id).await {
+                tracing::error!(instance = hex::encode(id), error = %e, "close cannot go on");
+            }
+        }
+    }
+
     /// Closes a channel of an attempt that is given up. Nothing of it can be broadcast: its outpoint
     /// stays held, and its monitor is not loaded any more after the next start.
     pub(super) fn drop_channel(

@@ -104,10 +104,7 @@ pub(crate) struct StoredClose {
     /// Where the close pays this node (client).
     #[serde(default)]
     pub(crate) payout_script: Option<bitcoin::ScriptBuf>,
-    /// The transaction this node has signed or may have signed a partial for.
-    #[serde(default)]
-    pub(crate) txs: Vec<StoredTx>,
-    /// The complete, signed transaction (LSP).
+    /// The complete, signed transaction.
     #[serde(default)]
     pub(crate) signed: Option<StoredTx>,
     /// Who is paid what.
@@ -139,6 +136,9 @@ pub(crate) struct State {
     pub(crate) failure: Option<String>,
     pub(crate) exit: Option<StoredExit>,
     pub(crate) close: Option<StoredClose>,
+    /// Highest number of a try to close.
+    #[serde(default)]
+    pub(crate) close_attempts: u16,
     /// LSP: clients that have left by themselves.
     #[serde(default)]
     pub(crate) left: Vec<PublicKey>,
@@ -155,6 +155,7 @@ impl State {
             failure: None,
             exit: None,
             close: None,
+            close_attempts: 0,
             left: Vec::new(),
         }
     }
@@ -225,6 +226,15 @@ impl Factory {
         }
     }
 
+    /// The first transaction of the tree.
+    pub(crate) fn root_txid(&self) -> Option<Txid> {
+        let root = match &self.signed {
+            Signed::Lsp(r) => r.nodes.first().and_then(|n| n.txs.first()),
+            Signed::Client(r) => r.path.path.first(),
+        };
+        root.map(|t| t.txid())
+    }
+
     /// This node's channels: outpoint and, for the LSP, the client.
     pub(crate) fn channels(&self) -> Result<Vec<(OutPoint, Option<PublicKey>)>, Error> {
         match &self.signed {
@@ -277,7 +287,7 @@ impl Factory {
             }
         }
         if let Some(close) = &self.state.close {
-            out.extend(close.txs.iter().chain(&close.signed).map(|t| t.0.compute_txid()));
+            out.extend(close.signed.iter().map(|t| t.0.compute_txid()));
         }
         out
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::RwLock;
 
-use bitcoin::OutPoint;
+use bitcoin::{OutPoint, Txid};
 use lightning::ln::types::ChannelId;
 
 use crate::util::{read, write};
@@ -22,6 +22,8 @@ pub struct FactoryChannel {
     pub released: bool,
     /// The leaf state is confirmed: commitments may be published.
     pub on_chain: bool,
+    /// The newest transaction this node has published that spends the channel.
+    pub published: Option<Txid>,
 }
 
 /// The answer to "may this transaction leave?".
@@ -75,6 +77,7 @@ impl Outpoints {
             outpoint,
             released: false,
             on_chain: false,
+            published: None,
         });
         id
     }
@@ -100,8 +103,19 @@ impl Outpoints {
         }
     }
 
+    /// Notes that a transaction which spends factory channels has been handed to bitcoind.
+    pub(crate) fn set_published(&self, tx: &bitcoin::Transaction) {
+        let mut inner = write(&self.inner);
+        for input in &tx.input {
+            let id = inner.by_outpoint.get(&input.previous_output).copied();
+            if let Some(c) = id.and_then(|id| inner.channels.get_mut(&id)) {
+                c.published = Some(tx.compute_txid());
+            }
+        }
+    }
+
     /// As [`Self::set_on_chain`], for all channels on outputs of one leaf transaction.
-    pub(crate) fn set_tx_on_chain(&self, txid: &bitcoin::Txid, on_chain: bool) {
+    pub(crate) fn set_tx_on_chain(&self, txid: &Txid, on_chain: bool) {
         for channel in write(&self.inner).channels.values_mut() {
             if channel.outpoint.txid == *txid {
                 channel.on_chain = on_chain;

@@ -18,6 +18,7 @@ use lightning_background_processor::{process_events_async, GossipSync as Backgro
 use lightning_block_sync::init::{synchronize_listeners, validate_best_block_header};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 use super::restore::{check_network, Ldk};
 use super::{ldk_events, net, Node, Parts};
@@ -243,8 +244,21 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     if let Some(listener) = listener {
         tasks.push(tokio::spawn(net::accept(Arc::clone(&parts), listener, stop_receiver)));
     }
+    tokio::spawn(supervise(Arc::clone(&parts), tasks));
     tracing::info!(node_id = %parts.node_id, height = parts.height(), "node started");
-    Ok(Node { parts, tasks: Arc::new(Mutex::new(tasks)) })
+    Ok(Node { parts })
+}
+
+/// Waits for the order to stop, then for every task; only then has the node ended.
+async fn supervise(parts: Arc<Parts>, tasks: Vec<JoinHandle<()>>) {
+    let _ = parts.stop.subscribe().wait_for(|stop| *stop).await;
+    parts.peers.disconnect_all_peers();
+    for task in tasks {
+        if let Err(e) = task.await {
+            tracing::error!(error = %e, "a task of the node ended badly");
+        }
+    }
+    parts.ended.send_replace(true);
 }
 
 /// LDK's own housekeeping and events, until told to stop; the last thing it does is to write
@@ -310,6 +324,7 @@ async fn broadcast(
             Ok(()) => {
                 tracing::info!(what, ?txids, "broadcast");
                 for tx in &txs {
+                    parts.outpoints.set_published(tx);
                     parts.wallet.saw_unconfirmed(tx);
                 }
             }

@@ -19,7 +19,6 @@ use lightning::chain::BlockLocator;
 use lightning::events::bump_transaction::sync::BumpTransactionEventHandlerSync;
 use lightning::util::wallet_utils::WalletSync;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 
 use crate::api;
 use crate::chain::{Bitcoind, ChainIndex, Fees};
@@ -101,7 +100,6 @@ impl Parts {
 #[derive(Clone)]
 pub struct Node {
     parts: Arc<Parts>,
-    tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
 impl Node {
@@ -120,28 +118,14 @@ impl Node {
     /// None at present; the type leaves room.
     pub async fn stop(&self) -> Result<(), Error> {
         self.parts.stop.send_replace(true);
-        self.parts.peers.disconnect_all_peers();
-        let tasks = std::mem::take(&mut *lock(&self.tasks));
-        for task in tasks {
-            if let Err(e) = task.await {
-                tracing::error!(error = %e, "a task of the node ended badly");
-            }
-        }
-        self.parts.ended.send_replace(true);
+        self.stopped().await;
         Ok(())
     }
 
-    /// Resolves when the node has ended, by [`Self::stop`] or by a fatal error.
+    /// Resolves when the node has ended and everything is written, after [`Self::stop`] or a fatal
+    /// error.
     pub async fn stopped(&self) {
-        let mut ended = self.parts.ended.subscribe();
-        let mut stop = self.parts.stop.subscribe();
-        tokio::select! {
-            _ = ended.wait_for(|e| *e) => {}
-            _ = stop.wait_for(|s| *s) => {
-                // A fatal error asked for the stop, nobody has called stop() yet.
-                let _ = self.stop().await;
-            }
-        }
+        let _ = self.parts.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
     /// The state of the node.

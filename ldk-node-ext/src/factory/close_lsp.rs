@@ -1,0 +1,305 @@
+//! The LSP's side of a cooperative close: carries out what `LspClose` says.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bitcoin::secp256k1::PublicKey;
+use bolt_tlv::payload::{self, Payload};
+use factory_core::close::{
+    LspClose, LspCloseAction, LspCloseConfig, LspCloseInput, LspClosePhase, LspCloseState,
+};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::close::{Closing, LspClosing};
+use super::stored::{Factory, Signed, Stage, StoredClose, StoredTx};
+use super::{Service, Timer};
+use crate::api::ClosePayout;
+use crate::error::Error;
+use crate::ldk::{channel_id, InstanceId};
+
+/// A stalled close is tried again after so long, when everybody is there.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+fn payouts(list: Vec<(PublicKey, u64)>) -> Vec<ClosePayout> {
+    list.into_iter().map(|(id, sat)| ClosePayout { node_id: id.to_string(), sat }).collect()
+}
+
+impl Service {
+    fn lsp_close_config(&self, factory: &Factory, attempt: u16) -> Result<LspCloseConfig, Error> {
+        let Signed::Lsp(record) = &factory.signed else {
+            return Err(Error::Conflict("only an LSP closes".into()));
+        };
+        let seconds = u32::try_from(self.lsp_settings()?.phase_timeout.as_secs()).unwrap_or(u32::MAX);
+        Ok(LspCloseConfig {
+            record: record.as_ref().clone(),
+            secret_key: self.parts.keys.factory_key(&factory.state.salt)?.secret_bytes(),
+            lsp_script: self.parts.wallet.new_script()?,
+            feerate_sat_per_kwu: self.parts.fees.normal().to_sat_per_kwu(),
+            attempt,
+            consent_secs: seconds,
+            signing_secs: seconds,
+        })
+    }
+
+    /// Starts a close: everybody has to be there, and no payment may be on its way.
+    pub(super) async fn begin_close(&mut self, id: InstanceId) -> Result<(), Error> {
+        let factory = self.found(&id)?;
+        let Signed::Lsp(record) = &factory.signed else {
+            return Err(Error::Conflict("only an LSP closes".into()));
+        };
+        if let Some(spend) = self.parts.index.spend(&factory.funding().outpoint) {
+            return Err(Error::Conflict(format!("the funding output was spent by {}", spend.txid)));
+        }
+        let ready = self.parts.factory_messages.ready_peers();
+        if let Some(missing) = record.client_ids.iter().find(|c| !ready.contains(c)) {
+            return Err(Error::Unavailable(format!("client {missing} is not connected")));
+        }
+        let channels = factory.channel_ids()?;
+        for c in self.parts.manager.list_channels().iter().filter(|c| channels.contains(&c.channel_id)) {
+            if !c.pending_inbound_htlcs.is_empty() || !c.pending_outbound_htlcs.is_empty() {
+                let peer = c.counterparty.node_id;
+                return Err(Error::Unavailable(format!(
+                    "a payment is pending on the channel with {peer}; try again"
+                )));
+            }
+        }
+        let attempt = factory.state.close_attempts.saturating_add(1);
+        let config = self.lsp_close_config(factory, attempt)?;
+        let (machine, actions) = LspClose::new(config, &mut rand::rng())?;
+        if let Some(f) = self.factories.get_mut(&id) {
+            f.state.close_attempts = attempt;
+            f.state.close = Some(StoredClose::default());
+            f.store_state(&self.parts.store)?;
+        }
+        self.parts.events.push("factory_closing", json!({"instance_id": hex::encode(id)}));
+        self.insert_closing(id, machine);
+        self.run_lsp_close(id, actions).await;
+        Ok(())
+    }
+
+    fn insert_closing(&mut self, id: InstanceId, machine: LspClose) {
+        let closing = LspClosing { machine, timer: None, to_shut: Vec::new(), last_retry: Instant::now() };
+        self.closing.insert(id, Closing::Lsp(Box::new(closing)));
+    }
+
+    /// Goes on with a close after a restart.
+    pub(super) async fn resume_lsp_close(&mut self, id: &InstanceId) -> Result<(), Error> {
+        let factory = self.found(id)?;
+        let Some(stored) = factory.state.close.as_ref().filter(|c| c.signed.is_none()) else { return Ok(()) };
+        let Some(machine) = stored.machine.clone() else { return Ok(()) };
+        let key = format!("factory_states/{}", hex::encode(id));
+        let state: LspCloseState =
+            serde_json::from_value(machine).map_err(|e| Error::Corrupt { key, reason: e.to_string() })?;
+        let config = self.lsp_close_config(factory, state.attempt)?;
+        let (machine, actions) = LspClose::resume(config, &state, &mut rand::rng())?;
+        self.insert_closing(*id, machine);
+        self.run_lsp_close(*id, actions).await;
+        Ok(())
+    }
+
+    pub(super) async fn lsp_close_message(&mut self, id: InstanceId, client: PublicKey, payload: Payload) {
+        if let Payload::CloseAsk(_) = &payload {
+            return self.close_asked(id, client).await;
+        }
+        self.lsp_close_input(id, LspCloseInput::Message { client, payload }).await;
+    }
+
+    /// A client asks for a close. Everybody has to consent anyway, so it is tried.
+    async fn close_asked(&mut self, id: InstanceId, client: PublicKey) {
+        let is_member = self.factories.get(&id).is_some_and(|f| match &f.signed {
+            Signed::Lsp(r) => r.index_of(&client).is_some(),
+            Signed::Client(_) => false,
+        });
+        let result =
+            if is_member { Box::pin(self.close_command(id)).await } else { Err(Error::not_found("factory")) };
+        if let Err(e) = result {
+            tracing::info!(%client, error = %e, "close asked for, not possible");
+            let text = e.to_string().chars().take(200).collect();
+            self.send(client, payload::CloseAbort { instance_id: id, attempt: 0, code: 103, text });
+        }
+    }
+
+    pub(super) async fn lsp_channel_shut(
+        &mut self,
+        id: &InstanceId,
+        client: PublicKey,
+        client_msat: u64,
+        lsp_msat: u64,
+    ) {
+        if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
+            c.to_shut.retain(|(peer, _)| *peer != client);
+        }
+        self.lsp_close_input(*id, LspCloseInput::ChannelShut { client, client_msat, lsp_msat }).await;
+    }
+
+    async fn lsp_close_input(&mut self, id: InstanceId, input: LspCloseInput) {
+        let Some(Closing::Lsp(closing)) = self.closing.get_mut(&id) else { return };
+        match closing.machine.handle(input) {
+            Ok(actions) => self.run_lsp_close(id, actions).await,
+            Err(e) => tracing::error!(error = %e, "close"),
+        }
+    }
+
+    async fn run_lsp_close(&mut self, id: InstanceId, actions: Vec<LspCloseAction>) {
+        let mut queue = VecDeque::from(actions);
+        while let Some(action) = queue.pop_front() {
+            match self.lsp_close_action(&id, action) {
+                Ok(None) => {}
+                Ok(Some(input)) => {
+                    let Some(Closing::Lsp(closing)) = self.closing.get_mut(&id) else { return };
+                    match closing.machine.handle(input) {
+                        Ok(more) => queue.extend(more),
+                        Err(e) => tracing::error!(error = %e, "close"),
+                    }
+                }
+                Err(e) => {
+                    // What could not be stored is not acted upon; the retry comes with the next tick.
+                    tracing::error!(error = %e, "close");
+                    return;
+                }
+            }
+        }
+        self.shut_channels(&id);
+        self.parts.peers.process_events();
+    }
+
+    fn close_state(&mut self, id: &InstanceId, change: impl FnOnce(&mut StoredClose)) -> Result<(), Error> {
+        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
+        change(factory.state.close.get_or_insert_default());
+        factory.store_state(&self.parts.store)
+    }
+
+    fn lsp_close_action(
+        &mut self,
+        id: &InstanceId,
+        action: LspCloseAction,
+    ) -> Result<Option<LspCloseInput>, Error> {
+        match action {
+            LspCloseAction::Send { client, payload } => {
+                // A client that cannot be reached is missed by the timer and asked again later.
+                self.send(client, payload);
+            }
+            LspCloseAction::PersistState(state) => {
+                let value = serde_json::to_value(&*state).map_err(|e| Error::Store(e.to_string()))?;
+                if let Some(f) = self.factories.get_mut(id) {
+                    f.state.close_attempts = f.state.close_attempts.max(state.attempt);
+                }
+                self.close_state(id, |c| c.machine = Some(value))?;
+            }
+            LspCloseAction::ShutdownChannel { client, outpoint } => {
+                if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
+                    c.to_shut.push((client, outpoint));
+                }
+            }
+            LspCloseAction::PersistClose { tx, paid, to_fees, lsp_sat, fee_sat } => {
+                let mut paid = payouts(paid);
+                paid.push(ClosePayout { node_id: self.parts.node_id.to_string(), sat: lsp_sat });
+                self.parts.index.watch([tx.compute_txid()], []);
+                self.close_state(id, |c| {
+                    c.signed = Some(StoredTx(*tx));
+                    c.paid = paid;
+                    c.to_fees = payouts(to_fees);
+                    c.fee_sat = fee_sat;
+                    c.reason = None;
+                })?;
+                return Ok(Some(LspCloseInput::RecordPersisted));
+            }
+            LspCloseAction::Broadcast(tx) => self.parts.broadcaster.send(vec![*tx], "factory close"),
+            LspCloseAction::SetTimer { id: timer, seconds } => {
+                if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
+                    c.timer = Some(Timer::new(timer, seconds));
+                }
+            }
+            LspCloseAction::Blamed { client, reason } => {
+                tracing::warn!(%client, %reason, "close waits for a client");
+                let data = json!({"instance_id": hex::encode(id), "node_id": client.to_string(), "reason": reason.to_string()});
+                self.parts.events.push("close_stalled", data);
+                self.close_state(id, |c| c.reason = Some(format!("client {client}: {reason}")))?;
+            }
+            LspCloseAction::Problem { error } => {
+                tracing::error!(%error, "close");
+                self.close_state(id, |c| c.reason = Some(error.to_string()))?;
+            }
+            LspCloseAction::Progress(phase) => tracing::info!(instance = hex::encode(id), ?phase, "close"),
+            LspCloseAction::Done => {
+                self.parts.events.push("close_signed", json!({"instance_id": hex::encode(id)}));
+            }
+            LspCloseAction::Failed { reason } => {
+                let reason = reason.to_string();
+                let data = json!({"instance_id": hex::encode(id), "reason": reason});
+                self.parts.events.push("close_failed", data);
+                self.closing.remove(id);
+                self.close_state(id, |c| {
+                    c.machine = None;
+                    c.reason = Some(reason);
+                })?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Asks LDK to shut channels down. LDK refuses while the peer is away or a monitor is being
+    /// written, so this is repeated until the channel is gone.
+    fn shut_channels(&mut self, id: &InstanceId) {
+        let Some(Closing::Lsp(closing)) = self.closing.get_mut(id) else { return };
+        let open = self.parts.manager.list_channels();
+        closing.to_shut.retain(|(client, outpoint)| {
+            let channel = channel_id(*outpoint);
+            let Some(details) = open.iter().find(|c| c.channel_id == channel) else {
+                // Closed before: LDK's event has come or will come.
+                return false;
+            };
+            let shutting = details
+                .channel_shutdown_state
+                .is_some_and(|s| s != lightning::ln::channel_state::ChannelShutdownState::NotShuttingDown);
+            if shutting {
+                return true;
+            }
+            if let Err(e) = self.parts.manager.close_channel(&channel, client) {
+                tracing::debug!(%channel, error = ?e, "not shut down yet");
+            }
+            true
+        });
+    }
+
+    pub(super) async fn lsp_close_timers(&mut self, now: Instant) {
+        let ready = self.parts.factory_messages.ready_peers();
+        let mut inputs = Vec::new();
+        let mut to_shut = Vec::new();
+        for (id, closing) in &mut self.closing {
+            let Closing::Lsp(c) = closing else { continue };
+            if let Some(timer) = c.timer.filter(|t| t.at <= now) {
+                c.timer = None;
+                inputs.push((*id, LspCloseInput::Timeout { id: timer.id }));
+            }
+            if !c.to_shut.is_empty() {
+                to_shut.push(*id);
+            }
+            let stalled = c.machine.phase() == LspClosePhase::Stalled && c.last_retry + RETRY_AFTER <= now;
+            let all_there = self.factories.get(id).is_some_and(|f| match &f.signed {
+                Signed::Lsp(r) => r.client_ids.iter().all(|client| ready.contains(client)),
+                Signed::Client(_) => false,
+            });
+            if stalled && all_there {
+                c.last_retry = now;
+                inputs.push((*id, LspCloseInput::Retry));
+            }
+        }
+        for id in to_shut {
+            self.shut_channels(&id);
+        }
+        for (id, input) in inputs {
+            self.lsp_close_input(id, input).await;
+        }
+    }
+
+    /// Publishes the signed close again until it is confirmed.
+    pub(super) fn rebroadcast_close(&self, id: &InstanceId) {
+        let Some(factory) = self.factories.get(id).filter(|f| f.state.stage == Stage::Live) else { return };
+        let Some(tx) = factory.state.close.as_ref().and_then(|c| c.signed.as_ref()) else { return };
+        if self.parts.index.spend(&factory.funding().outpoint).is_none() {
+            self.parts.broadcaster.send(vec![tx.0.clone()], "factory close");
+        }
+    }
+}
