@@ -245,6 +245,7 @@ impl Service {
         self.client_timers(now).await;
         self.lsp_close_timers(now).await;
         self.retry_exits().await;
+        self.parts.sweep();
         self.join_if_free();
     }
 }

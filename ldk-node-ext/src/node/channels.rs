@@ -204,6 +204,14 @@ impl Node {
 }
 
 impl Parts {
+    /// Sweeps what has become spendable. LDK's own timer for this is half a minute; money that is due
+    /// does not have to wait for it.
+    pub(crate) fn sweep(&self) {
+        if self.sweeper.regenerate_and_broadcast_spend_if_necessary().is_err() {
+            tracing::error!("sweep could not be stored; will be tried again");
+        }
+    }
+
     /// Whether all of a closed channel's money is confirmed in the wallet. `settled_anyway` says that
     /// enough blocks have passed for LDK to hand out everything there is.
     pub(crate) fn is_swept(&self, channel: &ChannelId, settled_anyway: bool) -> bool {

@@ -249,6 +249,7 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             p.sweeper
                 .track_spendable_outputs(outputs, channel_id, counterparty_node_id, true, None)
                 .map_err(|()| replay(crate::Error::Store("spendable outputs".into())))?;
+            p.sweep();
         }
         Event::BumpTransaction(bump) => handle_bump(&p, bump),
         Event::HTLCIntercepted { intercept_id, .. } => {
