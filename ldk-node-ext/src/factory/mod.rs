@@ -216,9 +216,9 @@ impl Service {
             }
             PeerEvent::Message { peer, payload, slot } => {
                 if self.is_lsp() {
-                    self.client_message(peer, payload).await;
+                    self.client_message(peer, *payload).await;
                 } else {
-                    self.lsp_message(peer, payload).await;
+                    self.lsp_message(peer, *payload).await;
                 }
                 drop(slot);
             }

@@ -73,7 +73,7 @@ pub(crate) enum PeerEvent {
         /// From.
         peer: PublicKey,
         /// Decoded.
-        payload: Payload,
+        payload: Box<Payload>,
         /// Freed when the message has been handled.
         slot: Slot,
     },
@@ -183,7 +183,7 @@ impl FactoryMessages {
                 }
                 let slot = Slot(Arc::clone(&p.waiting));
                 drop(inner);
-                self.tell(PeerEvent::Message { peer, payload, slot })
+                self.tell(PeerEvent::Message { peer, payload: Box::new(payload), slot })
             }
             // Rotation is not there yet: nobody has been offered a change, so these are out of turn.
             FactoryMessage::ChangeInit(_)
