@@ -118,6 +118,9 @@ impl Service {
         let index = &self.parts.index;
         if let Some(spend) = index.spend(&factory.funding().outpoint) {
             let is_root = Some(spend.txid) == factory.root_txid();
+            if !is_root {
+                lock(&self.parts.settled).extend(factory.channel_ids()?);
+            }
             if !is_root && index.depth(spend.height) >= FINAL_DEPTH {
                 factory.state.stage = Stage::Closed;
                 factory.store_state(&self.parts.store)?;
@@ -125,7 +128,6 @@ impl Service {
                 self.parts.events.push("factory_closed", data);
                 for channel in factory.channel_ids()? {
                     mark_void(&self.parts.store, &channel, "factory closed")?;
-                    lock(&self.parts.settled).insert(channel);
                 }
                 self.closing.remove(id);
                 return Ok(());
@@ -147,6 +149,12 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// From here on the wallet shows the channels' money: the close pays it there.
+    pub(super) fn settle_channels(&self, id: &InstanceId) {
+        let channels = self.factories.get(id).and_then(|f| f.channel_ids().ok()).unwrap_or_default();
+        lock(&self.parts.settled).extend(channels);
     }
 
     /// Keeps what depends on all factories together: the invoices' final expiry delta and the nearest

@@ -193,6 +193,7 @@ impl Service {
                         sat => c.paid = vec![ClosePayout { node_id, sat }],
                     }
                 })?;
+                self.settle_channels(id);
                 // Anybody may publish it.
                 self.parts.broadcaster.send(vec![*tx], "factory close");
                 Ok(None)

@@ -203,6 +203,7 @@ impl Service {
                     c.fee_sat = fee_sat;
                     c.reason = None;
                 })?;
+                self.settle_channels(id);
                 return Ok(Some(LspCloseInput::RecordPersisted));
             }
             LspCloseAction::Broadcast(tx) => self.parts.broadcaster.send(vec![*tx], "factory close"),

@@ -14,6 +14,7 @@ use crate::chain::SubmitError;
 use crate::config::RoleConfig;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
+use crate::util::lock;
 
 /// A step that is not confirmed after so many blocks is bumped.
 const BUMP_AFTER_BLOCKS: u32 = 2;
@@ -50,6 +51,8 @@ impl Service {
         let height = self.parts.height();
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
         let steps = factory.exit_plan()?.steps.len();
+        // The money comes by the path, not by a close that may have been signed before.
+        lock(&self.parts.settled).retain(|c| !factory.channel_ids().unwrap_or_default().contains(c));
         factory.state.exit = Some(StoredExit {
             started_at: height,
             children: vec![None; steps],

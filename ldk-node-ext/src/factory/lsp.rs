@@ -2,15 +2,15 @@
 
 use std::collections::VecDeque;
 
-use bitcoin::psbt::Psbt;
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint};
 use bolt_tlv::payload::{self, Payload};
-use factory_core::ceremony::{LspAction, LspCeremony, LspConfig, LspInput, Phase, Timeouts};
+use factory_core::ceremony::{LspAction, LspCeremony, LspConfig, LspInput, Timeouts};
 use lightning::ln::types::ChannelId;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::creating::{api_state, member_state, Creating};
 use super::stored::{Factory, Signed, Stage, State, StoredTx};
 use super::{plan, registry, user_channel_id, LdkEvent, Service, Timer, MAX_SHOWN_FAILURES};
 use crate::api::{self, ExcludedClient, FactoryMember, FactoryState, MemberState};
@@ -24,79 +24,10 @@ pub(super) struct Waiting {
     pub(super) max_capacity_sat: u64,
 }
 
-/// A ceremony under way.
-pub(super) struct Creating {
-    machine: LspCeremony,
-    salt: [u8; 32],
-    psbt: Option<Psbt>,
-    timer: Option<Timer>,
-    birth_height: u32,
-    pub(super) state: FactoryState,
-    pub(super) members: Vec<FactoryMember>,
-    pub(super) excluded: Vec<ExcludedClient>,
-    attempt_channels: Vec<(ChannelId, PublicKey)>,
-}
-
 /// Clients remembered as waiting, at most.
 const MAX_WAITING_CLIENTS: usize = 10_000;
 /// Ceremonies at a time.
 const MAX_CEREMONIES: usize = 8;
-
-fn api_state(phase: Phase) -> FactoryState {
-    match phase {
-        Phase::Inviting => FactoryState::Inviting,
-        Phase::Planning => FactoryState::Planning,
-        Phase::Opening => FactoryState::Opening,
-        Phase::Funding => FactoryState::Funding,
-        Phase::Nonces => FactoryState::Nonces,
-        Phase::Partials => FactoryState::Partials,
-        Phase::Recording | Phase::Persisting => FactoryState::Persisting,
-        Phase::Done => FactoryState::Confirming,
-        Phase::Failed => FactoryState::Failed,
-    }
-}
-
-fn member_state(payload: &Payload) -> Option<MemberState> {
-    match payload {
-        Payload::Accept(_) => Some(MemberState::Accepted),
-        Payload::PlanOk(_) => Some(MemberState::Planned),
-        Payload::Nonces(_) => Some(MemberState::Opened),
-        Payload::Partials(_) => Some(MemberState::Signed),
-        Payload::Persisted(_) => Some(MemberState::Persisted),
-        _ => None,
-    }
-}
-
-impl Creating {
-    /// What the API shows.
-    pub(super) fn info(&self, id: &InstanceId, failure: Option<String>) -> api::FactoryInfo {
-        api::FactoryInfo {
-            instance_id: hex::encode(id),
-            state: if failure.is_some() { FactoryState::Failed } else { self.state },
-            failure,
-            funding: None,
-            funding_sat: 0,
-            funding_confirmations: 0,
-            birth_height: self.birth_height,
-            expiry_height: 0,
-            clients: self.members.clone(),
-            excluded: self.excluded.clone(),
-            tree: Vec::new(),
-            deadlines: Vec::new(),
-            report: None,
-            close: None,
-            exits: Vec::new(),
-        }
-    }
-
-    fn set_member(&mut self, client: &PublicKey, state: MemberState, reason: Option<String>) {
-        let id = client.to_string();
-        if let Some(m) = self.members.iter_mut().find(|m| m.node_id == id) {
-            m.state = state;
-            m.reason = reason;
-        }
-    }
-}
 
 impl Service {
     /// Starts a ceremony.
@@ -520,12 +451,5 @@ impl Service {
         };
         self.creating.values().any(|c| c.has(client))
             || self.factories.values().any(|f| alive(f) && member(f))
-    }
-}
-
-impl Creating {
-    fn has(&self, client: &PublicKey) -> bool {
-        let id = client.to_string();
-        self.members.iter().any(|m| m.node_id == id && m.state != MemberState::Excluded)
     }
 }

@@ -9,6 +9,7 @@ mod client;
 mod close;
 mod close_client;
 mod close_lsp;
+mod creating;
 mod exit;
 mod info;
 mod lsp;
@@ -104,7 +105,7 @@ pub(crate) struct Service {
     parts: Arc<Parts>,
     factories: HashMap<InstanceId, Factory>,
     /// LSP: ceremonies under way.
-    creating: HashMap<InstanceId, lsp::Creating>,
+    creating: HashMap<InstanceId, creating::Creating>,
     /// LSP: ceremonies that failed, for display, newest last.
     failed: Vec<api::FactoryInfo>,
     /// LSP: clients that asked to be in a factory.

@@ -92,7 +92,10 @@ impl Service {
         let settled: Vec<ChannelId> = self
             .factories
             .values()
-            .filter(|f| matches!(f.state.stage, Stage::Closed | Stage::Void))
+            .filter(|f| {
+                let closed = f.state.close.as_ref().is_some_and(|c| c.signed.is_some());
+                closed || matches!(f.state.stage, Stage::Closed | Stage::Void)
+            })
             .filter_map(|f| f.channel_ids().ok())
             .flatten()
             .collect();

@@ -1,0 +1,88 @@
+//! A ceremony under way at the LSP, and what the API shows of it.
+
+use bitcoin::psbt::Psbt;
+use bitcoin::secp256k1::PublicKey;
+use bolt_tlv::payload::Payload;
+use factory_core::ceremony::{LspCeremony, Phase};
+use lightning::ln::types::ChannelId;
+
+use super::Timer;
+use crate::api::{self, ExcludedClient, FactoryMember, FactoryState, MemberState};
+use crate::ldk::InstanceId;
+
+/// A ceremony under way.
+pub(super) struct Creating {
+    pub(super) machine: LspCeremony,
+    pub(super) salt: [u8; 32],
+    pub(super) psbt: Option<Psbt>,
+    pub(super) timer: Option<Timer>,
+    pub(super) birth_height: u32,
+    pub(super) state: FactoryState,
+    pub(super) members: Vec<FactoryMember>,
+    pub(super) excluded: Vec<ExcludedClient>,
+    pub(super) attempt_channels: Vec<(ChannelId, PublicKey)>,
+}
+
+pub(super) fn api_state(phase: Phase) -> FactoryState {
+    match phase {
+        Phase::Inviting => FactoryState::Inviting,
+        Phase::Planning => FactoryState::Planning,
+        Phase::Opening => FactoryState::Opening,
+        Phase::Funding => FactoryState::Funding,
+        Phase::Nonces => FactoryState::Nonces,
+        Phase::Partials => FactoryState::Partials,
+        Phase::Recording | Phase::Persisting => FactoryState::Persisting,
+        Phase::Done => FactoryState::Confirming,
+        Phase::Failed => FactoryState::Failed,
+    }
+}
+
+pub(super) fn member_state(payload: &Payload) -> Option<MemberState> {
+    match payload {
+        Payload::Accept(_) => Some(MemberState::Accepted),
+        Payload::PlanOk(_) => Some(MemberState::Planned),
+        Payload::Nonces(_) => Some(MemberState::Opened),
+        Payload::Partials(_) => Some(MemberState::Signed),
+        Payload::Persisted(_) => Some(MemberState::Persisted),
+        _ => None,
+    }
+}
+
+impl Creating {
+    /// What the API shows.
+    pub(super) fn info(&self, id: &InstanceId, failure: Option<String>) -> api::FactoryInfo {
+        api::FactoryInfo {
+            instance_id: hex::encode(id),
+            state: if failure.is_some() { FactoryState::Failed } else { self.state },
+            failure,
+            funding: None,
+            funding_sat: 0,
+            funding_confirmations: 0,
+            birth_height: self.birth_height,
+            expiry_height: 0,
+            clients: self.members.clone(),
+            excluded: self.excluded.clone(),
+            tree: Vec::new(),
+            deadlines: Vec::new(),
+            report: None,
+            close: None,
+            exits: Vec::new(),
+        }
+    }
+
+    pub(super) fn set_member(&mut self, client: &PublicKey, state: MemberState, reason: Option<String>) {
+        let id = client.to_string();
+        if let Some(m) = self.members.iter_mut().find(|m| m.node_id == id) {
+            m.state = state;
+            m.reason = reason;
+        }
+    }
+}
+
+impl Creating {
+    /// Whether a client takes part.
+    pub(super) fn has(&self, client: &PublicKey) -> bool {
+        let id = client.to_string();
+        self.members.iter().any(|m| m.node_id == id && m.state != MemberState::Excluded)
+    }
+}
