@@ -11,7 +11,7 @@ TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
 PEER_MANIFEST := integration/peer/Cargo.toml
 CARGO := cargo
 export CARGO_TARGET_DIR := $(TARGET)
-export PEER_BIN := $(TARGET)/peer/debug/peer
+export BIN_PEER := $(TARGET)/peer/debug/peer
 
 # Always the whole workspace, and a filter: what is built for one package alone has other features of shared crates, and
 # would be built twice. Scenarios run one at a time: each is a dozen processes.

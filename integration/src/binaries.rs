@@ -1,5 +1,6 @@
 //! Where the programs are that the harness starts.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -7,7 +8,7 @@ use anyhow::{anyhow, bail, Context, Result};
 
 /// The path of one of the workspace's programs, for example `lsp-server`.
 ///
-/// `<NAME>_BIN` in the environment (`LSP_SERVER_BIN`) comes first; else the program stands beside the one that is
+/// `BIN_<NAME>` in the environment (`BIN_LSP_SERVER`) comes first; else the program stands beside the one that is
 /// running, as cargo builds them: `target/debug/<name>`, a test one folder below.
 ///
 /// # Errors
@@ -23,7 +24,7 @@ pub fn workspace(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The path of the ordinary Lightning node, `PEER_BIN` in the environment or `target/peer/<profile>/peer`.
+/// The path of the ordinary Lightning node, `BIN_PEER` in the environment or `target/peer/<profile>/peer`.
 ///
 /// # Errors
 /// If there is none, with the command that builds it.
@@ -39,6 +40,13 @@ pub fn peer() -> Result<PathBuf> {
         bail!("{} is not there: run `make peer`", path.display());
     }
     Ok(path)
+}
+
+/// The settings in the environment that the programs under test would read (`LSP_SERVER_*`, `CLIENT_APP_*`). They are
+/// an operator's own and must not reach a scenario's processes.
+pub fn settings() -> Vec<OsString> {
+    let of_a_program = |name: &str| name.starts_with("LSP_SERVER_") || name.starts_with("CLIENT_APP_");
+    std::env::vars_os().map(|(name, _)| name).filter(|name| of_a_program(&name.to_string_lossy())).collect()
 }
 
 /// The path of a usable bitcoind, and the policy flags that it needs: what `scripts/bitcoind.sh` says.
@@ -63,7 +71,7 @@ pub fn bitcoind() -> Result<(PathBuf, Vec<String>)> {
 }
 
 fn from_environment(name: &str) -> Result<Option<PathBuf>> {
-    let variable = format!("{}_BIN", name.to_uppercase().replace('-', "_"));
+    let variable = format!("BIN_{}", name.to_uppercase().replace('-', "_"));
     match std::env::var_os(&variable) {
         None => Ok(None),
         Some(path) if Path::new(&path).is_file() => Ok(Some(path.into())),

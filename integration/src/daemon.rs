@@ -326,7 +326,11 @@ impl Client {
         let name = format!("client-{index}");
         let data_dir = folder.join(&name);
         let program = binaries::workspace("client-app")?;
-        let init = Command::new(&program)
+        let mut init = Command::new(&program);
+        for name in binaries::settings() {
+            init.env_remove(name);
+        }
+        let init = init
             .arg("init")
             .arg("--data-dir")
             .arg(&data_dir)

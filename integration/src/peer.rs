@@ -186,6 +186,16 @@ impl Peer {
         self.call(&json!({ "method": "pay", "invoice": invoice, "wait_secs": 90 }))
     }
 
+    /// Connects to a node.
+    ///
+    /// # Errors
+    /// If that node cannot be reached.
+    pub fn connect(&self, node_id: &str, address: &str) -> Result<()> {
+        let body = json!({ "method": "connect", "node_id": node_id, "address": address });
+        self.call::<Value>(&body)?;
+        Ok(())
+    }
+
     /// Opens a channel.
     ///
     /// # Errors

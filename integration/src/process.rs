@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 
+use crate::binaries;
+
 /// How much of a log is shown when its process has died, in bytes.
 const TAIL: usize = 4096;
 
@@ -70,7 +72,11 @@ impl Proc {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("open {}", self.log.display()))?;
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        for name in binaries::settings() {
+            command.env_remove(name);
+        }
+        let child = command
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())

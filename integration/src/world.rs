@@ -130,11 +130,26 @@ impl World {
         self.bitcoind.mine(6)?;
         self.peer = Some(peer);
         self.sync()?;
-        let (peer, lsp) = (self.peer()?, &self.lsp);
-        wait::until("the ordinary channel to be usable", PATIENCE, || {
-            let ours = lsp.channels()?.iter().any(|channel| channel.peer == peer.node_id() && channel.usable);
-            let theirs = peer.channels()?.iter().any(|channel| channel.usable);
-            Ok(if ours && theirs { Seen::Done(()) } else { Seen::NotYet(format!("{ours} {theirs}")) })
+        self.wait_peer_usable()
+    }
+
+    /// Waits until the ordinary node's channel is usable on both sides; without such a node there is nothing to wait
+    /// for. The node is connected again if it is not: by itself it tries once a minute only.
+    ///
+    /// # Errors
+    /// If it does not become so.
+    pub fn wait_peer_usable(&self) -> Result<()> {
+        let (Some(peer), lsp) = (&self.peer, &self.lsp) else { return Ok(()) };
+        wait::until("the ordinary channel to be usable on both sides", PATIENCE, || {
+            let ours = lsp.channels()?.into_iter().find(|channel| channel.peer == peer.node_id());
+            let theirs = peer.channels()?.into_iter().find(|channel| channel.peer == lsp.node_id());
+            match (ours, theirs) {
+                (Some(ours), Some(theirs)) if ours.usable && theirs.usable => Ok(Seen::Done(())),
+                seen => {
+                    peer.connect(lsp.node_id(), lsp.listen())?;
+                    Ok(Seen::NotYet(format!("{seen:?}")))
+                }
+            }
         })
     }
 
@@ -266,7 +281,7 @@ impl World {
         factory.ok_or_else(|| anyhow!("the factory failed: {}", failure.unwrap_or_default()))
     }
 
-    /// Waits until the channels of a factory's clients that run are usable on both sides.
+    /// Waits until the channels of a factory's clients that run are usable on both sides, and the ordinary node's.
     ///
     /// # Errors
     /// If they do not become so.
@@ -291,7 +306,7 @@ impl World {
                 },
             )?;
         }
-        Ok(())
+        self.wait_peer_usable()
     }
 
     /// The client with this node id.
