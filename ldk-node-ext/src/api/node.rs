@@ -148,6 +148,8 @@ pub struct ChannelInfo {
     pub inbound_capacity_msat: u64,
     /// Sendable now, msat.
     pub outbound_capacity_msat: u64,
+    /// Payments on their way over this channel.
+    pub pending_htlcs: usize,
     /// `channel_ready` passed both ways.
     pub ready: bool,
     /// Ready and the peer is connected.

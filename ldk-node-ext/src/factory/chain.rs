@@ -4,12 +4,15 @@ use std::sync::atomic::Ordering;
 
 use bitcoin::{OutPoint, Txid};
 use factory_core::ceremony::ClientInput;
+use factory_core::close::LspClosePhase;
 use factory_core::exit::ChainView;
 use factory_core::params::FUNDING_GIVE_UP;
 use lightning::events::ClosureReason;
 use lightning::ln::types::ChannelId;
+use lightning::util::config::ChannelConfigUpdate;
 use serde_json::json;
 
+use super::close::Closing;
 use super::stored::{Factory, Signed, Stage};
 use super::Service;
 use crate::chain::ChainIndex;
@@ -19,6 +22,8 @@ use crate::ldk::InstanceId;
 use crate::node::mark_void;
 use crate::util::lock;
 
+/// Blocks added to the claim budget, for heights that differ between nodes and for reaction.
+const HTLC_MARGIN: u32 = 12;
 /// Confirmations after which a spend of the funding output is final.
 pub(super) const FINAL_DEPTH: u32 = 6;
 
@@ -59,10 +64,21 @@ impl Service {
                 self.go_live(id)?;
             }
             (Stage::Signed | Stage::Funded, None) => self.unconfirmed(id, height),
+            // A reorganization took it off the chain.
+            (Stage::Live, None) => self.publish_funding(id),
+            (Stage::Void, Some(depth))
+                if !self.is_lsp() && depth >= u32::from(factory.params().min_depth) =>
+            {
+                self.come_back(id).await?;
+            }
+            (Stage::Void, None) if !self.is_lsp() && height == factory.expiry_height() => {
+                self.forget_abandoned(id)
+            }
             _ => {}
         }
         if matches!(self.factories.get(id).map(|f| f.state.stage), Some(Stage::Live)) {
-            self.look_at_spends(id)?;
+            self.look_at_spends(id).await?;
+            self.check_channel(id).await?;
             self.run_exit(id).await?;
         }
         self.rebroadcast_close(id);
@@ -91,6 +107,34 @@ impl Service {
         Ok(())
     }
 
+    /// A factory that this client had given up is on the chain after all: leave it by its path.
+    async fn come_back(&mut self, id: &InstanceId) -> Result<(), Error> {
+        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
+        factory.state.stage = Stage::Live;
+        factory.store_state(&self.parts.store)?;
+        for channel in factory.channel_ids()? {
+            lock(&self.parts.settled).remove(&channel);
+        }
+        self.start_exit(id, "the funding confirmed after the factory had been given up").await
+    }
+
+    /// A client whose channel is gone, without a close it agreed to, gets its money by its path only.
+    /// Found here even if LDK's word of it was lost.
+    async fn check_channel(&mut self, id: &InstanceId) -> Result<(), Error> {
+        let Some(factory) = self.factories.get(id) else { return Ok(()) };
+        let agreed =
+            factory.state.close.as_ref().is_some_and(|c| c.payout_script.is_some() || c.signed.is_some());
+        let at_rest = factory.state.stage == Stage::Live && factory.state.exit.is_none() && !agreed;
+        if self.is_lsp() || !at_rest {
+            return Ok(());
+        }
+        let open: Vec<ChannelId> = self.parts.manager.list_channels().iter().map(|c| c.channel_id).collect();
+        if factory.channel_ids()?.iter().all(|c| open.contains(c)) {
+            return Ok(());
+        }
+        self.start_exit(id, "the channel is closed").await
+    }
+
     /// The funding transaction is not in a block yet: publish it again, or give it up in time.
     fn unconfirmed(&mut self, id: &InstanceId, height: u32) {
         let Some(factory) = self.factories.get(id) else { return };
@@ -98,22 +142,30 @@ impl Service {
             return;
         }
         if height >= factory.birth_height().saturating_add(FUNDING_GIVE_UP) {
-            if self.joining.as_ref().is_some_and(|j| j.id() == *id) {
-                self.joining = None;
+            if !self.is_lsp() {
+                if self.joining.as_ref().is_some_and(|j| j.id() == *id) {
+                    self.joining = None;
+                }
+                let reason = format!("funding transaction unconfirmed {FUNDING_GIVE_UP} blocks after birth");
+                self.abandon(id, &reason);
+                return;
             }
-            self.make_void(
-                id,
-                &format!("funding transaction unconfirmed {FUNDING_GIVE_UP} blocks after birth"),
-            );
-            return;
+            // Once signed it can be mined at any time, so the LSP goes on with it: clients that have
+            // given it up leave by their paths when it confirms.
+            tracing::warn!(instance = hex::encode(id), "funding unconfirmed; clients have given it up");
         }
-        if let (Stage::Funded, Some(tx)) = (factory.state.stage, &factory.state.funding_tx) {
+        self.publish_funding(id);
+    }
+
+    fn publish_funding(&self, id: &InstanceId) {
+        let Some(factory) = self.factories.get(id) else { return };
+        if let (Stage::Funded | Stage::Live, Some(tx)) = (factory.state.stage, &factory.state.funding_tx) {
             self.parts.broadcaster.send(vec![tx.0.clone()], "factory funding");
         }
     }
 
     /// Who has spent what: the close, or leaves that were published.
-    fn look_at_spends(&mut self, id: &InstanceId) -> Result<(), Error> {
+    async fn look_at_spends(&mut self, id: &InstanceId) -> Result<(), Error> {
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
         let index = &self.parts.index;
         if let Some(spend) = index.spend(&factory.funding().outpoint) {
@@ -132,6 +184,10 @@ impl Service {
                 self.closing.remove(id);
                 return Ok(());
             }
+        }
+        let root_out = index.spend(&factory.funding().outpoint).is_some();
+        if root_out && (self.closing.contains_key(id) || factory.state.close.is_some()) {
+            return self.close_prevented(id).await;
         }
         if let Signed::Lsp(_) = &factory.signed {
             let mut changed = false;
@@ -173,6 +229,17 @@ impl Service {
             .max()
             .unwrap_or(0);
         self.parts.min_final_cltv.store(min_final, Ordering::Release);
+        let budget = self
+            .factories
+            .values()
+            .filter(live)
+            .filter_map(|f| f.params().claim_budget(f.params().confirm_blocks).ok())
+            .max()
+            .map_or(0, |c| c.saturating_add(HTLC_MARGIN));
+        self.parts.claim_budget.store(budget, Ordering::Release);
+        if self.is_lsp() {
+            self.raise_deltas(budget);
+        }
         let nearest = self
             .factories
             .values()
@@ -180,6 +247,24 @@ impl Service {
             .flat_map(|f| self.deadlines(f, height))
             .min_by_key(|d| d.height);
         *lock(&self.parts.deadline) = nearest;
+    }
+
+    /// When a client pays, the LSP learns the preimage at the outgoing expiry at the latest, and has to
+    /// have time left to claim the incoming HTLC through the client's path. LDK checks the delta of the
+    /// outgoing channel only, so every channel of the LSP asks for that much.
+    fn raise_deltas(&self, budget: u32) {
+        let Ok(delta) = u16::try_from(budget) else { return };
+        for c in self.parts.manager.list_channels() {
+            if c.config.is_none_or(|config| config.cltv_expiry_delta >= delta) {
+                continue;
+            }
+            let update = ChannelConfigUpdate { cltv_expiry_delta: Some(delta), ..Default::default() };
+            let peer = c.counterparty.node_id;
+            if let Err(e) = self.parts.manager.update_partial_channel_config(&peer, &[c.channel_id], &update)
+            {
+                tracing::error!(channel = %c.channel_id, error = ?e, "expiry delta not raised");
+            }
+        }
     }
 
     /// LDK has closed a channel.
@@ -190,13 +275,13 @@ impl Service {
         reason: ClosureReason,
         local_msat: Option<u64>,
         capacity_sat: Option<u64>,
-    ) {
+    ) -> Result<(), Error> {
         self.creation_channel_closed(channel, &reason.to_string()).await;
-        let Some(known) = self.parts.outpoints.get(&channel) else { return };
+        let Some(known) = self.parts.outpoints.get(&channel) else { return Ok(()) };
         let id = known.instance;
-        let Some(factory) = self.factories.get(&id) else { return };
+        let Some(factory) = self.factories.get(&id) else { return Ok(()) };
         if factory.state.stage == Stage::Void {
-            return;
+            return Ok(());
         }
         let cooperative = matches!(
             reason,
@@ -204,16 +289,23 @@ impl Service {
                 | ClosureReason::CounterpartyInitiatedCooperativeClosure
                 | ClosureReason::LocallyInitiatedCooperativeClosure
         );
-        if cooperative {
+        // A shutdown that was agreed upon but whose last message was lost ends as an error on one side;
+        // no payment was pending, so the balances are as final as in the other case.
+        let agreed = match &factory.signed {
+            Signed::Lsp(_) => {
+                matches!(self.closing.get(&id), Some(Closing::Lsp(c)) if c.machine.phase() >= LspClosePhase::Shutting)
+            }
+            Signed::Client(_) => factory.state.close.as_ref().is_some_and(|c| c.payout_script.is_some()),
+        };
+        if cooperative || agreed {
             let outpoint = outpoint.unwrap_or(known.outpoint);
             return self.channel_shut(&id, outpoint, local_msat, capacity_sat).await;
         }
         tracing::warn!(%channel, %reason, "factory channel closed");
         // A client's money in a closed channel comes home by its path only.
         if !self.is_lsp() && factory.state.stage == Stage::Live && factory.state.exit.is_none() {
-            if let Err(e) = self.start_exit(&id, &format!("channel closed: {reason}")).await {
-                tracing::error!(error = %e, "exit not started");
-            }
+            self.start_exit(&id, &format!("channel closed: {reason}")).await?;
         }
+        Ok(())
     }
 }

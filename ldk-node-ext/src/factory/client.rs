@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 
+use bitcoin::hashes::{sha256, Hash};
 use bitcoin::secp256k1::PublicKey;
 use bolt_tlv::payload::{self, Payload};
-use factory_core::ceremony::{ClientAction, ClientCeremony, ClientConfig, ClientInput, ClientPolicy};
+use factory_core::ceremony::{
+    ClientAction, ClientCeremony, ClientConfig, ClientInput, ClientPhase, ClientPolicy,
+};
 use lightning::ln::channelmanager::TrustedChannelFeatures;
 use lightning::ln::types::ChannelId;
 use lightning::util::config::{ChannelConfigOverrides, ChannelConfigUpdate};
@@ -12,14 +15,11 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::stored::{Factory, Signed, Stage, State, StoredTx};
-use super::{registry, user_channel_id, LdkEvent, Service, Timer};
+use super::{registry, user_channel_id, ChannelOffer, LdkEvent, Service, Timer};
 use crate::api;
 use crate::config::{ClientSettings, RoleConfig};
 use crate::ldk::InstanceId;
-use crate::store::records;
 
-/// Complete records of attempts that were given up, kept in case their funding confirms after all.
-const SUPERSEDED: &str = "superseded_factories";
 /// Version of our protocol that `Join` names.
 const PROTOCOL_VERSION: u16 = 1;
 /// How long a client waits for its LSP in each phase, seconds.
@@ -75,6 +75,14 @@ impl Service {
     pub(super) fn lsp_connected(&mut self, peer: PublicKey) {
         if self.client_settings().is_some_and(|s| s.lsp_node_id == peer) {
             self.join_sent = false;
+            // Said again in case it was lost: the LSP answers with the funding, or that it went on
+            // without us.
+            if let Some(joining) =
+                self.joining.as_ref().filter(|j| j.machine.phase() == ClientPhase::Persisted)
+            {
+                let (instance_id, attempt) = (joining.id, joining.machine.attempt());
+                self.send(peer, payload::Persisted { instance_id, attempt });
+            }
             self.join_if_free();
         }
     }
@@ -109,7 +117,7 @@ impl Service {
                         && self.parts.index.confirmation(&f.funding().outpoint.txid).is_none()
                 });
                 if aborted {
-                    self.make_void(&m.instance_id, &format!("given up by the LSP: {}", m.text));
+                    self.abandon(&m.instance_id, &format!("given up by the LSP: {}", m.text));
                     self.join_sent = false;
                 }
             }
@@ -205,13 +213,26 @@ impl Service {
                 self.parts.outpoints.expect(temporary, joining.id);
                 None
             }
-            ClientAction::KeepSuperseded { record, until_height } => {
-                // The next attempt's record takes its place under the instance id.
-                let key = format!("{}_{}", hex::encode(record.path.instance_id), record.path.attempt);
-                if let Err(e) = records::put(&*self.parts.store, SUPERSEDED, &key, 1, &(until_height, record))
-                {
+            ClientAction::KeepSuperseded { record, .. } => {
+                // The next attempt's record takes its place under the instance id, so it gets a name
+                // of its own, and is kept like any other factory that was given up.
+                let id = self.joining.as_ref()?.id;
+                let mut factory = self.factories.get(&id).cloned()?;
+                if factory.attempt() != record.path.attempt {
+                    return None;
+                }
+                let mut name = id.to_vec();
+                name.extend(record.path.attempt.to_be_bytes());
+                factory.state.alias = Some(sha256::Hash::hash(&name).to_byte_array());
+                factory.state.stage = Stage::Void;
+                factory.state.failure = Some("superseded by another attempt".into());
+                let alias = factory.id();
+                if let Err(e) = factory.store_all(&self.parts.store) {
                     tracing::error!(error = %e, "superseded attempt not stored");
                 }
+                self.superseded = factory.channels().ok().and_then(|c| c.first().map(|(o, _)| *o));
+                self.factories.insert(alias, factory);
+                self.settle_channels(&alias);
                 None
             }
             ClientAction::ForgetChannel { temporary_channel_id } => {
@@ -282,7 +303,7 @@ impl Service {
         let Some(joining) = self.joining.take() else { return };
         tracing::warn!(reason, "no factory");
         self.parts.events.push(kind, json!({"instance_id": hex::encode(joining.id), "reason": reason}));
-        self.make_void(&joining.id, reason);
+        self.abandon(&joining.id, reason);
         self.join_sent = false;
     }
 
@@ -302,15 +323,18 @@ impl Service {
 
     pub(super) async fn client_ldk_event(&mut self, event: LdkEvent) {
         match event {
-            LdkEvent::OpenRequest { temporary, peer, capacity_sat, push_msat } => {
-                self.accept_channel(temporary, peer, capacity_sat, push_msat);
-            }
+            LdkEvent::OpenRequest { temporary, peer, offer } => self.accept_channel(temporary, peer, offer),
             LdkEvent::ChannelPending {
                 channel, temporary: Some(temporary), outpoint, redeem_script, ..
             } => {
                 let Some(joining) = self.joining.as_mut() else { return };
-                let Some((expected, ..)) = joining.expected else { return };
-                if expected != temporary {
+                if joining.expected.map(|e| e.0) != Some(temporary) {
+                    // Of an attempt that is over: LDK was faster than the news of its end.
+                    if self.parts.outpoints.get(&channel).is_some_and(|c| c.instance == joining.id) {
+                        if let Some(lsp) = self.client_settings().map(|s| s.lsp_node_id) {
+                            self.drop_channel(&channel, &lsp, Some(outpoint));
+                        }
+                    }
                     return;
                 }
                 joining.channel = Some((temporary, channel, outpoint));
@@ -333,12 +357,23 @@ impl Service {
     }
 
     /// Accepts a 0-conf channel if it is exactly the plan's, else refuses it.
-    fn accept_channel(&mut self, temporary: ChannelId, peer: PublicKey, capacity_sat: u64, push_msat: u64) {
+    fn accept_channel(&mut self, temporary: ChannelId, peer: PublicKey, offer: ChannelOffer) {
         let lsp = self.client_settings().map(|s| s.lsp_node_id);
-        let planned = self.joining.as_ref().and_then(|j| j.expected);
+        let planned = self.joining.as_ref().and_then(|j| {
+            let (expected, capacity_sat, push_msat) = j.expected?;
+            let to_self_delay = j.machine.plan()?.params.to_self_delay;
+            let offer = ChannelOffer {
+                capacity_sat,
+                push_msat,
+                to_self_delay,
+                announced: false,
+                zero_fee_commitments: true,
+            };
+            Some((expected, offer))
+        });
         let manager = &self.parts.manager;
-        if lsp != Some(peer) || planned != Some((temporary, capacity_sat, push_msat)) {
-            tracing::warn!(%peer, capacity_sat, push_msat, "channel is not the planned one");
+        if lsp != Some(peer) || planned != Some((temporary, offer)) {
+            tracing::warn!(%peer, ?offer, ?planned, "channel is not the planned one");
             let reason = "not the channel of the plan".to_owned();
             let _ = manager.force_close_broadcasting_latest_txn(&temporary, &peer, reason);
             return;

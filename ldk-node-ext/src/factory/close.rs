@@ -4,13 +4,15 @@
 //! restarts, until its transaction is confirmed, or a party leaves by its path with the closing
 //! transaction that LDK made.
 
+use std::time::Duration;
+
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::OutPoint;
 use bolt_tlv::payload::{self, Payload};
 use factory_core::close::{ClientClose, LspClose, LspClosePhase};
 use tokio::time::Instant;
 
-use super::stored::{Factory, Signed, Stage};
+use super::stored::{Factory, Stage, StoredClose};
 use super::{Service, Timer};
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
@@ -29,7 +31,11 @@ pub(super) struct LspClosing {
     pub(super) timer: Option<Timer>,
     /// Channels LDK has not shut down yet.
     pub(super) to_shut: Vec<(PublicKey, OutPoint)>,
-    pub(super) last_retry: Instant,
+    /// When a stalled close is tried again, and how long it waited last.
+    pub(super) retry_at: Instant,
+    pub(super) pause: Duration,
+    /// Something could not be stored: the round is given up and made anew.
+    pub(super) broken: bool,
 }
 
 impl Service {
@@ -104,27 +110,42 @@ impl Service {
         outpoint: OutPoint,
         local_msat: Option<u64>,
         capacity_sat: Option<u64>,
-    ) {
-        let Some(factory) = self.factories.get(id) else { return };
+    ) -> Result<(), Error> {
+        let factory = self.found(id)?;
         let channel = channel_id(outpoint);
-        let capacity = match &factory.signed {
-            Signed::Lsp(_) => capacity_sat,
-            Signed::Client(r) => r.channel().map(|c| c.share.capacity_sat),
-        };
-        let (Some(local_msat), Some(capacity)) = (local_msat, capacity) else {
+        let (Some(local_msat), Some(capacity)) = (local_msat, capacity_sat) else {
             tracing::error!(%channel, "closed without a balance");
-            return;
+            return Ok(());
         };
-        if self.is_lsp() {
-            let client =
-                factory.channels().ok().and_then(|list| list.into_iter().find(|(o, _)| *o == outpoint)?.1);
-            if let Some(client) = client {
-                let client_msat = capacity.saturating_mul(1000).saturating_sub(local_msat);
-                self.lsp_channel_shut(id, client, client_msat, local_msat).await;
-            }
-        } else {
-            self.client_channel_shut(id, local_msat).await;
+        if !self.is_lsp() {
+            return self.client_channel_shut(id, local_msat).await;
         }
+        let client = factory.channels()?.into_iter().find(|(o, _)| *o == outpoint).and_then(|(_, c)| c);
+        match client {
+            Some(client) => {
+                let client_msat = capacity.saturating_mul(1000).saturating_sub(local_msat);
+                self.lsp_channel_shut(id, client, client_msat, local_msat).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The tree's root is on the chain, so no close can be any more. Who has shut its channel down
+    /// leaves by its path, with the closing transaction that LDK made.
+    pub(super) async fn close_prevented(&mut self, id: &InstanceId) -> Result<(), Error> {
+        self.closing.remove(id);
+        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
+        let reason = "the tree's root was published".to_owned();
+        let shut = factory.state.close.as_ref().is_some_and(|c| c.own_msat.is_some());
+        let news = factory.state.close.as_ref().is_some_and(|c| c.reason.as_ref() != Some(&reason));
+        if news {
+            factory.state.close = Some(StoredClose { reason: Some(reason), ..StoredClose::default() });
+            factory.store_state(&self.parts.store)?;
+        }
+        if shut && !self.is_lsp() && self.factories.get(id).is_some_and(|f| f.state.exit.is_none()) {
+            self.start_exit(id, "the close was prevented").await?;
+        }
+        Ok(())
     }
 
     /// Whether a close of this factory has begun and not come to nothing.

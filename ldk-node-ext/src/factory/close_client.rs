@@ -75,9 +75,16 @@ impl Service {
         self.client_close_input(&id, ClientCloseInput::Message(payload));
     }
 
-    pub(super) async fn client_channel_shut(&mut self, id: &InstanceId, own_msat: u64) {
+    pub(super) async fn client_channel_shut(&mut self, id: &InstanceId, own_msat: u64) -> Result<(), Error> {
         let has_machine = self.closing.contains_key(id);
-        let Some(factory) = self.factories.get_mut(id) else { return };
+        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
+        if factory.state.close.as_ref().is_none_or(|c| c.payout_script.is_none()) {
+            // The LSP has shut the channel without a close that we agreed to.
+            if factory.state.exit.is_some() || factory.state.stage != Stage::Live {
+                return Ok(());
+            }
+            return self.start_exit(id, "the LSP shut the channel without an agreed close").await;
+        }
         let attempt = factory.state.close_attempts;
         let instance_id = factory.id();
         let close = factory.state.close.get_or_insert_default();
@@ -95,12 +102,11 @@ impl Service {
             };
             close.machine = serde_json::to_value(&state).ok();
         }
-        if let Err(e) = factory.store_state(&self.parts.store) {
-            tracing::error!(error = %e, "factory state not stored");
-        }
+        factory.store_state(&self.parts.store)?;
         if has_machine {
             self.client_close_input(id, ClientCloseInput::ChannelShut { own_msat });
         }
+        Ok(())
     }
 
     fn client_close_input(&mut self, id: &InstanceId, input: ClientCloseInput) {

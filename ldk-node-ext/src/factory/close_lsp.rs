@@ -8,6 +8,7 @@ use bolt_tlv::payload::{self, Payload};
 use factory_core::close::{
     LspClose, LspCloseAction, LspCloseConfig, LspCloseInput, LspClosePhase, LspCloseState,
 };
+use lightning::ln::channel_state::ChannelShutdownState;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -18,8 +19,10 @@ use crate::api::ClosePayout;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
 
-/// A stalled close is tried again after so long, when everybody is there.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// A stalled close is tried again after so long, when everybody is there, and each time after twice
+/// as long, up to the limit.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
+const LONGEST_RETRY: Duration = Duration::from_secs(3600);
 
 fn payouts(list: Vec<(PublicKey, u64)>) -> Vec<ClosePayout> {
     list.into_iter().map(|(id, sat)| ClosePayout { node_id: id.to_string(), sat }).collect()
@@ -55,6 +58,17 @@ impl Service {
         if let Some(missing) = record.client_ids.iter().find(|c| !ready.contains(c)) {
             return Err(Error::Unavailable(format!("client {missing} is not connected")));
         }
+        let open = self.parts.manager.list_channels();
+        for (outpoint, client) in factory.channels()? {
+            let at_rest = open.iter().find(|c| c.channel_id == channel_id(outpoint)).is_some_and(|c| {
+                c.channel_shutdown_state.is_none_or(|s| s == ChannelShutdownState::NotShuttingDown)
+            });
+            let Some(client) = client else { continue };
+            if !at_rest && !factory.state.finals.contains_key(&client) {
+                let text = format!("the channel with {client} is closed already; this factory ends by exits");
+                return Err(Error::Conflict(text));
+            }
+        }
         let channels = factory.channel_ids()?;
         for c in self.parts.manager.list_channels().iter().filter(|c| channels.contains(&c.channel_id)) {
             if !c.pending_inbound_htlcs.is_empty() || !c.pending_outbound_htlcs.is_empty() {
@@ -79,7 +93,9 @@ impl Service {
     }
 
     fn insert_closing(&mut self, id: InstanceId, machine: LspClose) {
-        let closing = LspClosing { machine, timer: None, to_shut: Vec::new(), last_retry: Instant::now() };
+        let (retry_at, pause) = (Instant::now() + FIRST_RETRY, FIRST_RETRY);
+        let closing =
+            LspClosing { machine, timer: None, to_shut: Vec::new(), retry_at, pause, broken: false };
         self.closing.insert(id, Closing::Lsp(Box::new(closing)));
     }
 
@@ -126,11 +142,17 @@ impl Service {
         client: PublicKey,
         client_msat: u64,
         lsp_msat: u64,
-    ) {
+    ) -> Result<(), Error> {
+        // LDK says it once, so it is kept, also for a close that begins later.
+        if let Some(factory) = self.factories.get_mut(id) {
+            factory.state.finals.insert(client, (client_msat, lsp_msat));
+            factory.store_state(&self.parts.store)?;
+        }
         if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
             c.to_shut.retain(|(peer, _)| *peer != client);
         }
         self.lsp_close_input(*id, LspCloseInput::ChannelShut { client, client_msat, lsp_msat }).await;
+        Ok(())
     }
 
     async fn lsp_close_input(&mut self, id: InstanceId, input: LspCloseInput) {
@@ -154,8 +176,11 @@ impl Service {
                     }
                 }
                 Err(e) => {
-                    // What could not be stored is not acted upon; the retry comes with the next tick.
+                    // What could not be stored is not acted upon; the round is made anew later.
                     tracing::error!(error = %e, "close");
+                    if let Some(Closing::Lsp(closing)) = self.closing.get_mut(&id) {
+                        closing.broken = true;
+                    }
                     return;
                 }
             }
@@ -188,6 +213,10 @@ impl Service {
                 self.close_state(id, |c| c.machine = Some(value))?;
             }
             LspCloseAction::ShutdownChannel { client, outpoint } => {
+                let last = self.factories.get(id).and_then(|f| f.state.finals.get(&client)).copied();
+                if let Some((client_msat, lsp_msat)) = last {
+                    return Ok(Some(LspCloseInput::ChannelShut { client, client_msat, lsp_msat }));
+                }
                 if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
                     c.to_shut.push((client, outpoint));
                 }
@@ -251,9 +280,8 @@ impl Service {
                 // Closed before: LDK's event has come or will come.
                 return false;
             };
-            let shutting = details
-                .channel_shutdown_state
-                .is_some_and(|s| s != lightning::ln::channel_state::ChannelShutdownState::NotShuttingDown);
+            let shutting =
+                details.channel_shutdown_state.is_some_and(|s| s != ChannelShutdownState::NotShuttingDown);
             if shutting {
                 return true;
             }
@@ -277,13 +305,15 @@ impl Service {
             if !c.to_shut.is_empty() {
                 to_shut.push(*id);
             }
-            let stalled = c.machine.phase() == LspClosePhase::Stalled && c.last_retry + RETRY_AFTER <= now;
+            let stalled = (c.broken || c.machine.phase() == LspClosePhase::Stalled) && c.retry_at <= now;
             let all_there = self.factories.get(id).is_some_and(|f| match &f.signed {
                 Signed::Lsp(r) => r.client_ids.iter().all(|client| ready.contains(client)),
                 Signed::Client(_) => false,
             });
             if stalled && all_there {
-                c.last_retry = now;
+                c.pause = (c.pause * 2).min(LONGEST_RETRY);
+                c.retry_at = now + c.pause;
+                c.broken = false;
                 inputs.push((*id, LspCloseInput::Retry));
             }
         }

@@ -10,6 +10,15 @@ use super::Timer;
 use crate::api::{self, ExcludedClient, FactoryMember, FactoryState, MemberState};
 use crate::ldk::InstanceId;
 
+/// A channel opened for an attempt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AttemptChannel {
+    pub(super) temporary: ChannelId,
+    /// The id it has once its funding is known.
+    pub(super) funded: Option<ChannelId>,
+    pub(super) client: PublicKey,
+}
+
 /// A ceremony under way.
 pub(super) struct Creating {
     pub(super) machine: LspCeremony,
@@ -17,10 +26,12 @@ pub(super) struct Creating {
     pub(super) psbt: Option<Psbt>,
     pub(super) timer: Option<Timer>,
     pub(super) birth_height: u32,
+    /// The plan's delay of a commitment's own output, blocks.
+    pub(super) to_self_delay: u16,
     pub(super) state: FactoryState,
     pub(super) members: Vec<FactoryMember>,
     pub(super) excluded: Vec<ExcludedClient>,
-    pub(super) attempt_channels: Vec<(ChannelId, PublicKey)>,
+    pub(super) channels: Vec<AttemptChannel>,
 }
 
 pub(super) fn api_state(phase: Phase) -> FactoryState {

@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint};
 use bolt_tlv::payload::{self, Payload};
-use factory_core::ceremony::{LspAction, LspCeremony, LspConfig, LspInput, Timeouts};
+use factory_core::ceremony::{LspAction, LspCeremony, LspConfig, LspInput, ParamsChoice, Timeouts};
 use lightning::ln::types::ChannelId;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::creating::{api_state, member_state, Creating};
+use super::creating::{api_state, member_state, AttemptChannel, Creating};
 use super::stored::{Factory, Signed, Stage, State, StoredTx};
 use super::{plan, registry, user_channel_id, LdkEvent, Service, Timer, MAX_SHOWN_FAILURES};
 use crate::api::{self, ExcludedClient, FactoryMember, FactoryState, MemberState};
@@ -59,6 +59,9 @@ impl Service {
                 reason: None,
             })
             .collect();
+        let to_self_delay = match &order.params {
+            ParamsChoice::Fixed(p) | ParamsChoice::Reshape(p) => p.to_self_delay,
+        };
         let config = LspConfig {
             instance_id: id,
             secret_key: self.parts.keys.factory_key(&salt)?.secret_bytes(),
@@ -85,10 +88,11 @@ impl Service {
             psbt: None,
             timer: None,
             birth_height,
+            to_self_delay,
             state: FactoryState::Inviting,
             members,
             excluded: Vec::new(),
-            attempt_channels: Vec::new(),
+            channels: Vec::new(),
         };
         self.parts.events.push(
             "factory_creating",
@@ -138,16 +142,17 @@ impl Service {
             LspAction::OpenChannel { client, temporary_channel_id, capacity_sat, push_msat } => {
                 let temporary = ChannelId(temporary_channel_id);
                 self.parts.outpoints.expect(temporary, id);
+                let to_self_delay = self.creating.get(&id).map_or(0, |c| c.to_self_delay);
                 let opened = self.parts.manager.create_channel(
                     client,
                     capacity_sat,
                     push_msat,
                     user_channel_id(),
                     Some(temporary),
-                    Some(self.parts.config.factory_channel_config()),
+                    Some(self.parts.config.factory_channel_config(to_self_delay)),
                 );
                 if let Some(c) = self.creating.get_mut(&id) {
-                    c.attempt_channels.push((temporary, client));
+                    c.channels.push(AttemptChannel { temporary, funded: None, client });
                 }
                 match opened {
                     Ok(_) => Vec::new(),
@@ -161,6 +166,9 @@ impl Service {
             LspAction::CloseChannel { client, temporary_channel_id, outpoint } => {
                 let temporary = ChannelId(temporary_channel_id);
                 self.parts.outpoints.unexpect(&temporary);
+                if let Some(c) = self.creating.get_mut(&id) {
+                    c.channels.retain(|channel| channel.temporary != temporary);
+                }
                 let channel = outpoint.map_or(temporary, crate::ldk::channel_id);
                 self.drop_channel(&channel, &client, outpoint);
                 Vec::new()
@@ -195,8 +203,12 @@ impl Service {
             }
             LspAction::FundChannel { client, temporary_channel_id, outpoint } => {
                 // Held before LDK considers it open.
-                self.parts.outpoints.insert(id, outpoint);
+                let funded = self.parts.outpoints.insert(id, outpoint);
                 let temporary = ChannelId(temporary_channel_id);
+                let channels = self.creating.get_mut(&id).map(|c| &mut c.channels);
+                if let Some(channel) = channels.into_iter().flatten().find(|c| c.temporary == temporary) {
+                    channel.funded = Some(funded);
+                }
                 let index = u16::try_from(outpoint.vout).unwrap_or(u16::MAX);
                 let txo = lightning::chain::transaction::OutPoint { txid: outpoint.txid, index };
                 match self.parts.manager.unsafe_manual_funding_transaction_generated(temporary, client, txo) {
@@ -276,7 +288,13 @@ impl Service {
             return vec![LspInput::FundingFailed { reason: "there is no record".into() }];
         };
         let unsigned = psbt.unsigned_tx.clone();
-        let signed = self.parts.wallet.sign(psbt);
+        let open: Vec<ChannelId> = self.parts.manager.list_channels().iter().map(|c| c.channel_id).collect();
+        let all_open = factory.channel_ids().is_ok_and(|ids| ids.iter().all(|id| open.contains(id)));
+        let signed = if all_open {
+            self.parts.wallet.sign(psbt)
+        } else {
+            Err(Error::Conflict("a channel was closed before the funding transaction was signed".into()))
+        };
         let ready = signed.and_then(|tx| {
             if tx.compute_txid() != factory.funding().outpoint.txid {
                 return Err(Error::Wallet("signing changed the txid of the funding transaction".into()));
@@ -315,9 +333,11 @@ impl Service {
         }
         self.make_void(&id, &reason);
         // Whatever the machine has not closed itself.
-        for (temporary, client) in &creating.attempt_channels {
+        for AttemptChannel { temporary, funded, client } in &creating.channels {
             self.parts.outpoints.unexpect(temporary);
-            let _ = self.parts.manager.force_close_broadcasting_latest_txn(temporary, client, reason.clone());
+            let id = funded.unwrap_or(*temporary);
+            let outpoint = funded.and_then(|f| self.parts.outpoints.get(&f)).map(|c| c.outpoint);
+            self.drop_channel(&id, client, outpoint);
         }
         if !self.factories.contains_key(&id) {
             self.parts
@@ -337,6 +357,8 @@ impl Service {
     }
 
     pub(super) async fn client_gone(&mut self, client: PublicKey) {
+        // `Join` is said on every connection.
+        self.waiting.remove(&client);
         let ids: Vec<InstanceId> =
             self.creating.iter().filter(|(_, c)| c.has(&client)).map(|(id, _)| *id).collect();
         for id in ids {
@@ -356,6 +378,14 @@ impl Service {
         if self.close_message(client, &payload).await {
             return;
         }
+        if let Payload::Persisted(m) = &payload {
+            if !self.is_current(&client, &m.instance_id, m.attempt) {
+                let (instance_id, attempt) = (m.instance_id, m.attempt);
+                let text = "the factory was made without you, or not at all".to_owned();
+                self.send(client, payload::Abort { instance_id, attempt, code: 2, text, culprit: None });
+                return;
+            }
+        }
         let Some(id) = payload.instance_id().filter(|id| self.creating.contains_key(id)) else {
             tracing::debug!(%client, number = payload.number(), "message of no factory under way");
             return;
@@ -364,6 +394,18 @@ impl Service {
             c.set_member(&client, state, None);
         }
         self.lsp_input(id, LspInput::Message { client, payload }).await;
+    }
+
+    /// Whether a client is in this attempt of a factory, be it under way or made.
+    fn is_current(&self, client: &PublicKey, id: &InstanceId, attempt: u16) -> bool {
+        let creating = self.creating.get(id).is_some_and(|c| c.has(client) && c.machine.attempt() == attempt);
+        let made = self.factories.get(id).is_some_and(|f| match &f.signed {
+            Signed::Lsp(r) => {
+                f.state.stage != Stage::Void && r.attempt == attempt && r.index_of(client).is_some()
+            }
+            Signed::Client(_) => false,
+        });
+        creating || made
     }
 
     pub(super) async fn lsp_ldk_event(&mut self, event: LdkEvent) {
@@ -379,7 +421,19 @@ impl Service {
                 let Some(id) = self.parts.outpoints.expected(&temporary) else { return };
                 tracing::debug!(%channel, %outpoint, "first commitment held");
                 self.parts.outpoints.unexpect(&temporary);
-                let input = LspInput::CommitmentHeld { client: peer, temporary_channel_id: temporary.0 };
+                let (client, temporary_channel_id) = (peer, temporary.0);
+                let details =
+                    self.parts.manager.list_channels().into_iter().find(|c| c.channel_id == channel);
+                let zero_fee = details
+                    .and_then(|c| c.channel_type)
+                    .is_some_and(|t| t.supports_anchor_zero_fee_commitments());
+                let input = if zero_fee {
+                    LspInput::CommitmentHeld { client, temporary_channel_id }
+                } else {
+                    // With a fee in the commitment a long hold would end in a force close.
+                    let reason = "the channel has no zero-fee commitments".to_owned();
+                    LspInput::ChannelFailed { client, temporary_channel_id, reason }
+                };
                 self.lsp_input(id, input).await;
             }
             LdkEvent::OpenRequest { temporary, peer, .. } => {
@@ -396,8 +450,8 @@ impl Service {
     /// A channel that LDK closed while its ceremony was still under way.
     pub(super) async fn creation_channel_closed(&mut self, channel: ChannelId, reason: &str) {
         let found = self.creating.iter().find_map(|(id, c)| {
-            let hit = c.attempt_channels.iter().find(|(t, _)| *t == channel)?;
-            Some((*id, hit.1, hit.0))
+            let hit = c.channels.iter().find(|c| c.temporary == channel || c.funded == Some(channel))?;
+            Some((*id, hit.client, hit.temporary))
         });
         if let Some((id, client, temporary)) = found {
             let input = LspInput::ChannelFailed {

@@ -55,8 +55,8 @@ pub(crate) enum Command {
     Factory(InstanceId, Answer<api::FactoryInfo>),
     Close(InstanceId, Answer<()>),
     Exit(InstanceId, Answer<()>),
-    /// An event of LDK; answered when it has been dealt with.
-    Ldk(LdkEvent, oneshot::Sender<()>),
+    /// An event of LDK; answered when what follows from it has been stored.
+    Ldk(LdkEvent, Answer<()>),
 }
 
 /// What LDK says of factory channels.
@@ -65,7 +65,7 @@ pub(crate) enum LdkEvent {
     /// The LSP's side knows the funding script.
     ChannelScript { temporary: ChannelId, peer: PublicKey, script: ScriptBuf },
     /// A peer wants to open a channel that a plan names.
-    OpenRequest { temporary: ChannelId, peer: PublicKey, capacity_sat: u64, push_msat: u64 },
+    OpenRequest { temporary: ChannelId, peer: PublicKey, offer: ChannelOffer },
     /// The LSP holds the client's signature on its first commitment.
     CommitmentHeld { channel: ChannelId, temporary: ChannelId, peer: PublicKey, outpoint: OutPoint },
     /// A channel is signed.
@@ -85,6 +85,17 @@ pub(crate) enum LdkEvent {
         local_msat: Option<u64>,
         capacity_sat: Option<u64>,
     },
+}
+
+/// What a peer wants to open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChannelOffer {
+    pub(crate) capacity_sat: u64,
+    pub(crate) push_msat: u64,
+    /// Delay of our own output on our commitment, blocks.
+    pub(crate) to_self_delay: u16,
+    pub(crate) announced: bool,
+    pub(crate) zero_fee_commitments: bool,
 }
 
 /// A timer of one of the machines: only the newest of a machine counts.
@@ -112,6 +123,8 @@ pub(crate) struct Service {
     waiting: HashMap<PublicKey, lsp::Waiting>,
     /// Client: the ceremony under way.
     joining: Option<client::Joining>,
+    /// Client: the channel of the attempt that is being superseded by another one.
+    superseded: Option<OutPoint>,
     /// Client: `Join` was sent on this connection.
     join_sent: bool,
     /// Cooperative closes under way.
@@ -135,6 +148,7 @@ impl Loaded {
             failed: Vec::new(),
             waiting: HashMap::new(),
             joining: None,
+            superseded: None,
             join_sent: false,
             closing: HashMap::new(),
         };
@@ -193,8 +207,8 @@ impl Service {
                 let _ = answer.send(result);
             }
             Command::Ldk(event, handled) => {
-                self.ldk_event(event).await;
-                let _ = handled.send(());
+                let result = self.ldk_event(event).await;
+                let _ = handled.send(result);
             }
         }
     }
@@ -226,17 +240,18 @@ impl Service {
         }
     }
 
-    async fn ldk_event(&mut self, event: LdkEvent) {
+    async fn ldk_event(&mut self, event: LdkEvent) -> Result<(), Error> {
         match event {
             LdkEvent::ChannelReady { channel } => {
                 tracing::debug!(%channel, "channel ready");
             }
             LdkEvent::ChannelClosed { channel, outpoint, reason, local_msat, capacity_sat } => {
-                self.channel_closed(channel, outpoint, reason, local_msat, capacity_sat).await;
+                return self.channel_closed(channel, outpoint, reason, local_msat, capacity_sat).await;
             }
             other if self.is_lsp() => self.lsp_ldk_event(other).await,
             other => self.client_ldk_event(other).await,
         }
+        Ok(())
     }
 
     /// Timers, and everything that waits for time to pass.
@@ -257,6 +272,6 @@ fn user_channel_id() -> u128 {
 }
 
 /// Whether a channel was opened for a factory.
-fn is_marked(user_channel_id: u128) -> bool {
+pub(crate) fn is_marked(user_channel_id: u128) -> bool {
     user_channel_id >> 64 == u128::from(USER_ID_MARK)
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use bolt_tlv::payload::{self, Payload};
+use factory_core::params::FUNDING_GIVE_UP;
 use lightning::ln::types::ChannelId;
 
 use super::stored::{Factory, Signed, Stage};
@@ -100,10 +101,12 @@ impl Service {
             .flatten()
             .collect();
         lock(&self.parts.settled).extend(settled);
+        // A client keeps the channels of what it has abandoned, see [`Self::abandon`].
+        let is_lsp = self.is_lsp();
         let alive: Vec<ChannelId> = self
             .factories
             .values()
-            .filter(|f| f.state.stage != Stage::Void)
+            .filter(|f| !is_lsp || f.state.stage != Stage::Void)
             .filter_map(|f| f.channel_ids().ok())
             .flatten()
             .collect();
@@ -151,7 +154,37 @@ impl Service {
         }
     }
 
-    /// Ends a factory whose funding transaction never was and never will be on the chain.
+    /// A client stops waiting for a factory whose funding transaction is not on the chain. Only the
+    /// LSP knows whether it ever will be: so the signed path, LDK's channel and the watch on the
+    /// funding output are all kept until T, and if it confirms after all the path is the way out.
+    pub(super) fn abandon(&mut self, id: &InstanceId, reason: &str) {
+        let Some(factory) = self.factories.get_mut(id) else { return };
+        if !matches!(factory.state.stage, Stage::Signed | Stage::Funded) {
+            return;
+        }
+        factory.state.stage = Stage::Void;
+        factory.state.failure = Some(reason.to_owned());
+        if let Err(e) = factory.store_state(&self.parts.store) {
+            tracing::error!(error = %e, "factory state not stored");
+        }
+        self.settle_channels(id);
+        self.parts
+            .events
+            .push("factory_failed", serde_json::json!({"instance_id": hex::encode(id), "reason": reason}));
+    }
+
+    /// After T nothing of an abandoned factory matters any more.
+    pub(super) fn forget_abandoned(&mut self, id: &InstanceId) {
+        let Some(factory) = self.factories.get(id) else { return };
+        let lsp = self.client_settings().map(|c| c.lsp_node_id);
+        for (outpoint, client) in factory.channels().unwrap_or_default() {
+            if let Some(peer) = client.or(lsp) {
+                self.drop_channel(&channel_id(outpoint), &peer, Some(outpoint));
+            }
+        }
+    }
+
+    /// Ends a factory whose funding transaction was never signed (LSP).
     pub(super) fn make_void(&mut self, id: &InstanceId, reason: &str) {
         let Some(factory) = self.factories.get_mut(id) else { return };
         if !matches!(factory.state.stage, Stage::Signed | Stage::Funded) {
@@ -166,12 +199,8 @@ impl Service {
         if let Some(tx) = &factory.state.funding_tx {
             self.parts.wallet.release(&tx.0);
         }
-        let lsp = match &self.parts.config.role {
-            RoleConfig::Client(c) => Some(c.lsp_node_id),
-            RoleConfig::Lsp(_) => None,
-        };
         for (outpoint, client) in factory.channels().unwrap_or_default() {
-            if let Some(peer) = client.or(lsp) {
+            if let Some(peer) = client {
                 self.drop_channel(&channel_id(outpoint), &peer, Some(outpoint));
             }
         }
@@ -190,12 +219,14 @@ impl Service {
 
     /// Tells a client that has come back what has become of its unfinished factories (LSP).
     pub(super) fn remind(&self, client: bitcoin::secp256k1::PublicKey) {
+        let oldest = self.parts.height().saturating_sub(FUNDING_GIVE_UP);
         for factory in self.factories.values() {
             let Signed::Lsp(record) = &factory.signed else { continue };
-            if record.index_of(&client).is_none() {
+            // Older ones the client has given up by itself.
+            if record.index_of(&client).is_none() || factory.birth_height() < oldest {
                 continue;
             }
-            let (instance_id, attempt) = (factory.id(), factory.attempt());
+            let (instance_id, attempt) = (factory.instance_id(), factory.attempt());
             match (factory.state.stage, &factory.state.funding_tx) {
                 (Stage::Void, _) => {
                     let text = factory.state.failure.clone().unwrap_or_default().chars().take(200).collect();

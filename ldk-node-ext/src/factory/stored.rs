@@ -1,5 +1,7 @@
 //! What is stored of a factory: the signed tree, which never changes, and where things stand.
 
+use std::collections::BTreeMap;
+
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, Transaction, Txid};
 use factory_core::exit::ExitPlan;
@@ -84,6 +86,9 @@ pub(crate) struct StoredExit {
     pub(crate) started_at: u32,
     /// The newest child of each step, by position.
     pub(crate) children: Vec<Option<StoredChild>>,
+    /// Height at which a step was first seen in the mempool, by position.
+    #[serde(default)]
+    pub(crate) seen_at: Vec<Option<u32>>,
     /// What it waits for, in words.
     pub(crate) waits_for: String,
     /// A coin is missing: the amount one coin needs to have, sat.
@@ -134,6 +139,12 @@ pub(crate) struct State {
     pub(crate) excluded: Vec<api::ExcludedClient>,
     /// Why it is void.
     pub(crate) failure: Option<String>,
+    /// The name of an attempt that was superseded by another one of the same instance (client).
+    #[serde(default)]
+    pub(crate) alias: Option<InstanceId>,
+    /// LSP: final balances of channels that are shut down, msat: the client's and ours.
+    #[serde(default)]
+    pub(crate) finals: BTreeMap<PublicKey, (u64, u64)>,
     pub(crate) exit: Option<StoredExit>,
     pub(crate) close: Option<StoredClose>,
     /// Highest number of a try to close.
@@ -153,6 +164,8 @@ impl State {
             funding_tx: None,
             excluded,
             failure: None,
+            alias: None,
+            finals: BTreeMap::new(),
             exit: None,
             close: None,
             close_attempts: 0,
@@ -173,7 +186,13 @@ fn store_error(e: impl std::fmt::Display) -> Error {
 }
 
 impl Factory {
+    /// The name it goes by in this node: the instance id, or an alias for a superseded attempt.
     pub(crate) fn id(&self) -> InstanceId {
+        self.state.alias.unwrap_or_else(|| self.instance_id())
+    }
+
+    /// The instance id that messages carry.
+    pub(crate) fn instance_id(&self) -> InstanceId {
         match &self.signed {
             Signed::Lsp(r) => r.plan.instance_id,
             Signed::Client(r) => r.path.instance_id,

@@ -90,6 +90,9 @@ struct Peer {
 struct Inner {
     peers: HashMap<PublicKey, Peer>,
     outgoing: Vec<(PublicKey, FactoryWireMessage)>,
+    /// Counters of lost connections whose messages have not all been worked off: they count on when
+    /// the peer comes back.
+    lingering: HashMap<PublicKey, Arc<AtomicUsize>>,
 }
 
 /// See the module's description.
@@ -159,7 +162,7 @@ impl FactoryMessages {
                 let mut inner = lock(&self.inner);
                 let Some(p) = inner.peers.get_mut(&peer) else { return Ok(()) };
                 let is_new = ours && !p.speaks_ours;
-                p.speaks_ours = ours;
+                p.speaks_ours |= ours;
                 drop(inner);
                 if is_new {
                     self.tell(PeerEvent::Ready(peer))?;
@@ -235,7 +238,12 @@ impl CustomMessageHandler for FactoryMessages {
     fn peer_disconnected(&self, peer: PublicKey) {
         let mut inner = lock(&self.inner);
         inner.outgoing.retain(|(p, _)| *p != peer);
-        let spoke = inner.peers.remove(&peer).is_some_and(|p| p.speaks_ours);
+        let removed = inner.peers.remove(&peer);
+        inner.lingering.retain(|_, waiting| waiting.load(Ordering::Acquire) > 0);
+        let spoke = removed.as_ref().is_some_and(|p| p.speaks_ours);
+        if let Some(p) = removed.filter(|p| p.waiting.load(Ordering::Acquire) > 0) {
+            inner.lingering.insert(peer, p.waiting);
+        }
         drop(inner);
         if spoke && self.events.try_send(PeerEvent::Gone(peer)).is_err() {
             // The service asks `ready_peers` on every tick as well.
@@ -248,7 +256,8 @@ impl CustomMessageHandler for FactoryMessages {
             |bit: usize| init.features.le_flags().get(bit / 8).is_some_and(|b| b & (1 << (bit % 8)) != 0);
         let speaks_blip56 = has(FEATURE_BIT) || has(FEATURE_BIT_COMPULSORY);
         let mut inner = lock(&self.inner);
-        inner.peers.insert(peer, Peer::default());
+        let waiting = inner.lingering.remove(&peer).unwrap_or_default();
+        inner.peers.insert(peer, Peer { waiting, ..Peer::default() });
         if speaks_blip56 {
             let supported = SupportedFactoryProtocols { protocol_ids: vec![PROTOCOL_ID] };
             self.queue(&mut inner, peer, supported.into());

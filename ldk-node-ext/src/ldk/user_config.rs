@@ -39,8 +39,9 @@ impl NodeConfig {
 
     /// Settings for a factory's channels: unannounced, reached by alias, and closed at exactly the fee
     /// asked for, since the closing transaction is only a fall-back and its fee is the LSP's.
-    pub(crate) fn factory_channel_config(&self) -> UserConfig {
+    pub(crate) fn factory_channel_config(&self, to_self_delay: u16) -> UserConfig {
         let mut c = self.user_config();
+        c.channel_handshake_config.our_to_self_delay = to_self_delay;
         c.channel_handshake_config.negotiate_scid_privacy = true;
         c.channel_handshake_config.announce_for_forwarding = false;
         c.channel_config.force_close_avoidance_max_fee_satoshis = 0;

@@ -1,6 +1,6 @@
 //! Starting a node: open, catch up, connect, run.
 
-use std::sync::atomic::{AtomicBool, AtomicU16};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,9 +18,9 @@ use lightning_background_processor::{process_events_async, GossipSync as Backgro
 use lightning_block_sync::init::{synchronize_listeners, validate_best_block_header};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
-use super::restore::{check_network, Ldk};
+use super::restore::{check_network, void_channels, Ldk};
 use super::{ldk_events, net, Node, Parts};
 use crate::chain::{
     Bitcoind, ChainFeed, ChainIndex, ChainSync, Fees, IndexListener, OwnParts, SubmitError, WalletListener,
@@ -105,6 +105,18 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let message_router = Arc::new(MessageRouter::new(Arc::clone(&graph), Arc::clone(&keys)));
     let (manager, manager_best, monitors) = ldk.channels(&monitor, router, Arc::clone(&message_router))?;
     let manager = Arc::new(manager);
+    // Channels of a ceremony that the last stop interrupted, and what is left of void ones: held too.
+    for channel in manager.list_channels().into_iter().filter(|c| factory::is_marked(c.user_channel_id)) {
+        if let (None, Some(funding)) = (outpoints.get(&channel.channel_id), channel.funding_txo) {
+            outpoints.insert([0; 32], funding.into_bitcoin_outpoint());
+        }
+    }
+    for id in void_channels(&store, &monitors)? {
+        let monitor = monitors.iter().find(|(_, m)| m.channel_id() == id);
+        if let (None, Some((_, m))) = (outpoints.get(&id), monitor) {
+            outpoints.insert([0; 32], m.get_funding_txo().into_bitcoin_outpoint());
+        }
+    }
     let (sweeper, sweeper_best) = ldk.sweeper()?;
     let sweeper = Arc::new(sweeper);
 
@@ -197,6 +209,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         synced: Arc::clone(&synced),
         payments_changed,
         min_final_cltv: AtomicU16::new(0),
+        claim_budget: AtomicU32::new(0),
         deadline: Mutex::new(None),
         settled: Mutex::default(),
         listen: Mutex::new(None),
@@ -234,27 +247,34 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         interval: parts.config.poll_interval,
         synced,
     };
-    let mut tasks = vec![
-        tokio::spawn(sync.run(header, cache, feed, stop_receiver.clone())),
-        tokio::spawn(broadcast(Arc::clone(&parts), outgoing, stop_receiver.clone())),
-        tokio::spawn(background(Arc::clone(&parts), gossip, scorer, stop_receiver.clone())),
-        tokio::spawn(factories.run(Arc::clone(&parts), command_queue, peer_events, stop_receiver.clone())),
-        tokio::spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone())),
-    ];
+    let mut tasks = JoinSet::new();
+    tasks.spawn(sync.run(header, cache, feed, stop_receiver.clone()));
+    tasks.spawn(broadcast(Arc::clone(&parts), outgoing, stop_receiver.clone()));
+    tasks.spawn(background(Arc::clone(&parts), gossip, scorer, stop_receiver.clone()));
+    tasks.spawn(factories.run(Arc::clone(&parts), command_queue, peer_events, stop_receiver.clone()));
+    tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {
-        tasks.push(tokio::spawn(net::accept(Arc::clone(&parts), listener, stop_receiver)));
+        tasks.spawn(net::accept(Arc::clone(&parts), listener, stop_receiver));
     }
     tokio::spawn(supervise(Arc::clone(&parts), tasks));
     tracing::info!(node_id = %parts.node_id, height = parts.height(), "node started");
     Ok(Node { parts })
 }
 
-/// Waits for the order to stop, then for every task; only then has the node ended.
-async fn supervise(parts: Arc<Parts>, tasks: Vec<JoinHandle<()>>) {
-    let _ = parts.stop.subscribe().wait_for(|stop| *stop).await;
+/// Waits for the order to stop, then for every task; only then has the node ended. A task that ends
+/// before that has failed, and a node without it must not go on.
+async fn supervise(parts: Arc<Parts>, mut tasks: JoinSet<()>) {
+    let mut stop = parts.stop.subscribe();
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        ended = tasks.join_next() => {
+            tracing::error!(?ended, "a task of the node ended by itself; the node stops");
+            parts.stop.send_replace(true);
+        }
+    }
     parts.peers.disconnect_all_peers();
-    for task in tasks {
-        if let Err(e) = task.await {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(e) = ended {
             tracing::error!(error = %e, "a task of the node ended badly");
         }
     }

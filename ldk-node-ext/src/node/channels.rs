@@ -117,6 +117,7 @@ impl Parts {
             local_msat: local_msat(c),
             inbound_capacity_msat: c.inbound_capacity_msat,
             outbound_capacity_msat: c.outbound_capacity_msat,
+            pending_htlcs: c.pending_inbound_htlcs.len().saturating_add(c.pending_outbound_htlcs.len()),
             ready: c.is_channel_ready,
             usable: c.is_usable,
             announced: c.is_announced,

@@ -2,29 +2,36 @@
 //!
 //! A handler that cannot store what it has to store asks LDK to hand the event out again.
 
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use bitcoin::Amount;
 use lightning::events::bump_transaction::BumpTransactionEvent;
-use lightning::events::{Event, PaymentPurpose, ReplayEvent};
+use lightning::events::{Event, FundingInfo, InboundChannelFunds, PaymentPurpose, ReplayEvent};
 use serde_json::json;
 
 use super::Parts;
 use crate::api::{Direction, PaymentStatus};
 use crate::config::RoleConfig;
-use crate::factory::{Command, LdkEvent};
+use crate::factory::{is_marked, ChannelOffer, Command, LdkEvent};
 
 impl Parts {
     fn payment_changed(&self) {
         self.payments_changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    async fn tell_service(&self, event: LdkEvent) {
+    async fn tell_service(&self, event: LdkEvent) -> Result<(), ReplayEvent> {
         // LDK forgets an event once it is handled, so wait until the service has stored what follows
         // from it. The service always drains its queue while the node runs.
         let (handled, done) = tokio::sync::oneshot::channel();
-        if self.commands.send(Command::Ldk(event, handled)).await.is_err() || done.await.is_err() {
-            tracing::debug!("the factory service has stopped");
+        if self.commands.send(Command::Ldk(event, handled)).await.is_err() {
+            return Err(ReplayEvent());
+        }
+        match done.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(replay(e)),
+            // Stopping: LDK writes the event and hands it out again after the next start.
+            Err(_) => Err(ReplayEvent()),
         }
     }
 }
@@ -34,6 +41,10 @@ fn replay(e: crate::Error) -> ReplayEvent {
     ReplayEvent()
 }
 
+/// Blocks before an HTLC's expiry at which LDK fails it back; `claim_deadline` is that much earlier
+/// (`HTLC_FAIL_BACK_BUFFER` of LDK 0.3, which is private).
+const HTLC_FAIL_BACK_BUFFER: u32 = 39;
+
 /// Handles one event.
 pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
     match event {
@@ -42,7 +53,7 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             counterparty_node_id,
             channel_value_satoshis,
             output_script,
-            ..
+            user_channel_id,
         } => {
             if p.outpoints.expected(&temporary_channel_id).is_some() {
                 p.tell_service(LdkEvent::ChannelScript {
@@ -50,7 +61,17 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
                     peer: counterparty_node_id,
                     script: output_script,
                 })
-                .await;
+                .await?;
+                return Ok(());
+            }
+            if is_marked(user_channel_id) {
+                // Of an attempt that is over; a factory's channel is never funded from the wallet.
+                let reason = "factory attempt given up".to_owned();
+                let _ = p.manager.force_close_broadcasting_latest_txn(
+                    &temporary_channel_id,
+                    &counterparty_node_id,
+                    reason,
+                );
                 return Ok(());
             }
             let value = Amount::from_sat(channel_value_satoshis);
@@ -84,23 +105,24 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             counterparty_node_id,
             funding_satoshis,
             channel_negotiation_type,
-            ..
+            channel_type,
+            is_announced,
+            params,
         } => {
-            if p.outpoints.expected(&temporary_channel_id).is_some() {
-                let push_msat = match channel_negotiation_type {
-                    lightning::events::InboundChannelFunds::PushMsat(msat) => msat,
-                    lightning::events::InboundChannelFunds::DualFunded => 0,
-                };
-                p.tell_service(LdkEvent::OpenRequest {
-                    temporary: temporary_channel_id,
-                    peer: counterparty_node_id,
+            let planned = p.outpoints.expected(&temporary_channel_id).is_some();
+            if let (true, InboundChannelFunds::PushMsat(push_msat)) = (planned, &channel_negotiation_type) {
+                let offer = ChannelOffer {
                     capacity_sat: funding_satoshis,
-                    push_msat,
-                })
-                .await;
-                return Ok(());
+                    push_msat: *push_msat,
+                    to_self_delay: params.to_self_delay,
+                    announced: is_announced,
+                    zero_fee_commitments: channel_type.supports_anchor_zero_fee_commitments(),
+                };
+                let (temporary, peer) = (temporary_channel_id, counterparty_node_id);
+                return p.tell_service(LdkEvent::OpenRequest { temporary, peer, offer }).await;
             }
-            let welcome = matches!(&p.config.role, RoleConfig::Lsp(s) if s.accept_inbound_channels);
+            let welcome =
+                !planned && matches!(&p.config.role, RoleConfig::Lsp(s) if s.accept_inbound_channels);
             let user_channel_id = u128::from_be_bytes(rand::random());
             let result = if welcome {
                 p.manager.accept_inbound_channel(
@@ -134,7 +156,7 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
                 peer: counterparty_node_id,
                 outpoint: funding_txo,
             })
-            .await;
+            .await?;
         }
         Event::ChannelPending {
             channel_id,
@@ -149,13 +171,13 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
                 outpoint: funding_txo,
                 redeem_script: funding_redeem_script,
             })
-            .await;
+            .await?;
         }
         Event::ChannelReady { channel_id, counterparty_node_id, .. } => {
             let data =
                 json!({"channel_id": hex::encode(channel_id.0), "peer": counterparty_node_id.to_string()});
             p.events.push("channel_ready", data);
-            p.tell_service(LdkEvent::ChannelReady { channel: channel_id }).await;
+            p.tell_service(LdkEvent::ChannelReady { channel: channel_id }).await?;
         }
         Event::ChannelClosed {
             channel_id,
@@ -182,9 +204,31 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
                 local_msat: last_local_balance_msat,
                 capacity_sat: channel_capacity_sats,
             })
-            .await;
+            .await?;
         }
-        Event::PaymentClaimable { payment_hash, amount_msat, purpose, .. } => {
+        Event::PaymentClaimable {
+            payment_hash,
+            amount_msat,
+            purpose,
+            receiving_channel_ids,
+            claim_deadline,
+            ..
+        } => {
+            // What is claimed on a factory channel has to be claimable on the chain as well, should the
+            // peer stop answering: the path has to be published first. Our own invoices ask for that
+            // much; older ones and spontaneous payments may not have.
+            let over_factory = receiving_channel_ids.iter().any(|(c, _)| p.outpoints.is_factory(c));
+            let needed = p.height().saturating_add(p.claim_budget.load(Ordering::Acquire));
+            let expiry = claim_deadline.map(|d| d.saturating_add(HTLC_FAIL_BACK_BUFFER));
+            if over_factory && expiry.is_some_and(|e| e < needed) {
+                tracing::warn!(
+                    ?expiry,
+                    needed,
+                    "payment expires too soon for a factory channel; failed back"
+                );
+                p.manager.fail_htlc_backwards(&payment_hash);
+                return Ok(());
+            }
             let preimage = match &purpose {
                 PaymentPurpose::SpontaneousPayment(preimage) => Some(*preimage),
                 other => other.preimage(),
@@ -254,6 +298,9 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
         Event::BumpTransaction(bump) => handle_bump(&p, bump),
         Event::HTLCIntercepted { intercept_id, .. } => {
             let _ = p.manager.fail_intercepted_htlc(intercept_id);
+        }
+        Event::DiscardFunding { funding_info: FundingInfo::Tx { transaction }, .. } => {
+            p.wallet.release(&transaction)
         }
         Event::DiscardFunding { .. }
         | Event::ConnectionNeeded { .. }

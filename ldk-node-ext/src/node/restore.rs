@@ -2,8 +2,8 @@
 //!
 //! The monitor of a factory channel that was closed at the factory level, or whose factory never
 //! came to life, has nothing left to watch. LDK cannot drop a monitor at run time, and one that is
-//! loaded makes it close the channel again. So such monitors are marked, and at the next start those
-//! that the channel manager does not know any more are moved to the archive instead of being loaded.
+//! loaded makes it close the channel again. So such monitors are marked, and moved to the archive at
+//! the next start at which the channel manager can be read without them.
 
 use std::collections::HashSet;
 use std::sync::{Arc, RwLock};
@@ -148,33 +148,25 @@ impl Ldk<'_> {
             <(BlockLocator, ChannelManager)>::read(&mut &bytes[..], args)
                 .map_err(corrupt(CHANNEL_MANAGER_PERSISTENCE_KEY))
         };
-        let mut monitors = self.read_monitors()?;
-        let void = self.void_channels(&monitors)?;
+        let monitors = self.read_monitors()?;
+        let void = void_channels(&self.store, &monitors)?;
         if !void.is_empty() {
-            // Which of them does the manager still know? Those stay until it has forgotten them too.
-            let (_, look) = read(&monitors)?;
-            let known: HashSet<ChannelId> = look.list_channels().into_iter().map(|c| c.channel_id).collect();
-            drop(look);
-            for (_, m) in monitors
-                .iter()
-                .filter(|(_, m)| void.contains(&m.channel_id()) && !known.contains(&m.channel_id()))
-            {
-                self.archive(m)?;
+            let (finished, kept): (Monitors, Monitors) =
+                monitors.into_iter().partition(|(_, m)| void.contains(&m.channel_id()));
+            // The manager reads without them only if it has forgotten their channels as well. If a crash
+            // came in between, it has not: then they are loaded once more.
+            if let Ok((best, manager)) = read(&kept) {
+                for (_, m) in &finished {
+                    self.archive(m)?;
+                }
+                return Ok((manager, best, kept));
             }
-            // What was read once has been told to LDK; read the rest anew.
-            monitors = self.read_monitors()?;
+            let monitors = self.read_monitors()?;
+            let (best, manager) = read(&monitors)?;
+            return Ok((manager, best, monitors));
         }
         let (best, manager) = read(&monitors)?;
         Ok((manager, best, monitors))
-    }
-
-    fn void_channels(&self, monitors: &Monitors) -> Result<HashSet<ChannelId>, Error> {
-        let marked = self.store.list(VOID_NAMESPACE, "").map_err(store_error(VOID_NAMESPACE))?;
-        Ok(monitors
-            .iter()
-            .map(|(_, m)| m.channel_id())
-            .filter(|id| marked.contains(&hex::encode(id.0)))
-            .collect())
     }
 
     fn archive(&self, m: &ChannelMonitor<FactorySigner>) -> Result<(), Error> {
@@ -217,6 +209,16 @@ impl Ldk<'_> {
             .map_err(corrupt(OUTPUT_SWEEPER_PERSISTENCE_KEY))?;
         Ok((sweeper, best))
     }
+}
+
+/// Which of these monitors are marked as having nothing left to watch.
+pub(super) fn void_channels(store: &Store, monitors: &Monitors) -> Result<HashSet<ChannelId>, Error> {
+    let marked = store.list(VOID_NAMESPACE, "").map_err(store_error(VOID_NAMESPACE))?;
+    Ok(monitors
+        .iter()
+        .map(|(_, m)| m.channel_id())
+        .filter(|id| marked.contains(&hex::encode(id.0)))
+        .collect())
 }
 
 /// Refuses a store of another network.
