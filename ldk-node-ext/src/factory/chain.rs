@@ -185,7 +185,8 @@ impl Service {
                 return Ok(());
             }
         }
-        let root_out = index.spend(&factory.funding().outpoint).is_some();
+        let spent_by = index.spend(&factory.funding().outpoint).map(|s| s.txid);
+        let root_out = spent_by.is_some() && spent_by == factory.root_txid();
         if root_out && (self.closing.contains_key(id) || factory.state.close.is_some()) {
             return self.close_prevented(id).await;
         }

@@ -140,7 +140,10 @@ impl Node {
     /// None at present; the type leaves room.
     pub fn balance(&self) -> Result<Balance, Error> {
         let onchain = self.parts.wallet.balance();
-        let local = self.parts.manager.list_channels().iter().map(local_msat).fold(0, u64::saturating_add);
+        let settled = lock(&self.parts.settled).clone();
+        let open = self.parts.manager.list_channels();
+        let counted = open.iter().filter(|c| !settled.contains(&c.channel_id));
+        let local = counted.map(local_msat).fold(0, u64::saturating_add);
         let pending = self.parts.pending_sweep_sat();
         let total_sat = onchain
             .confirmed_sat
