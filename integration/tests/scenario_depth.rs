@@ -73,3 +73,30 @@ fn no_payment_passes_before_the_funding_is_deep_enough() -> Result<()> {
     world.finish();
     Ok(())
 }
+
+/// A client accepts 0-conf for the channels of a plan it has agreed to, and no other channel at all.
+#[test]
+fn a_client_refuses_channels_that_are_in_no_plan() -> Result<()> {
+    let world = World::start("refuse", 2)?;
+    world.wait_waiting(2)?;
+    let coins = world.lsp.balance()?.onchain.confirmed_sat;
+    let client = world.client(0)?;
+    let request = json!({ "node_id": client.node_id(), "capacity_sat": 500_000 });
+    world.lsp.api()?.post::<serde_json::Value>("/v1/channels", &request)?;
+    wait::until("the LSP to hear the refusal", PATIENCE, || {
+        let events: serde_json::Value = world.lsp.api()?.get("/v1/events?after=0")?;
+        let list = events["events"].as_array().cloned().unwrap_or_default();
+        let refused =
+            list.iter().find(|e| e["kind"] == "channel_closed" && e["data"]["peer"] == client.node_id());
+        Ok(match refused {
+            Some(e) => Seen::Done(assert!(e["data"]["reason"].to_string().contains("factory plan"), "{e}")),
+            None => Seen::NotYet(format!("{list:?}")),
+        })
+    })?;
+    assert!(world.lsp.channels()?.is_empty() && client.channels()?.is_empty());
+    assert!(world.bitcoind.mempool()?.is_empty(), "nothing was funded");
+    let after = world.lsp.balance()?.onchain;
+    assert_eq!((after.confirmed_sat, after.reserved_sat), (coins, 0));
+    world.finish();
+    Ok(())
+}
