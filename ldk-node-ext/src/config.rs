@@ -73,7 +73,7 @@ pub struct FactoryPolicy {
     pub min_capacity_sat: u64,
     /// Largest channel, sat.
     pub max_capacity_sat: u64,
-    /// Shortest lifetime (active period), blocks.
+    /// Shortest lifetime (active and dying period together), blocks.
     pub min_lifetime_blocks: u32,
     /// Longest worst exit, blocks.
     pub max_exit_blocks: u32,

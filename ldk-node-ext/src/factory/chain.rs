@@ -22,6 +22,8 @@ use crate::ldk::InstanceId;
 use crate::node::mark_void;
 use crate::util::lock;
 
+/// Smallest patience of an invoice, blocks: [`HTLC_MARGIN`] and half an hour or so to pay it.
+const INVOICE_SLACK: u16 = 18;
 /// Blocks added to the claim budget, for heights that differ between nodes and for reaction.
 const HTLC_MARGIN: u32 = 12;
 /// Confirmations after which a spend of the funding output is final.
@@ -220,7 +222,9 @@ impl Service {
         let patience = match &self.parts.config.role {
             RoleConfig::Client(c) => c.policy.payment_patience_blocks,
             RoleConfig::Lsp(_) => 0,
-        };
+        }
+        // At least what accepting a payment asks for, and a few blocks that may come meanwhile.
+        .max(INVOICE_SLACK);
         let live = |f: &&Factory| matches!(f.state.stage, Stage::Signed | Stage::Funded | Stage::Live);
         let min_final = self
             .factories

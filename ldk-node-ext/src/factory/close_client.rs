@@ -69,6 +69,10 @@ impl Service {
             let data = json!({"instance_id": hex::encode(id), "reason": m.text});
             self.parts.events.push("close_refused", data);
             if !self.closing.contains_key(&id) {
+                let text = m.text.clone();
+                if let Err(e) = self.stored_close(&id, |c| c.reason = Some(text)) {
+                    tracing::error!(error = %e, "factory state not stored");
+                }
                 return;
             }
         }
@@ -145,6 +149,18 @@ impl Service {
         factory.store_state(&self.parts.store)
     }
 
+    /// A try to close has come to nothing. A channel that was not shut down lives on as if nobody had
+    /// asked; one that was stays shut, and waits for the next try.
+    fn close_called_off(&mut self, id: &InstanceId, reason: String) -> Result<(), Error> {
+        let shut =
+            self.factories.get(id).and_then(|f| f.state.close.as_ref()).is_some_and(|c| c.own_msat.is_some());
+        if shut {
+            return self.stored_close(id, |c| c.reason = Some(reason));
+        }
+        self.closing.remove(id);
+        self.stored_close(id, |c| *c = StoredClose { reason: Some(reason), ..StoredClose::default() })
+    }
+
     fn client_close_action(
         &mut self,
         id: &InstanceId,
@@ -207,11 +223,11 @@ impl Service {
             ClientCloseAction::Refused { code, text } => {
                 let data = json!({"instance_id": hex::encode(id), "reason": format!("{code:?}: {text}")});
                 self.parts.events.push("close_refused", data);
-                self.stored_close(id, |c| c.reason = Some(text))?;
+                self.close_called_off(id, text)?;
                 Ok(None)
             }
             ClientCloseAction::Aborted { text, .. } => {
-                self.stored_close(id, |c| c.reason = Some(text))?;
+                self.close_called_off(id, text)?;
                 Ok(None)
             }
         }

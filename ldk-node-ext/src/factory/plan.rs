@@ -75,7 +75,12 @@ impl Service {
             return Err(Error::invalid("stock_sat", format!("must be 0 or at least {DUST_SAT} (dust)")));
         }
         let params = self.params(request.params.unwrap_or_default(), clients.len())?;
-        let locked: u64 = clients.iter().map(|c| c.capacity_sat).fold(0, u64::saturating_add);
+        let shape = match &params {
+            ParamsChoice::Fixed(p) | ParamsChoice::Reshape(p) => &p.shape,
+        };
+        let leaves = u64::try_from(shape.leaves(clients.len())).unwrap_or(u64::MAX);
+        let stock = stock_sat.saturating_mul(leaves);
+        let locked: u64 = clients.iter().map(|c| c.capacity_sat).fold(stock, u64::saturating_add);
         let onchain = self.parts.wallet.balance();
         let available_sat = onchain.confirmed_sat.saturating_sub(onchain.reserved_sat);
         if available_sat < locked {

@@ -33,7 +33,12 @@ pub(crate) fn load(store: &Store, config: &NodeConfig) -> Result<Loaded, Error> 
         let corrupt =
             |reason: String| Error::Corrupt { key: format!("factories/{}", hex::encode(id)), reason };
         match (&factory.signed, &config.role) {
-            (Signed::Lsp(_), RoleConfig::Lsp(_)) => {}
+            (Signed::Lsp(record), RoleConfig::Lsp(_)) => {
+                for index in 0..record.plan.members.len() {
+                    let path = record.leaf_path(index);
+                    path.and_then(|p| p.verify()).map_err(|e| corrupt(e.to_string()))?;
+                }
+            }
             (Signed::Client(record), RoleConfig::Client(_)) => {
                 record.path.verify().map_err(|e| corrupt(e.to_string()))?;
             }
