@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{anyhow, bail, Result};
 use bitcoin::{OutPoint, Txid};
 
+use crate::ledger::wait_at_rest;
 use crate::wait::{self, Seen};
 use crate::world::{factory_channel, PATIENCE};
 use crate::World;
@@ -37,6 +38,8 @@ pub struct CloseReport {
 /// # Errors
 /// If the close does not come, or one of these does not hold.
 pub fn drive(world: &World, id: &str) -> Result<CloseReport> {
+    // The LSP refuses while a payment is under way.
+    wait_at_rest(world)?;
     let factory = world.lsp.factory(id)?;
     let funding: OutPoint = factory.funding.ok_or_else(|| anyhow!("the factory has no funding"))?.into();
     let members: Vec<String> =

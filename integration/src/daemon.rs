@@ -96,6 +96,19 @@ impl Daemon {
         self.process.terminate(PATIENCE)
     }
 
+    /// Waits until it has ended by itself, on a `stop` that somebody sent.
+    ///
+    /// # Errors
+    /// If it still runs after a minute, or ended with an error code.
+    pub fn wait_end(&mut self) -> Result<()> {
+        self.api = None;
+        let status = self.process.wait_exit(PATIENCE)?;
+        if !status.success() {
+            bail!("{} ended with {status}", self.name);
+        }
+        Ok(())
+    }
+
     /// Ends it at once (SIGKILL).
     ///
     /// # Errors

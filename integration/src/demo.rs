@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::ledger::{check_conserved, wait_for, Settled, Snapshot};
+use crate::ledger::{check_conserved, wait_at_rest, wait_for, Settled, Snapshot};
 use crate::payments::{pay, pay_all, Order, Party};
 use crate::types::Factory;
 use crate::{close, exit, World};
@@ -213,7 +213,7 @@ impl Demo {
     }
 
     fn leave(&mut self, world: &mut World, factory: &Factory) -> Result<()> {
-        let before = Snapshot::take(world)?;
+        let before = wait_at_rest(world)?;
         self.say("the LSP's process is killed");
         world.lsp.kill()?;
         self.say(&format!(

@@ -11,7 +11,7 @@ use anyhow::{anyhow, bail, Result};
 
 use crate::types::Payment;
 use crate::wait::{self, Seen};
-use crate::World;
+use crate::{Daemon, World};
 
 /// How long the last HTLC of a payment may take to be removed on both sides.
 const SETTLE: Duration = Duration::from_secs(60);
@@ -129,6 +129,25 @@ pub fn wait_for(world: &World, expected: &Snapshot) -> Result<Snapshot> {
             .collect();
         Ok(if wrong.is_empty() { Seen::Done(now) } else { Seen::NotYet(wrong.join("; ")) })
     })
+}
+
+/// Waits until no channel holds a pending payment, on either side. The balances are right a round trip before that; an
+/// LSP killed in that round trip leaves a payment on the channel, for which the payee has to go on the chain in the end.
+///
+/// # Errors
+/// If payments stay pending, or a party does not answer.
+pub fn wait_at_rest(world: &World) -> Result<Snapshot> {
+    let daemons = std::iter::once::<&Daemon>(&world.lsp)
+        .chain(world.clients.iter().map(|client| -> &Daemon { client }));
+    for daemon in daemons.filter(|daemon| daemon.is_up()) {
+        wait::until_value(
+            &format!("{} to have no pending payment", daemon.name()),
+            SETTLE,
+            || daemon.channels(),
+            |channels| channels.iter().all(|channel| channel.pending_htlcs == 0),
+        )?;
+    }
+    Snapshot::take(world)
 }
 
 /// Checks that between two moments money left only as fees in the blocks.

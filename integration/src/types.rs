@@ -123,6 +123,8 @@ pub struct Channel {
     pub ready: bool,
     /// Ready, and the peer is connected.
     pub usable: bool,
+    /// Payments under way, both directions.
+    pub pending_htlcs: u64,
     /// `factory` or `onchain`.
     pub kind: String,
     /// Instance id of the factory.
@@ -244,6 +246,8 @@ pub struct TreeTx {
     pub vout: u32,
     /// Relative delay, blocks.
     pub delay_blocks: u16,
+    /// The clients below it: number of the first, and of the last plus one.
+    pub clients: (usize, usize),
     /// Confirmation height.
     pub confirmed_height: Option<u32>,
 }

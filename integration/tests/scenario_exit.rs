@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use integration::exit;
-use integration::ledger::{check_conserved, wait_for, Snapshot};
+use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
 use integration::payments::{pay, Order, Party};
 use integration::wait;
 use integration::world::PATIENCE;
@@ -23,7 +23,8 @@ fn a_client_leaves_while_the_lsp_is_dead() -> Result<()> {
         pay(&world, Order { from: Party::Client(0), to: Party::Client(LEAVER), amount_msat: 12_345_678 })?,
         pay(&world, Order { from: Party::Client(LEAVER), to: Party::Client(2), amount_msat: 1_000_001 })?,
     ];
-    let before = wait_for(&world, &start.after(&paid)?)?;
+    wait_for(&world, &start.after(&paid)?)?;
+    let before = wait_at_rest(&world)?;
 
     world.lsp.kill()?;
     let report = exit::drive(&world, LEAVER, &factory.instance_id, &mut |line| println!("{line}"))?;
