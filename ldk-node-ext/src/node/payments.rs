@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lightning::ln::channelmanager::{Bolt11InvoiceParameters, OptionalBolt11PaymentParams, PaymentId};
-use lightning::ln::outbound_payment::Retry;
+use lightning::ln::outbound_payment::{Bolt11PaymentError, Retry, RetryableSendFailure};
 use lightning::types::payment::PaymentHash;
 use lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
 
@@ -76,25 +76,17 @@ impl Node {
             return Err(Error::invalid("wait_secs", format!("must be at most {MAX_WAIT_SECS}")));
         }
         let hash = invoice.payment_hash();
-        if let Some(old) = p.payments.get(&hash, Direction::Out)? {
-            match old.status {
-                PaymentStatus::Succeeded => return Err(Error::Conflict("this invoice has been paid".into())),
-                PaymentStatus::Pending => return Err(Error::Conflict("this invoice is being paid".into())),
-                PaymentStatus::Failed => {}
-            }
-        }
         // Known to us before it is known to anybody else.
-        p.payments.record(&hash, Direction::Out, |payment| {
-            payment.amount_msat = amount;
-            payment.fee_msat = 0;
-            payment.status = PaymentStatus::Pending;
-            payment.failure = None;
-        })?;
+        p.payments.claim(&hash, amount)?;
         let mut changed = p.payments_changed.subscribe();
         let options =
             OptionalBolt11PaymentParams { retry_strategy: Retry::Timeout(RETRY_FOR), ..Default::default() };
         let overpay = invoice.amount_milli_satoshis().is_none().then_some(amount);
         if let Err(e) = p.manager.pay_for_bolt11_invoice(&invoice, PaymentId(hash.0), overpay, options) {
+            // LDK has it under way all the same and will say what became of it.
+            if matches!(e, Bolt11PaymentError::SendingFailed(RetryableSendFailure::DuplicatePayment)) {
+                return Err(Error::Conflict("this invoice is being paid".into()));
+            }
             let failed = p.payments.record(&hash, Direction::Out, |payment| {
                 payment.status = PaymentStatus::Failed;
                 payment.failure = Some(format!("{e:?}"));

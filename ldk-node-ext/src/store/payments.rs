@@ -1,5 +1,6 @@
 //! Payments in and out, one record each.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lightning::types::payment::PaymentHash;
@@ -33,7 +34,59 @@ impl Payments {
         Self { store, lock: Mutex::new(()) }
     }
 
-    /// Records a payment or a change of it. A final status is never replaced by "pending".
+    /// Takes an outgoing payment for sending: records it as pending unless it is pending or done. Of
+    /// several callers one gets it.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if the invoice is being paid or has been paid, [`Error::Store`].
+    pub fn claim(&self, hash: &PaymentHash, amount_msat: u64) -> Result<Payment, Error> {
+        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = key(hash, Direction::Out);
+        let old: Option<Payment> = records::get(&*self.store, NAMESPACE, &key, VERSION)?;
+        match old.map(|p| p.status) {
+            Some(PaymentStatus::Succeeded) => {
+                return Err(Error::Conflict("this invoice has been paid".into()))
+            }
+            Some(PaymentStatus::Pending) => return Err(Error::Conflict("this invoice is being paid".into())),
+            Some(PaymentStatus::Failed) | None => {}
+        }
+        let payment = Payment {
+            payment_hash: hex::encode(hash.0),
+            direction: Direction::Out,
+            amount_msat,
+            fee_msat: 0,
+            status: PaymentStatus::Pending,
+            failure: None,
+            updated_at: unix_now(),
+        };
+        records::put(&*self.store, NAMESPACE, &key, VERSION, &payment)?;
+        Ok(payment)
+    }
+
+    /// At start: pending outgoing payments that LDK does not know never left, since it stores a payment
+    /// before it sends it. They become failed, so that they can be tried again. Returns how many.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn fail_unknown(&self, known: &HashSet<PaymentHash>) -> Result<usize, Error> {
+        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let known: HashSet<String> = known.iter().map(|h| key(h, Direction::Out)).collect();
+        let mut failed = 0;
+        for (key, mut payment) in records::all::<Payment>(&*self.store, NAMESPACE, VERSION)? {
+            let pending = payment.direction == Direction::Out && payment.status == PaymentStatus::Pending;
+            if !pending || known.contains(&key) {
+                continue;
+            }
+            payment.status = PaymentStatus::Failed;
+            payment.failure = Some("the node stopped before it was sent".into());
+            payment.updated_at = unix_now();
+            records::put(&*self.store, NAMESPACE, &key, VERSION, &payment)?;
+            failed += 1;
+        }
+        Ok(failed)
+    }
+
+    /// Records a payment or a change of it. A success is never replaced.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -83,5 +136,57 @@ impl Payments {
             records::all(&*self.store, NAMESPACE, VERSION)?.into_iter().map(|(_, p)| p).collect();
         list.sort_by_key(|p| p.updated_at);
         Ok(list)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payments() -> (tempfile::TempDir, Payments) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&dir.path().join("db")).unwrap());
+        (dir, Payments::new(store))
+    }
+
+    fn status(payments: &Payments, hash: &PaymentHash) -> PaymentStatus {
+        payments.get(hash, Direction::Out).unwrap().unwrap().status
+    }
+
+    #[test]
+    fn of_many_callers_one_gets_to_send() {
+        let (_dir, payments) = payments();
+        let hash = PaymentHash([1; 32]);
+        let won = std::thread::scope(|s| {
+            let tries: Vec<_> = (0..8).map(|_| s.spawn(|| payments.claim(&hash, 5).is_ok())).collect();
+            tries.into_iter().filter_map(|t| t.join().ok()).filter(|won| *won).count()
+        });
+        assert_eq!(won, 1);
+        // again after a failure, never after a success
+        let set = |status| payments.record(&hash, Direction::Out, |p| p.status = status).unwrap();
+        set(PaymentStatus::Failed);
+        assert_eq!(payments.claim(&hash, 7).unwrap().amount_msat, 7);
+        set(PaymentStatus::Succeeded);
+        assert!(matches!(payments.claim(&hash, 7), Err(Error::Conflict(_))));
+        assert_eq!(status(&payments, &hash), PaymentStatus::Succeeded);
+    }
+
+    #[test]
+    fn what_ldk_does_not_know_was_never_sent() {
+        let (_dir, payments) = payments();
+        let [lost, sent, done] = [1, 2, 3].map(|b| PaymentHash([b; 32]));
+        for hash in [&lost, &sent, &done] {
+            payments.claim(hash, 5).unwrap();
+        }
+        payments.record(&done, Direction::Out, |p| p.status = PaymentStatus::Succeeded).unwrap();
+        // one that comes in under the same hash is none of it
+        payments.record(&lost, Direction::In, |p| p.amount_msat = 5).unwrap();
+        assert_eq!(payments.fail_unknown(&HashSet::from([sent])).unwrap(), 1);
+        assert_eq!(status(&payments, &lost), PaymentStatus::Failed);
+        assert_eq!(status(&payments, &sent), PaymentStatus::Pending);
+        assert_eq!(status(&payments, &done), PaymentStatus::Succeeded);
+        let incoming = payments.get(&lost, Direction::In).unwrap().unwrap();
+        assert_eq!(incoming.status, PaymentStatus::Pending);
+        assert!(payments.claim(&lost, 5).is_ok(), "it can be tried again");
     }
 }
