@@ -4,21 +4,29 @@
 //! receives sweeps and cooperative closes, and is LDK's coin source for anchor bumps. Addresses are
 //! P2TR (BIP 86). Change sets are appended, one record each, and merged into one at start, so that a
 //! write costs what has changed and not what there is.
+//!
+//! Three users share the coins, and no coin serves two of them at once: a coin is free, or *reserved*
+//! for one of our own transactions that bitcoind does not have yet, or *lent* to LDK's fee bumps.
 
-use std::collections::HashSet;
+mod child;
+mod ldk;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use bdk_wallet::chain::{BlockId, CheckPoint, Merge};
+use bdk_wallet::chain::{BlockId, CanonicalizationParams, CheckPoint, Merge};
 use bdk_wallet::template::Bip86;
 use bdk_wallet::{ChangeSet, KeychainKind, LocalOutput, Update, Wallet as BdkWallet};
 use bitcoin::bip32::Xpriv;
-use bitcoin::psbt::{self, Psbt};
+use bitcoin::psbt::Psbt;
 use bitcoin::secp256k1::{All, Secp256k1};
-use bitcoin::{Address, Amount, Block, FeeRate, Network, OutPoint, ScriptBuf, Sequence, Transaction, Weight};
+use bitcoin::{Address, Amount, Block, FeeRate, Network, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 use lightning::chain::BlockLocator;
-use lightning::sign::ChangeDestinationSourceSync;
 use lightning::util::persist::KVStoreSync;
-use lightning::util::wallet_utils::{Utxo, WalletSourceSync};
+
+pub(crate) use child::{Child, ChildRequest, Rival};
 
 use crate::api::OnchainBalance;
 use crate::error::Error;
@@ -27,16 +35,87 @@ use crate::util::{lock, unix_now};
 
 const NAMESPACE: &str = "wallet";
 const VERSION: u32 = 1;
-/// Largest child of a version 3 transaction (BIP 431), vB.
-const TRUC_CHILD_MAX_VB: u64 = 1_000;
-/// Dust limit of a P2TR output, sat.
-const DUST_SAT: u64 = 330;
+/// Where the lent coins are stored: one record.
+const LENT_NAMESPACE: &str = "wallet_lent";
+const LENT_KEY: &str = "coins";
+/// A coin that LDK has not signed with for so many blocks is ours again. LDK repeats every pending claim
+/// after 15 blocks at the latest, and every 30 seconds while it runs.
+const LENT_FOR_BLOCKS: u32 = 18;
 
 struct Inner {
     bdk: BdkWallet,
     next_delta: u64,
-    /// Coins that a funding transaction not yet broadcast spends.
+    /// Coins that a transaction of ours not yet broadcast spends.
     reserved: HashSet<OutPoint>,
+    /// Coins in LDK's fee bumps, with the height of the last signature. A bump of the same claim spends
+    /// the same coin again, so being spent by an unconfirmed transaction does not use them up.
+    lent: HashMap<OutPoint, u32>,
+}
+
+/// A confirmed coin of ours.
+#[derive(Clone, Debug)]
+struct Coin {
+    outpoint: OutPoint,
+    txout: TxOut,
+}
+
+impl Inner {
+    /// Confirmed coins that no transaction spends; one that only an unconfirmed transaction spends is
+    /// among them if `respend` says so.
+    fn coins(&self, respend: impl Fn(&OutPoint) -> bool) -> Vec<Coin> {
+        let tip = self.bdk.latest_checkpoint().block_id();
+        let ours = self.bdk.spk_index().outpoints().iter().copied();
+        self.bdk
+            .tx_graph()
+            .filter_chain_txouts(self.bdk.local_chain(), tip, CanonicalizationParams::default(), ours)
+            .map(|(_, out)| out)
+            // Whether a confirmed transaction spends it is looked at here, too.
+            .filter(|out| out.is_confirmed_and_spendable(tip.height))
+            .filter(|out| out.spent_by.is_none() || respend(&out.outpoint))
+            .map(|out| Coin { outpoint: out.outpoint, txout: out.txout })
+            .collect()
+    }
+
+    /// Whether somebody else among the wallet's users has this coin.
+    fn taken(&self, outpoint: &OutPoint) -> bool {
+        self.reserved.contains(outpoint) || self.lent.contains_key(outpoint)
+    }
+
+    /// Notes an unconfirmed transaction. bdk believes the transaction seen last, and only if it was seen
+    /// after it was evicted, in whole seconds: so time moves on here by one where the clock has not.
+    fn saw(&mut self, tx: &Transaction) {
+        let txid = tx.compute_txid();
+        if self.bdk.get_tx(txid).is_some() {
+            return;
+        }
+        let graph = self.bdk.tx_graph();
+        let evicted = graph.get_last_evicted(txid);
+        let rivals = graph.direct_conflicts(tx).filter_map(|(_, t)| graph.get_tx_node(t)?.last_seen).max();
+        let after = evicted.max(rivals).map_or(0, |t| t.saturating_add(1));
+        self.bdk.apply_unconfirmed_txs([(Arc::new(tx.clone()), unix_now().max(after))]);
+    }
+
+    /// Takes back unconfirmed transactions; confirmed and unknown ones are left alone.
+    fn evict(&mut self, txids: &[Txid]) {
+        for txid in txids {
+            let unconfirmed = self.bdk.get_tx(*txid).filter(|t| !t.chain_position.is_confirmed());
+            let Some(seen) = unconfirmed.map(|t| t.tx_node.last_seen.unwrap_or(0)) else { continue };
+            self.bdk.apply_evicted_txs([(*txid, unix_now().max(seen))]);
+        }
+    }
+
+    /// Unconfirmed transactions of ours that spend one of these outpoints.
+    fn unconfirmed_spenders(&self, spends: impl Fn(&Txid, &OutPoint) -> bool) -> Vec<Txid> {
+        self.bdk
+            .transactions()
+            .filter(|t| !t.chain_position.is_confirmed())
+            .filter(|t| {
+                let id = t.tx_node.txid;
+                t.tx_node.tx.input.iter().any(|i| spends(&id, &i.previous_output))
+            })
+            .map(|t| t.tx_node.txid)
+            .collect()
+    }
 }
 
 /// The node's on-chain wallet. Every change is on disk before a method returns.
@@ -46,13 +125,6 @@ pub struct Wallet {
     secp: Secp256k1<All>,
     store: Arc<Store>,
     network: Network,
-}
-
-/// A child transaction that pays for its zero-fee parent.
-#[derive(Clone, Debug)]
-pub(crate) struct Child {
-    pub(crate) tx: Transaction,
-    pub(crate) fee: Amount,
 }
 
 fn wallet_error(e: impl std::fmt::Display) -> Error {
@@ -102,8 +174,11 @@ impl Wallet {
                 w
             }
         };
+        let lent: Vec<(OutPoint, u32)> =
+            records::get(&*store, LENT_NAMESPACE, LENT_KEY, VERSION)?.unwrap_or_default();
+        let lent = lent.into_iter().collect();
         let wallet = Self {
-            inner: Mutex::new(Inner { bdk, next_delta, reserved: HashSet::new() }),
+            inner: Mutex::new(Inner { bdk, next_delta, reserved: HashSet::new(), lent }),
             root,
             secp: Secp256k1::new(),
             store,
@@ -131,6 +206,11 @@ impl Wallet {
         Ok(())
     }
 
+    fn store_lent(&self, inner: &Inner) -> Result<(), Error> {
+        let list: Vec<(OutPoint, u32)> = inner.lent.iter().map(|(o, h)| (*o, *h)).collect();
+        records::put(&*self.store, LENT_NAMESPACE, LENT_KEY, VERSION, &list)
+    }
+
     /// The block up to which the wallet is synchronized.
     pub(crate) fn best_block(&self) -> BlockLocator {
         let tip = lock(&self.inner).bdk.latest_checkpoint();
@@ -145,11 +225,20 @@ impl Wallet {
             tracing::error!(height, error = %e, "block does not connect to the wallet's chain");
             return;
         }
-        for tx in &block.txdata {
-            for input in &tx.input {
-                inner.reserved.remove(&input.previous_output);
-            }
-        }
+        let spent: HashMap<OutPoint, Txid> = block
+            .txdata
+            .iter()
+            .flat_map(|tx| {
+                let txid = tx.compute_txid();
+                tx.input.iter().map(move |input| (input.previous_output, txid))
+            })
+            .collect();
+        inner.reserved.retain(|coin| !spent.contains_key(coin));
+        // Ours lost if the block spends one of its inputs otherwise: an anchor belongs to everybody, and
+        // bdk, which follows our own outputs only, would count the fee coin as spent for ever.
+        let lost = inner.unconfirmed_spenders(|id, o| spent.get(o).is_some_and(|by| by != id));
+        inner.evict(&lost);
+        self.take_back(&mut inner, height);
         if let Err(e) = self.persist(&mut inner) {
             // The block stays staged and goes to disk with the next change; after a crash the wallet
             // is behind and reads the block again.
@@ -157,19 +246,35 @@ impl Wallet {
         }
     }
 
-    /// Tells the wallet of a transaction of ours that bitcoind has accepted.
+    /// Takes back the coins that LDK has stopped signing with: their claims are settled or given up, and
+    /// what still spends them without being confirmed never will be.
+    fn take_back(&self, inner: &mut Inner, height: u32) {
+        let (old, lent): (HashMap<_, _>, HashMap<_, _>) =
+            inner.lent.drain().partition(|(_, at)| at.saturating_add(LENT_FOR_BLOCKS) < height);
+        inner.lent = lent;
+        if old.is_empty() {
+            return;
+        }
+        let lost = inner.unconfirmed_spenders(|_, o| old.contains_key(o));
+        inner.evict(&lost);
+        if let Err(e) = self.store_lent(inner) {
+            tracing::error!(height, error = %e, "lent coins not stored");
+        }
+    }
+
+    /// Tells the wallet of a transaction of ours that bitcoind has accepted. Writes nothing if it knows.
     pub(crate) fn saw_unconfirmed(&self, tx: &Transaction) {
         let mut inner = lock(&self.inner);
-        inner.bdk.apply_unconfirmed_txs([(Arc::new(tx.clone()), unix_now())]);
+        inner.saw(tx);
         if let Err(e) = self.persist(&mut inner) {
             tracing::error!(error = %e, "wallet not stored");
         }
     }
 
-    /// Tells the wallet that a transaction of ours left the mempool for good (replaced).
-    pub(crate) fn evicted(&self, txid: bitcoin::Txid) {
+    /// Tells the wallet that an unconfirmed transaction of ours left the mempool for good (replaced).
+    pub(crate) fn evicted(&self, txid: Txid) {
         let mut inner = lock(&self.inner);
-        inner.bdk.apply_evicted_txs([(txid, unix_now())]);
+        inner.evict(&[txid]);
         if let Err(e) = self.persist(&mut inner) {
             tracing::error!(error = %e, "wallet not stored");
         }
@@ -217,15 +322,11 @@ impl Wallet {
         feerate: FeeRate,
     ) -> Result<Psbt, Error> {
         let mut inner = lock(&self.inner);
-        let reserved: Vec<OutPoint> = inner.reserved.iter().copied().collect();
-        let available: u64 = inner
-            .bdk
-            .list_unspent()
-            .filter(|u| u.chain_position.is_confirmed() && !reserved.contains(&u.outpoint))
-            .map(|u| u.txout.value.to_sat())
-            .sum();
+        let taken: Vec<OutPoint> = inner.reserved.iter().chain(inner.lent.keys()).copied().collect();
+        let free = inner.coins(|_| false).into_iter().filter(|c| !inner.taken(&c.outpoint));
+        let available: u64 = free.map(|c| c.txout.value.to_sat()).sum();
         let mut builder = inner.bdk.build_tx();
-        builder.add_recipient(script, value).fee_rate(feerate).exclude_unconfirmed().unspendable(reserved);
+        builder.add_recipient(script, value).fee_rate(feerate).exclude_unconfirmed().unspendable(taken);
         let psbt = builder.finish().map_err(|e| match e {
             bdk_wallet::error::CreateTxError::CoinSelection(shortage) => {
                 Error::InsufficientFunds { needed_sat: shortage.needed.to_sat(), available_sat: available }
@@ -254,14 +355,20 @@ impl Wallet {
     ///
     /// # Errors
     /// [`Error::Wallet`] if one of them could not be signed.
-    pub(crate) fn sign(&self, mut psbt: Psbt) -> Result<Transaction, Error> {
-        let inner = lock(&self.inner);
+    pub(crate) fn sign(&self, psbt: Psbt) -> Result<Transaction, Error> {
+        self.sign_with(&lock(&self.inner), psbt)
+    }
+
+    fn sign_with(&self, inner: &Inner, mut psbt: Psbt) -> Result<Transaction, Error> {
+        // Coins spent by an unconfirmed transaction, too: that is the one being replaced.
+        let coins: HashMap<OutPoint, LocalOutput> =
+            inner.bdk.list_output().map(|coin| (coin.outpoint, coin)).collect();
         let mut ours = Vec::new();
         for (i, input) in psbt.unsigned_tx.input.iter().enumerate() {
-            let Some(coin) = inner.bdk.get_utxo(input.previous_output) else { continue };
+            let Some(coin) = coins.get(&input.previous_output) else { continue };
             let Some(slot) = psbt.inputs.get_mut(i) else { continue };
             // Where the key comes from; a transaction that LDK built does not say.
-            slot.combine(inner.bdk.get_psbt_input(coin, None, true).map_err(wallet_error)?);
+            slot.combine(inner.bdk.get_psbt_input(coin.clone(), None, true).map_err(wallet_error)?);
             ours.push(i);
         }
         // Inputs that are not ours cannot be signed; only ours are looked at below.
@@ -271,125 +378,5 @@ impl Wallet {
             return Err(Error::Wallet("an input could not be signed".into()));
         }
         Ok(psbt.extract_tx_unchecked_fee_rate())
-    }
-
-    /// Makes the version 3 child that pays for a zero-fee parent: it spends the parent's pay-to-anchor
-    /// output and confirmed coins of ours, and returns the rest to us (BIP 431: at most 1000 vB, one
-    /// unconfirmed parent).
-    ///
-    /// # Errors
-    /// [`Error::InsufficientFunds`] with the amount that one coin would need to have.
-    pub(crate) fn child_for(
-        &self,
-        parent: &Transaction,
-        anchor_vout: u32,
-        parent_fee: Amount,
-        feerate: FeeRate,
-        min_fee: Amount,
-    ) -> Result<Child, Error> {
-        let anchor = OutPoint { txid: parent.compute_txid(), vout: anchor_vout };
-        let anchor_out = parent
-            .output
-            .get(anchor_vout as usize)
-            .cloned()
-            .ok_or_else(|| Error::Wallet("parent has no such anchor output".into()))?;
-        let mut inner = lock(&self.inner);
-        let mut coins: Vec<LocalOutput> = inner
-            .bdk
-            .list_unspent()
-            .filter(|u| u.chain_position.is_confirmed() && !inner.reserved.contains(&u.outpoint))
-            .collect();
-        coins.sort_by_key(|u| std::cmp::Reverse(u.txout.value));
-        let available: u64 = coins.iter().map(|u| u.txout.value.to_sat()).sum();
-        // Weights (BIP 141): 10.5 vB of overhead, 41 vB for the anchor input with its empty witness,
-        // 57.5 vB for a P2TR key spend, 43 vB for the P2TR output.
-        let child_vb = |inputs: u64| (105 + 410 + 575 * inputs + 430).div_ceil(10) + 1;
-        let fee_for = |inputs: u64| {
-            let package = feerate * (parent.weight() + Weight::from_vb_unchecked(child_vb(inputs)));
-            package.checked_sub(parent_fee).unwrap_or(Amount::ZERO).max(min_fee)
-        };
-        let mut chosen: Vec<LocalOutput> = Vec::new();
-        let mut sum = anchor_out.value;
-        // The smallest single coin that suffices, else the largest ones together.
-        if let Some(one) = coins.iter().rev().find(|u| {
-            (u.txout.value + anchor_out.value).to_sat() >= fee_for(1).to_sat().saturating_add(DUST_SAT)
-        }) {
-            sum += one.txout.value;
-            chosen.push(one.clone());
-        } else {
-            for coin in coins {
-                sum += coin.txout.value;
-                chosen.push(coin);
-                if sum.to_sat() >= fee_for(chosen.len() as u64).to_sat().saturating_add(DUST_SAT) {
-                    break;
-                }
-            }
-        }
-        let inputs = chosen.len() as u64;
-        let fee = fee_for(inputs.max(1));
-        let needed = fee.to_sat().saturating_add(DUST_SAT);
-        if sum.to_sat() < needed || child_vb(inputs) > TRUC_CHILD_MAX_VB {
-            return Err(Error::InsufficientFunds { needed_sat: needed, available_sat: available });
-        }
-        let change = inner.bdk.next_unused_address(KeychainKind::Internal).script_pubkey();
-        let mut builder = inner.bdk.build_tx();
-        let input = psbt::Input { witness_utxo: Some(anchor_out), ..Default::default() };
-        builder
-            .version(3)
-            .fee_absolute(fee)
-            .manually_selected_only()
-            .only_witness_utxo()
-            .drain_to(change)
-            .add_foreign_utxo_with_sequence(anchor, input, Weight::ZERO, Sequence::ENABLE_RBF_NO_LOCKTIME)
-            .map_err(wallet_error)?;
-        for coin in &chosen {
-            builder.add_utxo(coin.outpoint).map_err(wallet_error)?;
-        }
-        let psbt = builder.finish().map_err(wallet_error)?;
-        self.persist(&mut inner)?;
-        drop(inner);
-        Ok(Child { tx: self.sign(psbt)?, fee })
-    }
-}
-
-impl ChangeDestinationSourceSync for Wallet {
-    fn get_change_destination_script(&self) -> Result<ScriptBuf, ()> {
-        self.new_script().map_err(|e| tracing::error!(error = %e, "no sweep script"))
-    }
-}
-
-impl WalletSourceSync for Wallet {
-    fn list_confirmed_utxos(&self) -> Result<Vec<Utxo>, ()> {
-        let inner = lock(&self.inner);
-        let coins = inner
-            .bdk
-            .list_unspent()
-            .filter(|u| u.chain_position.is_confirmed() && !inner.reserved.contains(&u.outpoint))
-            .map(|u| Utxo {
-                outpoint: u.outpoint,
-                output: u.txout,
-                // empty script_sig (1 byte of base size), then item count, length and signature
-                satisfaction_weight: 4 + 1 + 1 + 64,
-                sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
-            })
-            .collect();
-        Ok(coins)
-    }
-
-    fn get_prevtx(&self, outpoint: OutPoint) -> Result<Transaction, ()> {
-        let inner = lock(&self.inner);
-        inner.bdk.get_tx(outpoint.txid).map(|t| t.tx_node.tx.as_ref().clone()).ok_or(())
-    }
-
-    fn get_change_script(&self) -> Result<ScriptBuf, ()> {
-        let mut inner = lock(&self.inner);
-        let script = inner.bdk.next_unused_address(KeychainKind::Internal).script_pubkey();
-        self.persist(&mut inner).map_err(|e| tracing::error!(error = %e, "wallet not stored"))?;
-        Ok(script)
-    }
-
-    fn sign_psbt(&self, psbt: Psbt) -> Result<Transaction, ()> {
-        // Anchor inputs are not ours; LDK adds their witnesses itself.
-        self.sign(psbt).map_err(|e| tracing::error!(error = %e, "cannot sign"))
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bitcoin::base64::prelude::{Engine, BASE64_STANDARD};
 use bitcoin::consensus::encode;
-use bitcoin::{FeeRate, Network, Transaction, Txid};
+use bitcoin::{Amount, FeeRate, Network, Transaction, Txid};
 use lightning_block_sync::rpc::{RpcClient, RpcClientError};
 use serde_json::{json, Value};
 
@@ -119,13 +119,58 @@ impl Bitcoind {
         }
     }
 
-    /// Fee and size of a mempool transaction with its ancestors, `None` if it is not there.
-    pub(crate) async fn in_mempool(&self, txid: Txid) -> Result<bool, Error> {
+    /// What a replacement has to pay for its own relay here.
+    pub(crate) async fn incremental_relay(&self) -> Result<FeeRate, Error> {
+        let answer = self.call("getmempoolinfo", &[]).await.map_err(rpc_error)?;
+        let btc_per_kvb = answer.get("incrementalrelayfee").and_then(Value::as_f64).unwrap_or(0.00001);
+        Ok(FeeRate::from_sat_per_kwu((btc_per_kvb * 100_000_000.0 / 4.0).ceil() as u64))
+    }
+
+    /// A mempool transaction with its descendants, `None` if it is not there.
+    pub(crate) async fn mempool_entry(&self, txid: Txid) -> Result<Option<MempoolEntry>, Error> {
         match self.call("getmempoolentry", &[json!(txid.to_string())]).await {
-            Ok(_) => Ok(true),
-            Err(RpcClientError::Rpc(e)) if e.code == -5 => Ok(false),
+            Ok(v) => MempoolEntry::read(&v)
+                .map(Some)
+                .ok_or_else(|| Error::Bitcoind("getmempoolentry: a field is missing".into())),
+            Err(RpcClientError::Rpc(e)) if e.code == -5 => Ok(None),
             Err(e) => Err(rpc_error(e)),
         }
+    }
+}
+
+/// A transaction in bitcoind's mempool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MempoolEntry {
+    /// Its size, vB.
+    pub(crate) vsize: u64,
+    /// Size of it and all its descendants, vB.
+    pub(crate) descendant_vsize: u64,
+    /// Fee of it and all its descendants.
+    pub(crate) descendant_fee: Amount,
+    /// Its children.
+    pub(crate) spent_by: Vec<Txid>,
+}
+
+impl MempoolEntry {
+    fn read(answer: &Value) -> Option<Self> {
+        let fee = answer.get("fees")?.get("descendant")?.as_f64()?;
+        Some(Self {
+            vsize: answer.get("vsize")?.as_u64()?,
+            descendant_vsize: answer.get("descendantsize")?.as_u64()?,
+            descendant_fee: Amount::from_btc(fee).ok()?,
+            spent_by: answer
+                .get("spentby")?
+                .as_array()?
+                .iter()
+                .map(|id| id.as_str()?.parse().ok())
+                .collect::<Option<_>>()?,
+        })
+    }
+
+    /// Feerate of it and its descendants together.
+    pub(crate) fn feerate(&self) -> FeeRate {
+        let weight = self.descendant_vsize.saturating_mul(4).max(1);
+        FeeRate::from_sat_per_kwu(self.descendant_fee.to_sat().saturating_mul(1000) / weight)
     }
 }
 
@@ -165,5 +210,17 @@ mod tests {
         assert!(
             matches!(package_verdict(&bad), Err(SubmitError::Rejected(r)) if r.contains("non-BIP68-final"))
         );
+    }
+
+    #[test]
+    fn a_mempool_entry_is_read_with_its_descendants() {
+        let child = "11".repeat(32);
+        let answer = json!({"vsize": 150, "descendantsize": 300, "spentby": [child],
+            "fees": {"base": 0.0, "descendant": 0.00000600}});
+        let entry = MempoolEntry::read(&answer).unwrap();
+        assert_eq!(entry.descendant_fee, Amount::from_sat(600));
+        assert_eq!(entry.feerate(), FeeRate::from_sat_per_vb(2).unwrap());
+        assert_eq!(entry.spent_by, [child.parse().unwrap()]);
+        assert_eq!(MempoolEntry::read(&json!({"vsize": 150})), None);
     }
 }

@@ -4,22 +4,17 @@
 //! The exit is driven by what is confirmed, so it goes on after a restart wherever it was, and steps
 //! that somebody else has published count as done.
 
-use bitcoin::{Amount, FeeRate};
-use factory_core::exit::{ExitAction, ExitStep, WaitReason};
+mod publish;
+
+use factory_core::exit::{ExitAction, WaitReason};
 use serde_json::json;
 
-use super::stored::{Stage, StoredChild, StoredExit, StoredTx};
+use super::stored::{Stage, StoredExit};
 use super::Service;
-use crate::chain::SubmitError;
 use crate::config::RoleConfig;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
 use crate::util::lock;
-
-/// A step that is not confirmed after so many blocks is bumped.
-const BUMP_AFTER_BLOCKS: u32 = 2;
-/// Each bump raises the feerate by this part, per cent.
-const BUMP_PERCENT: u64 = 25;
 
 impl Service {
     /// The API's `exit`.
@@ -128,12 +123,8 @@ impl Service {
             }
             ExitAction::Publish { step } => {
                 if let Some(s) = plan.steps.get(step) {
-                    let old = exit.children.get(step).cloned().flatten();
-                    match self.publish_step(s, old.as_ref(), height).await {
-                        Ok(child) => {
-                            if let (Some(slot), Some(child)) = (exit.children.get_mut(step), child) {
-                                *slot = Some(child);
-                            }
+                    match self.publish_step(id, &mut exit, step, s, height).await {
+                        Ok(()) => {
                             exit.needs_coin_sat = None;
                             exit.waits_for = format!("the {} to confirm", s.kind);
                         }
@@ -152,6 +143,10 @@ impl Service {
             ExitAction::Blocked { outpoint, spent_by, .. } => {
                 exit.needs_coin_sat = None;
                 exit.waits_for = format!("nothing: {outpoint} was spent by {spent_by}");
+                // Steps that can never confirm hold no coin.
+                for child in exit.children.iter().flatten() {
+                    self.parts.wallet.evicted(child.tx.0.compute_txid());
+                }
             }
         }
         self.save_exit(id, &before, exit)
@@ -175,62 +170,11 @@ impl Service {
         factory.store_state(&self.parts.store)
     }
 
-    /// Publishes a step with a child, or bumps the child of one that lingers.
-    async fn publish_step(
-        &self,
-        step: &ExitStep,
-        old: Option<&StoredChild>,
-        height: u32,
-    ) -> Result<Option<StoredChild>, Error> {
-        let mut feerate = self.parts.fees.urgent();
-        let mut min_fee = Amount::ZERO;
-        if self.parts.bitcoind.in_mempool(step.txid).await? {
-            let patient = old.is_none_or(|c| height < c.sent_at.saturating_add(BUMP_AFTER_BLOCKS));
-            if patient {
-                return Ok(None);
-            }
-        }
-        if let Some(old) = old {
-            if height >= old.sent_at.saturating_add(BUMP_AFTER_BLOCKS) {
-                let raised = old.sat_per_kwu.saturating_mul(100 + BUMP_PERCENT) / 100;
-                feerate = feerate.max(FeeRate::from_sat_per_kwu(raised)).min(self.parts.fees.max());
-            }
-            // A replacement pays for its own relay (BIP 125 rule 4) at 1 sat/vB.
-            min_fee = Amount::from_sat(old.fee_sat.saturating_add(old.tx.0.vsize() as u64));
-            self.parts.wallet.evicted(old.tx.0.compute_txid());
-        }
-        let child = self.parts.wallet.child_for(&step.tx, step.anchor_vout, Amount::ZERO, feerate, min_fee);
-        let child = match child {
-            Ok(child) => child,
-            Err(e) => {
-                if let Some(old) = old {
-                    self.parts.wallet.saw_unconfirmed(&old.tx.0);
-                }
-                return Err(e);
-            }
-        };
-        match self.parts.bitcoind.submit(&[step.tx.clone(), child.tx.clone()]).await {
-            Ok(()) => {
-                tracing::info!(kind = %step.kind, txid = %step.txid, fee = %child.fee, "exit step published");
-                self.parts.wallet.saw_unconfirmed(&child.tx);
-                Ok(Some(StoredChild {
-                    fee_sat: child.fee.to_sat(),
-                    tx: StoredTx(child.tx),
-                    sent_at: height,
-                    sat_per_kwu: feerate.to_sat_per_kwu(),
-                }))
-            }
-            Err(e) => {
-                if let Some(old) = old {
-                    self.parts.wallet.saw_unconfirmed(&old.tx.0);
-                }
-                tracing::warn!(kind = %step.kind, txid = %step.txid, error = %e, "exit step not accepted");
-                match e {
-                    SubmitError::Rejected(r) => Err(Error::Bitcoind(r)),
-                    SubmitError::Unreachable(r) => Err(Error::Unavailable(r)),
-                }
-            }
-        }
+    /// Writes the exit as it is at this moment.
+    fn store_exit(&mut self, id: &InstanceId, exit: &StoredExit) -> Result<(), Error> {
+        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
+        factory.state.exit = Some(exit.clone());
+        factory.store_state(&self.parts.store)
     }
 
     /// The path is confirmed: the commitment, or the kept closing transaction, then the sweep.

@@ -1,0 +1,147 @@
+//! Children that carry zero-fee parents into a block.
+
+use bdk_wallet::KeychainKind;
+use bitcoin::absolute::LockTime;
+use bitcoin::psbt::Psbt;
+use bitcoin::transaction::Version;
+use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Weight, Witness};
+
+use super::{wallet_error, Coin, Wallet};
+use crate::error::Error;
+use crate::util::lock;
+
+/// Largest child of a version 3 transaction (BIP 431), vB.
+const TRUC_CHILD_MAX_VB: u64 = 1_000;
+/// Dust limit of a P2TR output, sat.
+const DUST_SAT: u64 = 330;
+
+/// A child transaction that pays for its zero-fee parent.
+#[derive(Clone, Debug)]
+pub(crate) struct Child {
+    pub(crate) tx: Transaction,
+    pub(crate) fee: Amount,
+}
+
+/// The child in the mempool that a new one has to displace, whoever made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rival {
+    /// Its fee.
+    pub(crate) fee: Amount,
+    /// Its size, vB.
+    pub(crate) vsize: u64,
+    /// What a replacement pays for its own relay, on top.
+    pub(crate) relay: FeeRate,
+}
+
+impl Rival {
+    /// Least fee of a child of this size that displaces it: more than its fee, by the price of relaying
+    /// the new one (BIP 125 rule 4), and at a higher feerate.
+    fn beaten_by(&self, vsize: u64) -> u64 {
+        let relay = u128::from(self.relay.to_sat_per_kwu()) * u128::from(vsize) * 4;
+        let relay = u64::try_from(relay.div_ceil(1000)).unwrap_or(u64::MAX);
+        let theirs = u128::from(self.fee.to_sat()) * u128::from(vsize) / u128::from(self.vsize.max(1));
+        let theirs = u64::try_from(theirs).unwrap_or(u64::MAX);
+        self.fee.to_sat().saturating_add(relay).max(theirs.saturating_add(1))
+    }
+}
+
+/// What child is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChildRequest<'a> {
+    /// The zero-fee parent.
+    pub(crate) parent: &'a Transaction,
+    /// Position of its pay-to-anchor output.
+    pub(crate) anchor_vout: u32,
+    /// Feerate of both together.
+    pub(crate) feerate: FeeRate,
+    /// The child to displace, if there is one.
+    pub(crate) rival: Option<Rival>,
+    /// Coins of our own earlier child of this parent: free for this one, since it replaces that one.
+    pub(crate) reusable: &'a [OutPoint],
+}
+
+/// Size of a child with this many coins, vB. Weights (BIP 141): 10.5 vB of overhead, 41 vB for the anchor
+/// input with its empty witness, 57.5 vB for a P2TR key spend, 43 vB for the P2TR output.
+fn child_vb(coins: usize) -> u64 {
+    let coins = u64::try_from(coins).unwrap_or(u64::MAX);
+    coins.saturating_mul(575).saturating_add(105 + 410 + 430).div_ceil(10).saturating_add(1)
+}
+
+impl ChildRequest<'_> {
+    /// Fee of a child with this many coins, sat.
+    fn fee(&self, coins: usize) -> u64 {
+        let vsize = child_vb(coins);
+        let weight = self.parent.weight().to_wu().saturating_add(vsize.saturating_mul(4));
+        let package = self.feerate.fee_wu(Weight::from_wu(weight)).map_or(u64::MAX, Amount::to_sat);
+        package.max(self.rival.map_or(0, |r| r.beaten_by(vsize)))
+    }
+
+    /// The smallest single coin that suffices, else the largest ones together.
+    ///
+    /// # Errors
+    /// [`Error::InsufficientFunds`] with the amount that one coin would need to have.
+    fn select(&self, anchor: Amount, mut coins: Vec<Coin>) -> Result<(Vec<Coin>, Amount, Amount), Error> {
+        coins.sort_by_key(|c| std::cmp::Reverse(c.txout.value));
+        let total = |list: &[Coin]| list.iter().map(|c| c.txout.value.to_sat()).sum::<u64>();
+        let available = total(&coins);
+        let needed = |coins: usize| self.fee(coins).saturating_add(DUST_SAT);
+        let sum = |list: &[Coin]| total(list).saturating_add(anchor.to_sat());
+        let single = coins.iter().rev().find(|c| sum(std::slice::from_ref(*c)) >= needed(1));
+        let chosen = match single {
+            Some(one) => vec![one.clone()],
+            None => {
+                let enough = (2..=coins.len())
+                    .take_while(|n| child_vb(*n) <= TRUC_CHILD_MAX_VB)
+                    .find(|n| coins.get(..*n).is_some_and(|list| sum(list) >= needed(*n)));
+                let shortage = Error::InsufficientFunds { needed_sat: needed(1), available_sat: available };
+                coins.truncate(enough.ok_or(shortage)?);
+                coins
+            }
+        };
+        let (sum, fee) = (sum(&chosen), self.fee(chosen.len()));
+        Ok((chosen, Amount::from_sat(fee), Amount::from_sat(sum.saturating_sub(fee))))
+    }
+}
+
+impl Wallet {
+    /// Makes the version 3 child that pays for a zero-fee parent: it spends the parent's pay-to-anchor
+    /// output and confirmed coins of ours, and returns the rest to us (BIP 431: at most 1000 vB, one
+    /// unconfirmed parent). Its coins are reserved until [`Self::release`] or confirmation. Nothing is
+    /// written when there is no such child.
+    ///
+    /// # Errors
+    /// [`Error::InsufficientFunds`] with the amount that one coin would need to have.
+    pub(crate) fn child_for(&self, request: ChildRequest<'_>) -> Result<Child, Error> {
+        let anchor = OutPoint { txid: request.parent.compute_txid(), vout: request.anchor_vout };
+        let anchor_out = usize::try_from(request.anchor_vout)
+            .ok()
+            .and_then(|i| request.parent.output.get(i).cloned())
+            .ok_or_else(|| Error::Wallet("parent has no such anchor output".into()))?;
+        let mut inner = lock(&self.inner);
+        let mut coins = inner.coins(|o| request.reusable.contains(o));
+        coins.retain(|c| request.reusable.contains(&c.outpoint) || !inner.taken(&c.outpoint));
+        let (chosen, fee, rest) = request.select(anchor_out.value, coins)?;
+        let change = inner.bdk.next_unused_address(KeychainKind::Internal).script_pubkey();
+        self.persist(&mut inner)?;
+        let input = |previous_output| TxIn {
+            previous_output,
+            script_sig: ScriptBuf::new(),
+            sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
+            witness: Witness::new(),
+        };
+        let tx = Transaction {
+            version: Version(3),
+            // Not valid in a block that would have to be mined anew (fee sniping).
+            lock_time: LockTime::from_height(inner.bdk.latest_checkpoint().height()).map_err(wallet_error)?,
+            input: std::iter::once(anchor).chain(chosen.iter().map(|c| c.outpoint)).map(input).collect(),
+            output: vec![TxOut { value: rest, script_pubkey: change }],
+        };
+        let mut psbt = Psbt::from_unsigned_tx(tx).map_err(wallet_error)?;
+        if let Some(slot) = psbt.inputs.first_mut() {
+            slot.witness_utxo = Some(anchor_out);
+        }
+        let tx = self.sign_with(&inner, psbt)?;
+        inner.reserved.extend(chosen.iter().map(|c| c.outpoint));
+        Ok(Child { tx, fee })
+    }
+}
