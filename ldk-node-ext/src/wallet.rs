@@ -104,15 +104,12 @@ impl Inner {
         }
     }
 
-    /// Unconfirmed transactions of ours that spend one of these outpoints.
-    fn unconfirmed_spenders(&self, spends: impl Fn(&Txid, &OutPoint) -> bool) -> Vec<Txid> {
+    /// Unconfirmed transactions that spend one of these coins.
+    fn unconfirmed_spenders(&self, coins: &HashMap<OutPoint, u32>) -> Vec<Txid> {
         self.bdk
             .transactions()
             .filter(|t| !t.chain_position.is_confirmed())
-            .filter(|t| {
-                let id = t.tx_node.txid;
-                t.tx_node.tx.input.iter().any(|i| spends(&id, &i.previous_output))
-            })
+            .filter(|t| t.tx_node.tx.input.iter().any(|i| coins.contains_key(&i.previous_output)))
             .map(|t| t.tx_node.txid)
             .collect()
     }
@@ -217,27 +214,18 @@ impl Wallet {
         BlockLocator::new(tip.hash(), tip.height())
     }
 
-    /// Takes in a block. A reorganization needs no call of its own: the next block that connects
-    /// lower replaces what was above.
+    /// Takes in a block. A transaction of ours that lost an input to one in it (an anchor belongs to
+    /// everybody) gives its coins back by itself. A reorganization needs no call of its own: the next
+    /// block that connects lower replaces what was above.
     pub(crate) fn apply_block(&self, block: &Block, height: u32) {
         let mut inner = lock(&self.inner);
         if let Err(e) = inner.bdk.apply_block(block, height) {
             tracing::error!(height, error = %e, "block does not connect to the wallet's chain");
             return;
         }
-        let spent: HashMap<OutPoint, Txid> = block
-            .txdata
-            .iter()
-            .flat_map(|tx| {
-                let txid = tx.compute_txid();
-                tx.input.iter().map(move |input| (input.previous_output, txid))
-            })
-            .collect();
-        inner.reserved.retain(|coin| !spent.contains_key(coin));
-        // Ours lost if the block spends one of its inputs otherwise: an anchor belongs to everybody, and
-        // bdk, which follows our own outputs only, would count the fee coin as spent for ever.
-        let lost = inner.unconfirmed_spenders(|id, o| spent.get(o).is_some_and(|by| by != id));
-        inner.evict(&lost);
+        for input in block.txdata.iter().flat_map(|tx| &tx.input) {
+            inner.reserved.remove(&input.previous_output);
+        }
         self.take_back(&mut inner, height);
         if let Err(e) = self.persist(&mut inner) {
             // The block stays staged and goes to disk with the next change; after a crash the wallet
@@ -255,7 +243,7 @@ impl Wallet {
         if old.is_empty() {
             return;
         }
-        let lost = inner.unconfirmed_spenders(|_, o| old.contains_key(o));
+        let lost = inner.unconfirmed_spenders(&old);
         inner.evict(&lost);
         if let Err(e) = self.store_lent(inner) {
             tracing::error!(height, error = %e, "lent coins not stored");
