@@ -276,7 +276,7 @@ impl Params {
         range("dying", self.dying.into(), floor(DEFAULT_DYING), MAX_PERIOD.into())?;
         range("margin", self.margin.into(), floor(DEFAULT_MARGIN), MAX_PERIOD.into())?;
         let exit = limits::MAX_EXIT.into();
-        range("confirm_blocks", self.confirm_blocks.into(), 1, exit)?;
+        range("confirm_blocks", self.confirm_blocks.into(), floor(DEFAULT_CONFIRM_BLOCKS.into()), exit)?;
         range("reorg_margin", self.reorg_margin.into(), floor(DEFAULT_REORG_MARGIN.into()), exit)?;
         range(
             "to_self_delay",

@@ -76,6 +76,10 @@ pub enum RefuseCode {
     CloseKeys = 35,
     /// A failure on the client's own side.
     Internal = 36,
+    /// The funding output was that of an earlier attempt.
+    FundingReused = 37,
+    /// The expiry height is too far away.
+    TooLong = 38,
 }
 
 impl RefuseCode {

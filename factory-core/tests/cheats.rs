@@ -107,6 +107,7 @@ fn plans_that_break_the_clients_policy() {
         (RefuseCode::NotWanted, ClientPolicy { accept: false, ..ok.clone() }),
         (RefuseCode::TooManyClients, ClientPolicy { max_clients: 4, ..ok.clone() }),
         (RefuseCode::TooShort, ClientPolicy { min_lifetime_blocks: 4753, ..ok.clone() }),
+        (RefuseCode::TooLong, ClientPolicy { max_expiry_blocks: 4800, ..ok.clone() }),
         (RefuseCode::WorstExit, ClientPolicy { max_exit_blocks: 100, ..ok.clone() }),
         (RefuseCode::Capacity, ClientPolicy { min_capacity_sat: capacity(VICTIM) + 1, ..ok.clone() }),
         (RefuseCode::Capacity, ClientPolicy { max_capacity_sat: capacity(VICTIM) - 1, ..ok.clone() }),
@@ -308,6 +309,26 @@ fn attempts_that_change_what_has_to_stay() {
         assert_eq!(world.refused(VICTIM), Some(code));
         assert!(world.lsp.attempt() >= 1);
     }
+}
+
+/// A second tree over the funding output of the first: both would be valid.
+#[test]
+fn a_funding_output_is_signed_for_once() {
+    let mut world = world();
+    let mut first = None;
+    world.to_lsp =
+        Box::new(|i, p| if i == 0 && matches!(p, Payload::Partials(_)) { vec![] } else { vec![p] });
+    world.to_client = Box::new(move |i, p| match p {
+        Payload::Path(mut m) if i == VICTIM => {
+            let outpoint = *first.get_or_insert(m.funding_outpoint);
+            m.funding_outpoint = outpoint;
+            vec![m.into()]
+        }
+        p => vec![p],
+    });
+    world.run();
+    assert!(world.lsp.attempt() >= 1);
+    assert_eq!(world.refused(VICTIM), Some(RefuseCode::FundingReused));
 }
 
 /// A client that was told of another factory, or by an old attempt, does nothing.

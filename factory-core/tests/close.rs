@@ -375,10 +375,15 @@ fn a_cheating_provider_is_refused() {
         (RefuseCode::CloseAmount, |m| {
             m.transaction.output[0].value = Amount::from_sat(1 << 40);
         }),
-        (RefuseCode::CloseAmount, |m| {
+        (RefuseCode::CloseForm, |m| {
             for output in &mut m.transaction.output {
                 output.script_pubkey = ScriptBuf::new_op_return([1, 2]);
             }
+        }),
+        // One dust output, and no node relays the rest.
+        (RefuseCode::CloseForm, |m| {
+            let dust = bitcoin::TxOut { value: Amount::from_sat(1), script_pubkey: payout(701) };
+            m.transaction.output.push(dust);
         }),
         (RefuseCode::CloseForm, |m| m.transaction.input[0].previous_output.vout += 1),
         (RefuseCode::CloseForm, |m| {

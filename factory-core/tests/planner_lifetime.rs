@@ -188,7 +188,7 @@ proptest! {
         active in 4320u32..=10_000,
         dying in 432u32..=2000,
         margin in 144u32..=1000,
-        confirm in 1u16..=12,
+        confirm in 6u16..=12,
         to_self in 144u16..=1000,
         birth in 0u32..=10_000_000,
     ) {

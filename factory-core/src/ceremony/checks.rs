@@ -13,6 +13,9 @@ pub struct ClientPolicy {
     pub accept: bool,
     /// Shortest active and dying period together, blocks.
     pub min_lifetime_blocks: u32,
+    /// Most blocks from the client's tip to the expiry height T, from which on the distributions pay a
+    /// client that has not been online since.
+    pub max_expiry_blocks: u32,
     /// Longest worst exit, blocks.
     pub max_exit_blocks: u32,
     /// Smallest channel, sat.
@@ -32,6 +35,7 @@ impl Default for ClientPolicy {
         Self {
             accept: true,
             min_lifetime_blocks: 1008,
+            max_expiry_blocks: 8640,
             max_exit_blocks: 1008,
             min_capacity_sat: 10_000,
             max_capacity_sat: 100_000_000,
@@ -58,6 +62,11 @@ impl ClientPolicy {
         if life < self.min_lifetime_blocks {
             let text = format!("life of {life} blocks, policy wants {}", self.min_lifetime_blocks);
             return Err(Refusal::new(RefuseCode::TooShort, text));
+        }
+        let expiry = plan.expiry_height.saturating_sub(height);
+        if expiry > self.max_expiry_blocks {
+            let text = format!("expires in {expiry} blocks, policy allows {}", self.max_expiry_blocks);
+            return Err(Refusal::new(RefuseCode::TooLong, text));
         }
         let exit = params.worst_exit(params.confirm_blocks).map_err(refuse(RefuseCode::WorstExit))?;
         if exit > self.max_exit_blocks {

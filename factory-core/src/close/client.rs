@@ -7,13 +7,16 @@ use rand::rngs::StdRng;
 use rand::{CryptoRng, RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use super::transaction::DUST_SAT;
+use super::transaction::{DUST_SAT, MIN_FEERATE_SAT_PER_KWU};
 use crate::musig::{check_aggregate_nonce, public_key, verify_final, AggKey, PartialBytes, SecretSession};
 use crate::plan::{add, check_payout_script};
 use crate::record::{ClientFactoryRecord, RECORD_VERSION};
 use crate::refuse::{clip, refuse, Refusal, RefuseCode};
-use crate::transaction::{taproot_sighash, NO_DELAY};
+use crate::transaction::{check_dust, taproot_sighash, NO_DELAY};
 use crate::Error;
+
+/// Weight that the witness of the one input adds: marker and flag, count, length, signature (BIP 141).
+const KEY_SPEND_WITNESS: u64 = 2 + 1 + 1 + 64;
 
 /// What a client's closing machine starts from.
 pub struct ClientCloseConfig {
@@ -363,6 +366,13 @@ impl ClientClose {
 
     fn check_amount(&self, tx: &Transaction, own_msat: u64) -> Result<(), Refusal> {
         let funding_sat = self.config.record.path.funding.value_sat;
+        // One output that no node relays would keep the whole transaction from confirming, with the
+        // channel frozen.
+        for output in &tx.output {
+            check_payout_script("output of the close", &output.script_pubkey)
+                .and_then(|()| check_dust("output of the close", output))
+                .map_err(refuse(RefuseCode::CloseForm))?;
+        }
         let total = tx
             .output
             .iter()
@@ -370,6 +380,13 @@ impl ClientClose {
             .map_err(refuse(RefuseCode::CloseAmount))?;
         if total > funding_sat {
             let text = format!("outputs of {total} sat, the funding output has {funding_sat} sat");
+            return Err(Refusal::new(RefuseCode::CloseAmount, text));
+        }
+        let weight = tx.weight().to_wu().saturating_add(KEY_SPEND_WITNESS);
+        let least = weight.saturating_mul(MIN_FEERATE_SAT_PER_KWU).div_ceil(1000);
+        let fee = funding_sat.saturating_sub(total);
+        if fee < least {
+            let text = format!("fee of {fee} sat, the least that is relayed is {least} sat");
             return Err(Refusal::new(RefuseCode::CloseAmount, text));
         }
         let due = own_msat / 1000;

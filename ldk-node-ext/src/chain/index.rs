@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use bitcoin::{Block, BlockHash, OutPoint, Txid};
+use bitcoin::{Block, BlockHash, OutPoint, TxOut, Txid};
 use lightning::chain::BlockLocator;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,9 @@ struct Inner {
     outpoints: HashSet<OutPoint>,
     confirmed: HashMap<Txid, Confirmation>,
     spent: HashMap<OutPoint, Spend>,
+    /// What the funding outputs have to be: a transaction of the right id but with something else there
+    /// funds nothing.
+    fundings: HashMap<Txid, (u32, TxOut)>,
 }
 
 /// See the module's description.
@@ -71,6 +74,7 @@ impl ChainIndex {
             outpoints: stored.spent.iter().map(|(o, _)| *o).collect(),
             confirmed: stored.confirmed.into_iter().collect(),
             spent: stored.spent.into_iter().collect(),
+            fundings: HashMap::new(),
         };
         let index = Self { inner: Mutex::new(inner), store };
         index.persist(&lock(&index.inner))?;
@@ -104,6 +108,11 @@ impl ChainIndex {
         inner.outpoints.extend(outpoints);
     }
 
+    /// Says what output a funding transaction has to have; without it, it does not count as confirmed.
+    pub(crate) fn expect_output(&self, outpoint: OutPoint, output: TxOut) {
+        lock(&self.inner).fundings.insert(outpoint.txid, (outpoint.vout, output));
+    }
+
     /// Where a watched transaction is confirmed.
     pub(crate) fn confirmation(&self, txid: &Txid) -> Option<Confirmation> {
         lock(&self.inner).confirmed.get(txid).copied()
@@ -131,7 +140,12 @@ impl ChainIndex {
             for outpoint in spends {
                 inner.spent.insert(outpoint, Spend { txid, height });
             }
-            if inner.txids.contains(&txid) {
+            let false_funding = inner.fundings.get(&txid).is_some_and(|(vout, output)| {
+                tx.output.get(usize::try_from(*vout).unwrap_or(usize::MAX)) != Some(output)
+            });
+            if false_funding {
+                tracing::error!(%txid, height, "confirmed, but does not have the factory's funding output");
+            } else if inner.txids.contains(&txid) {
                 inner.confirmed.insert(txid, Confirmation { height, block: hash });
                 found.push(txid);
             }
@@ -175,6 +189,27 @@ mod tests {
             input: vec![TxIn { previous_output: outpoint, ..Default::default() }],
             output: vec![],
         }
+    }
+
+    #[test]
+    fn a_transaction_without_the_funding_output_funds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let genesis = genesis_block(Network::Regtest);
+        let tip = BlockLocator::new(genesis.block_hash(), 0);
+        let index = ChainIndex::open(Arc::new(Store::open(&dir.path().join("db")).unwrap()), tip).unwrap();
+        let output =
+            TxOut { value: bitcoin::Amount::from_sat(1_000), script_pubkey: bitcoin::ScriptBuf::new() };
+        let tx = Transaction { output: vec![output.clone()], ..spending(OutPoint::null()) };
+        let txid = tx.compute_txid();
+        let block = Block { txdata: vec![tx], ..genesis };
+        index.watch([txid], []);
+        let more = TxOut { value: bitcoin::Amount::from_sat(1_001), ..output.clone() };
+        index.expect_output(OutPoint { txid, vout: 0 }, more);
+        assert!(index.connect(&block, 1).is_empty() && index.confirmation(&txid).is_none());
+        index.expect_output(OutPoint { txid, vout: 1 }, output.clone());
+        assert!(index.connect(&block, 1).is_empty());
+        index.expect_output(OutPoint { txid, vout: 0 }, output);
+        assert_eq!(index.connect(&block, 1), [txid]);
     }
 
     #[test]

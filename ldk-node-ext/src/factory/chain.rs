@@ -46,6 +46,7 @@ impl Service {
         if self.joining.is_some() {
             self.client_input(ClientInput::Height(height)).await;
         }
+        self.creation_height(height).await;
         let ids: Vec<InstanceId> = self.factories.keys().copied().collect();
         for id in ids {
             if let Err(e) = self.factory_on_block(&id, height).await {
@@ -73,7 +74,7 @@ impl Service {
             {
                 self.come_back(id).await?;
             }
-            (Stage::Void, None) if !self.is_lsp() && height == factory.expiry_height() => {
+            (Stage::Void, None) if !self.is_lsp() && height >= factory.expiry_height() => {
                 self.forget_abandoned(id)
             }
             _ => {}
@@ -187,11 +188,6 @@ impl Service {
                 return Ok(());
             }
         }
-        let spent_by = index.spend(&factory.funding().outpoint).map(|s| s.txid);
-        let root_out = spent_by.is_some() && spent_by == factory.root_txid();
-        if root_out && (self.closing.contains_key(id) || factory.state.close.is_some()) {
-            return self.close_prevented(id).await;
-        }
         if let Signed::Lsp(_) = &factory.signed {
             let mut changed = false;
             for (outpoint, client) in factory.channels()? {
@@ -206,6 +202,13 @@ impl Service {
             if changed {
                 factory.store_state(&self.parts.store)?;
             }
+        }
+        let spent_by = index.spend(&factory.funding().outpoint).map(|s| s.txid);
+        let root_out = spent_by.is_some() && spent_by == factory.root_txid();
+        let consented =
+            factory.state.close.as_ref().is_some_and(|c| c.payout_script.is_some() || c.machine.is_some());
+        if root_out && (self.closing.contains_key(id) || consented) {
+            return self.close_prevented(id).await;
         }
         Ok(())
     }
@@ -294,15 +297,15 @@ impl Service {
                 | ClosureReason::CounterpartyInitiatedCooperativeClosure
                 | ClosureReason::LocallyInitiatedCooperativeClosure
         );
-        // A shutdown that was agreed upon but whose last message was lost ends as an error on one side;
-        // no payment was pending, so the balances are as final as in the other case.
+        // A shutdown that was agreed upon but whose last message was lost ends as an error on one side. If
+        // no payment was pending, the balances are as final as in the other case.
         let agreed = match &factory.signed {
             Signed::Lsp(_) => {
                 matches!(self.closing.get(&id), Some(Closing::Lsp(c)) if c.machine.phase() >= LspClosePhase::Shutting)
             }
             Signed::Client(_) => factory.state.close.as_ref().is_some_and(|c| c.payout_script.is_some()),
         };
-        if cooperative || agreed {
+        if cooperative || (agreed && self.parts.is_quiet(&channel)) {
             let outpoint = outpoint.unwrap_or(known.outpoint);
             return self.channel_shut(&id, outpoint, local_msat, capacity_sat).await;
         }

@@ -24,6 +24,9 @@ use crate::ldk::InstanceId;
 const PROTOCOL_VERSION: u16 = 1;
 /// How long a client waits for its LSP in each phase, seconds.
 const PHASE_TIMEOUT_SECS: u32 = 600;
+/// Farthest expiry height T a client signs, blocks from its tip (60 days): from T on the
+/// distributions pay it, whoever is online.
+const MAX_EXPIRY: u32 = 8640;
 /// Most blocks between the plan's birth height and the own tip.
 const MAX_BIRTH_SKEW: u32 = 6;
 
@@ -145,6 +148,7 @@ impl Service {
         let policy = ClientPolicy {
             accept: settings.join,
             min_lifetime_blocks: settings.policy.min_lifetime_blocks,
+            max_expiry_blocks: MAX_EXPIRY,
             max_exit_blocks: settings.policy.max_exit_blocks,
             min_capacity_sat: settings.policy.min_capacity_sat,
             max_capacity_sat: settings.policy.max_capacity_sat,
@@ -231,6 +235,7 @@ impl Service {
                     tracing::error!(error = %e, "superseded attempt not stored");
                 }
                 self.superseded = factory.channels().ok().and_then(|c| c.first().map(|(o, _)| *o));
+                self.parts.outpoints.rename(&id, &alias, self.superseded);
                 self.factories.insert(alias, factory);
                 self.settle_channels(&alias);
                 None
@@ -240,7 +245,11 @@ impl Service {
                 self.parts.outpoints.unexpect(&temporary);
                 let joining = self.joining.as_mut()?;
                 joining.expected = None;
-                match joining.channel.take() {
+                let channel = joining.channel.take();
+                let kept = self.superseded.take();
+                match channel {
+                    // Part of a signed path: kept like the path itself.
+                    Some((t, _, outpoint)) if t == temporary && kept == Some(outpoint) => {}
                     Some((t, channel, outpoint)) if t == temporary => {
                         self.drop_channel(&channel, &lsp, Some(outpoint))
                     }
@@ -311,7 +320,11 @@ impl Service {
     /// that this node can publish it too.
     fn funding_shown(&mut self, id: &InstanceId, tx: bitcoin::Transaction) {
         let Some(factory) = self.factories.get_mut(id) else { return };
-        if factory.state.stage != Stage::Signed || tx.compute_txid() != factory.funding().outpoint.txid {
+        let funding = factory.funding();
+        let vout = usize::try_from(funding.outpoint.vout).unwrap_or(usize::MAX);
+        let pays =
+            tx.compute_txid() == funding.outpoint.txid && tx.output.get(vout) == Some(&funding.tx_out());
+        if factory.state.stage != Stage::Signed || !pays {
             return;
         }
         factory.state.stage = Stage::Funded;

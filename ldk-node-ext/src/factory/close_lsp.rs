@@ -19,6 +19,9 @@ use crate::api::ClosePayout;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
 
+/// Most clients of a factory that can be closed cooperatively: keys (33 bytes each) and outputs (43) of
+/// all of them travel in one Lightning message of 65,535 bytes.
+const MAX_CLIENTS: usize = 850;
 /// A stalled close is tried again after so long, when everybody is there, and each time after twice
 /// as long, up to the limit.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
@@ -53,6 +56,10 @@ impl Service {
         };
         if let Some(spend) = self.parts.index.spend(&factory.funding().outpoint) {
             return Err(Error::Conflict(format!("the funding output was spent by {}", spend.txid)));
+        }
+        if record.client_ids.len() > MAX_CLIENTS {
+            let text = format!("{} clients; the closing transaction of more than {MAX_CLIENTS} does not fit into one message", record.client_ids.len());
+            return Err(Error::Conflict(text));
         }
         let ready = self.parts.factory_messages.ready_peers();
         if let Some(missing) = record.client_ids.iter().find(|c| !ready.contains(c)) {

@@ -46,7 +46,14 @@ impl Service {
         let height = self.parts.height();
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
         let steps = factory.exit_plan()?.steps.len();
-        // The money comes by the path, not by a close that may have been signed before.
+        // The money comes by the path, not by a close that may have been agreed to or signed before.
+        self.closing.remove(id);
+        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
+        if let Some(close) = factory.state.close.as_mut() {
+            close.payout_script = None;
+            close.machine = None;
+            close.reason = Some("this node leaves by its path".into());
+        }
         lock(&self.parts.settled).retain(|c| !factory.channel_ids().unwrap_or_default().contains(c));
         factory.state.exit = Some(StoredExit {
             started_at: height,

@@ -268,6 +268,9 @@ impl Service {
             }
             LspAction::Done => {
                 self.creating.remove(&id);
+                if self.factories.get(&id).is_none_or(|f| f.state.stage == Stage::Void) {
+                    return Vec::new();
+                }
                 let data = json!({"instance_id": hex::encode(id)});
                 self.parts.events.push("factory_created", data);
                 Vec::new()
@@ -320,7 +323,20 @@ impl Service {
                 factory.state.stage = Stage::Signed;
                 factory.state.funding_tx = None;
                 self.parts.wallet.release(&unsigned);
-                self.make_void(id, &e.to_string());
+                let (instance_id, attempt) = (*id, factory.attempt());
+                let clients = match &factory.signed {
+                    Signed::Lsp(record) => record.client_ids.clone(),
+                    Signed::Client(_) => Vec::new(),
+                };
+                let text: String = e.to_string().chars().take(200).collect();
+                for client in clients {
+                    let text = text.clone();
+                    self.send(
+                        client,
+                        payload::Abort { instance_id, attempt, code: 101, text, culprit: None },
+                    );
+                }
+                self.make_void(id, &text);
                 Vec::new()
             }
         }
@@ -386,6 +402,9 @@ impl Service {
                 return;
             }
         }
+        if let Some(id) = payload.instance_id() {
+            self.report_lost_channels(id).await;
+        }
         let Some(id) = payload.instance_id().filter(|id| self.creating.contains_key(id)) else {
             tracing::debug!(%client, number = payload.number(), "message of no factory under way");
             return;
@@ -394,6 +413,31 @@ impl Service {
             c.set_member(&client, state, None);
         }
         self.lsp_input(id, LspInput::Message { client, payload }).await;
+    }
+
+    /// A channel that LDK has closed may not have been reported yet; a ceremony has to hear of it before
+    /// it hears anything else.
+    async fn report_lost_channels(&mut self, id: InstanceId) {
+        let open: Vec<ChannelId> = self.parts.manager.list_channels().iter().map(|c| c.channel_id).collect();
+        let lost: Vec<AttemptChannel> = match self.creating.get(&id) {
+            Some(c) => {
+                c.channels.iter().filter(|c| c.funded.is_some_and(|f| !open.contains(&f))).copied().collect()
+            }
+            None => return,
+        };
+        for channel in lost {
+            let (client, temporary_channel_id) = (channel.client, channel.temporary.0);
+            let reason = "closed before the factory was made".to_owned();
+            self.lsp_input(id, LspInput::ChannelFailed { client, temporary_channel_id, reason }).await;
+        }
+    }
+
+    /// The tip has moved: the next plan is born there.
+    pub(super) async fn creation_height(&mut self, height: u32) {
+        let ids: Vec<InstanceId> = self.creating.keys().copied().collect();
+        for id in ids {
+            self.lsp_input(id, LspInput::Height(height)).await;
+        }
     }
 
     /// Whether a client is in this attempt of a factory, be it under way or made.

@@ -40,6 +40,9 @@ pub(crate) fn load(store: &Store, config: &NodeConfig) -> Result<Loaded, Error> 
                 }
             }
             (Signed::Client(record), RoleConfig::Client(_)) => {
+                if record.channel().is_none_or(|c| c.key != record.own_key) {
+                    return Err(corrupt("the channel is not this client's".into()));
+                }
                 record.path.verify().map_err(|e| corrupt(e.to_string()))?;
             }
             _ => return Err(corrupt("belongs to the other role (LSP or client)".into())),
@@ -73,6 +76,7 @@ impl Loaded {
 
 /// Tells the wrappers and the index about a factory.
 pub(super) fn register(factory: &Factory, outpoints: &Outpoints, index: &ChainIndex) -> Result<(), Error> {
+    index.expect_output(factory.funding().outpoint, factory.funding().tx_out());
     index.watch(factory.watched_txids(), factory.watched_outpoints()?);
     for (outpoint, _) in factory.channels()? {
         let id = outpoints.insert(factory.id(), outpoint);
@@ -180,8 +184,13 @@ impl Service {
 
     /// After T nothing of an abandoned factory matters any more.
     pub(super) fn forget_abandoned(&mut self, id: &InstanceId) {
-        let Some(factory) = self.factories.get(id) else { return };
         let lsp = self.client_settings().map(|c| c.lsp_node_id);
+        let Some(factory) = self.factories.get_mut(id).filter(|f| !f.state.forgotten) else { return };
+        factory.state.forgotten = true;
+        if let Err(e) = factory.store_state(&self.parts.store) {
+            tracing::error!(error = %e, "factory state not stored");
+        }
+        let factory = factory.clone();
         for (outpoint, client) in factory.channels().unwrap_or_default() {
             if let Some(peer) = client.or(lsp) {
                 self.drop_channel(&channel_id(outpoint), &peer, Some(outpoint));

@@ -139,6 +139,9 @@ pub(crate) struct State {
     pub(crate) excluded: Vec<api::ExcludedClient>,
     /// Why it is void.
     pub(crate) failure: Option<String>,
+    /// Given up, and T has passed: nothing of it matters any more (client).
+    #[serde(default)]
+    pub(crate) forgotten: bool,
     /// The name of an attempt that was superseded by another one of the same instance (client).
     #[serde(default)]
     pub(crate) alias: Option<InstanceId>,
@@ -164,6 +167,7 @@ impl State {
             funding_tx: None,
             excluded,
             failure: None,
+            forgotten: false,
             alias: None,
             finals: BTreeMap::new(),
             exit: None,

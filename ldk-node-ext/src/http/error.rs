@@ -252,6 +252,14 @@ pub enum HttpError {
     /// The request was refused.
     #[error("{}", .0.text())]
     Api(#[from] ApiError),
+    /// bitcoind cannot be used at the start.
+    #[error("bitcoind_rpc = {rpc}: {source}")]
+    Bitcoind {
+        /// Where it was looked for.
+        rpc: SocketAddr,
+        /// Its answer, or the lack of one.
+        source: crate::Error,
+    },
     /// The node refused to start or ended by a fault.
     #[error(transparent)]
     Node(#[from] crate::Error),
@@ -318,6 +326,9 @@ impl HttpError {
         match self {
             Self::Api(e) => e.clone(),
             Self::Node(e) => e.into(),
+            Self::Bitcoind { source, .. } => {
+                ApiError { field: Some("bitcoind_rpc".into()), ..ApiError::from(source) }
+            }
             Self::UnknownSetting { key, .. } | Self::BadSetting { key, .. } => {
                 ApiError::invalid(key.clone(), message)
             }

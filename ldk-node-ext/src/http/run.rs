@@ -11,7 +11,7 @@ use tokio::signal::unix::{signal, SignalKind};
 use super::files::{create_data_dir, AddressFiles, Token};
 use super::server::{bind, secure, within, Shutdown};
 use super::{routes, HttpError};
-use crate::{Node, NodeConfig};
+use crate::{Error, Node, NodeConfig};
 
 /// Time for a request that answers at once.
 const QUICK: Duration = Duration::from_secs(60);
@@ -52,9 +52,13 @@ pub async fn serve_node(
     let listener = bind(api.bind, api.expose).await?;
     let address = listener.local_addr().map_err(|source| HttpError::Bind { address: api.bind, source })?;
     let data_dir = config.data_dir.clone();
+    let rpc = config.bitcoind_rpc;
 
     let node = tokio::select! {
-        node = Node::start(config) => node?,
+        node = Node::start(config) => node.map_err(|e| match e {
+            Error::Bitcoind(_) => HttpError::Bitcoind { rpc, source: e },
+            other => other.into(),
+        })?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -70,7 +74,10 @@ pub async fn serve_node(
     let files = AddressFiles::prepare(&data_dir)
         .and_then(|files| files.write(address, node.listen_address()).map(|()| files));
     match &files {
-        Ok(_) => tracing::info!(api = %address, node_id = %node.info().node_id, "ready"),
+        Ok(_) => {
+            let listen = node.listen_address().map_or("no".to_owned(), |at| at.to_string());
+            tracing::info!(api = %address, %listen, node_id = %node.info().node_id, "ready");
+        }
         Err(_) => shutdown.request(),
     }
 

@@ -94,6 +94,15 @@ impl Outpoints {
         }
     }
 
+    /// Gives a channel to another factory: an attempt that was superseded goes by a name of its own.
+    pub(crate) fn rename(&self, from: &InstanceId, to: &InstanceId, outpoint: Option<OutPoint>) {
+        for channel in write(&self.inner).channels.values_mut() {
+            if channel.instance == *from && Some(channel.outpoint) == outpoint {
+                channel.instance = *to;
+            }
+        }
+    }
+
     /// Records whether a channel's leaf state is confirmed.
     pub(crate) fn set_on_chain(&self, outpoint: &OutPoint, on_chain: bool) {
         let mut inner = write(&self.inner);

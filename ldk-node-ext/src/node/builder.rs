@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bolt_tlv::blip56::Envelope;
 use lightning::chain::{BlockLocator, Listen};
 use lightning::events::bump_transaction::sync::BumpTransactionEventHandlerSync;
+use lightning::ln::channelmanager::RecentPaymentDetails;
 use lightning::ln::peer_handler::{IgnoringMessageHandler, MessageHandler};
 use lightning::routing::gossip::P2PGossipSync;
 use lightning::routing::router::DefaultRouter;
 use lightning::routing::scoring::ProbabilisticScoringFeeParameters;
 use lightning::sign::EntropySource;
+use lightning::types::payment::PaymentHash;
 use lightning::util::persist::KVStoreSyncWrapper;
 use lightning::util::wallet_utils::WalletSync;
 use lightning_background_processor::{process_events_async, GossipSync as BackgroundGossip};
@@ -178,6 +180,15 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         Arc::clone(&logger),
     );
 
+    let payments = Payments::new(Arc::clone(&store));
+    let known = manager.list_recent_payments().into_iter().map(|p| match p {
+        // Our payment id is the payment hash.
+        RecentPaymentDetails::AwaitingInvoice { payment_id }
+        | RecentPaymentDetails::Pending { payment_id, .. }
+        | RecentPaymentDetails::Fulfilled { payment_id, .. }
+        | RecentPaymentDetails::Abandoned { payment_id, .. } => PaymentHash(payment_id.0),
+    });
+    payments.fail_unknown(&known.collect())?;
     let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
     let (stop, stop_receiver) = watch::channel(false);
     let (ended, _) = watch::channel(false);
@@ -185,7 +196,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let synced = Arc::new(AtomicBool::new(true));
     let parts = Arc::new(Parts {
         node_id: keys.node_id(),
-        payments: Payments::new(Arc::clone(&store)),
+        payments,
         events: Events::open(Arc::clone(&store))?,
         config,
         keys,

@@ -208,6 +208,24 @@ impl Node {
 }
 
 impl Parts {
+    /// Whether no payment was pending on a channel when it was closed: then its last balances are
+    /// final. LDK counts a pending one as the sender's.
+    pub(crate) fn is_quiet(&self, channel: &ChannelId) -> bool {
+        let Ok(monitor) = self.monitor.get_monitor(*channel) else { return false };
+        monitor.get_claimable_balances().iter().all(|b| {
+            matches!(
+                b,
+                ChainBalance::ClaimableOnChannelClose {
+                    outbound_payment_htlc_rounded_msat: 0,
+                    outbound_forwarded_htlc_rounded_msat: 0,
+                    inbound_claiming_htlc_rounded_msat: 0,
+                    inbound_htlc_rounded_msat: 0,
+                    ..
+                }
+            )
+        })
+    }
+
     /// Sweeps what has become spendable. LDK's own timer for this is half a minute; money that is due
     /// does not have to wait for it.
     pub(crate) fn sweep(&self) {

@@ -54,6 +54,8 @@ pub struct ClientCeremony {
     attempt: u16,
     lsp_key: Option<PublicKey>,
     used_channel_ids: BTreeSet<[u8; 32]>,
+    /// Funding outputs a tree was rebuilt for, over all attempts.
+    used_fundings: BTreeSet<OutPoint>,
     round: Option<Round>,
 }
 
@@ -77,6 +79,7 @@ impl ClientCeremony {
             attempt: 0,
             lsp_key: None,
             used_channel_ids: BTreeSet::new(),
+            used_fundings: BTreeSet::new(),
             round: None,
         })
     }
@@ -273,7 +276,15 @@ impl ClientCeremony {
         if round.path.is_some() {
             return Ok(());
         }
-        round.path = Some(ClientPath::build(&round.plan, message)?);
+        let path = ClientPath::build(&round.plan, message)?;
+        // Two trees signed for one output would both be valid: the one that pays out the first balances
+        // could be published over the other.
+        let funding = path.funding_outpoint();
+        round.path = Some(path);
+        if !self.used_fundings.insert(funding) {
+            let text = format!("funding output {funding} of an earlier attempt");
+            return Err(Refusal::new(RefuseCode::FundingReused, text));
+        }
         self.start_sessions(out)
     }
 

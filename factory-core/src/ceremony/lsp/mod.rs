@@ -174,6 +174,10 @@ impl LspCeremony {
                 Ok(Vec::new())
             }
             LspInput::RecordPersisted { attempt } => self.record_persisted(attempt, &mut out),
+            LspInput::Height(height) => {
+                self.config.birth_height = height;
+                Ok(Vec::new())
+            }
             LspInput::Cancel => {
                 self.fail(FailReason::Cancelled, &mut out);
                 Ok(Vec::new())

@@ -308,6 +308,8 @@ pub enum LspInput {
         /// The record's attempt.
         attempt: u16,
     },
+    /// The chain's tip is at this height: the next plan is born there.
+    Height(u32),
     /// The caller wants to stop.
     Cancel,
 }

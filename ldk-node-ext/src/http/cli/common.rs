@@ -15,7 +15,7 @@ crate::settings! {
     pub struct CommonSettings {
         /// bitcoin, testnet4, signet or regtest [default: regtest]
         pub network: Network,
-        /// Where to accept Lightning connections, ADDRESS:PORT
+        /// Where to accept Lightning connections, ADDRESS:PORT [default: an LSP at 0.0.0.0:9735, a client nowhere]
         #[arg(value_name = "ADDRESS")]
         pub listen: SocketAddr,
         /// Where to serve the API [default: 127.0.0.1:0, any free port]

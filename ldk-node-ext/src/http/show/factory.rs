@@ -83,6 +83,34 @@ pub fn creation_progress(f: &FactoryInfo) -> Option<String> {
     Some(format!("{bar} {:<10} {}{words}{depth}", state(f.state), count.unwrap_or_default()))
 }
 
+/// How many clients a factory has. A client knows only itself by name, but the plan has the number.
+fn members(f: &FactoryInfo) -> u64 {
+    let named = f.clients.iter().filter(|c| c.state != MemberState::Excluded).count();
+    let planned = f.report.as_ref().and_then(|report| report.get("clients")?.as_u64());
+    planned.unwrap_or_else(|| u64::try_from(named).unwrap_or(u64::MAX))
+}
+
+/// What the plan says about a way out by the tree, in a few lines; the rest of the planner's report
+/// is in the JSON.
+fn exit_cost(report: &serde_json::Value) -> String {
+    let number = |of: &serde_json::Value, name: &str| of.get(name).and_then(serde_json::Value::as_u64);
+    let mut out = String::new();
+    if let (Some(fast), Some(worst), Some(size)) = (
+        number(report, "exit_fast"),
+        number(report, "exit_worst"),
+        number(report, "exit_vbytes").zip(number(report, "sweep_vbytes")).map(|(a, b)| a.saturating_add(b)),
+    ) {
+        out.push_str(&format!("an exit  takes {fast} to {worst} blocks and {size} vB with the sweep\n"));
+    }
+    let costs = report.get("costs").and_then(serde_json::Value::as_array).into_iter().flatten();
+    for cost in costs {
+        if let Some((rate, sum)) = number(cost, "sat_per_vbyte").zip(number(cost, "with_sweep")) {
+            out.push_str(&format!("         {} at {rate} sat/vB\n", sat(sum)));
+        }
+    }
+    out
+}
+
 /// `factories`: the list, each with its nearest deadline.
 pub fn factories(list: &[FactoryInfo]) -> String {
     use Align::{Left, Right};
@@ -102,10 +130,10 @@ pub fn factories(list: &[FactoryInfo]) -> String {
             vec![
                 f.instance_id.clone(),
                 state(f.state).to_owned(),
-                f.clients.iter().filter(|c| c.state != MemberState::Excluded).count().to_string(),
-                sat(f.funding_sat),
+                members(f).to_string(),
+                if f.funding.is_some() { sat(f.funding_sat) } else { "-".to_owned() },
                 f.funding_confirmations.to_string(),
-                f.expiry_height.to_string(),
+                if f.expiry_height > 0 { f.expiry_height.to_string() } else { "-".to_owned() },
                 next.map_or("none".to_owned(), deadline),
             ]
         })
@@ -129,7 +157,12 @@ pub fn factory(f: &FactoryInfo) -> String {
             confirmations(f.funding_confirmations)
         ));
     }
-    out.push_str(&format!("life     planned at height {}, expires at {}\n", f.birth_height, f.expiry_height));
+    out.push_str(&format!("life     planned at height {}", f.birth_height));
+    out.push_str(&match f.expiry_height {
+        // Not agreed yet, or never.
+        0 => "\n".to_owned(),
+        height => format!(", expires at {height}\n"),
+    });
     for d in &f.deadlines {
         out.push_str(&format!("due      {}\n", deadline(d)));
     }
@@ -139,7 +172,6 @@ pub fn factory(f: &FactoryInfo) -> String {
         ("given at birth", Right),
         ("state", Left),
         ("channel", Left),
-        ("reason", Left),
     ];
     let rows: Vec<Vec<String>> = f
         .clients
@@ -151,7 +183,6 @@ pub fn factory(f: &FactoryInfo) -> String {
                 sat(c.push_sat),
                 member(c.state).to_owned(),
                 c.channel_id.as_deref().map(short).unwrap_or_default(),
-                c.reason.clone().unwrap_or_default(),
             ]
         })
         .collect();
@@ -160,9 +191,13 @@ pub fn factory(f: &FactoryInfo) -> String {
     for e in &f.excluded {
         out.push_str(&format!("left out {}: {}\n", e.node_id, e.reason));
     }
+    for c in f.clients.iter().filter(|c| f.excluded.iter().all(|e| e.node_id != c.node_id)) {
+        if let Some(reason) = &c.reason {
+            out.push_str(&format!("{}: {reason}\n", c.node_id));
+        }
+    }
     if let Some(report) = &f.report {
-        let pretty = serde_json::to_string_pretty(report).unwrap_or_default();
-        out.push_str(&format!("\nplanner's report\n{pretty}\n"));
+        out.push_str(&format!("\n{}", exit_cost(report)));
     }
     if let Some(close) = &f.close {
         out.push_str(&format!("\n{}", close_text(close)));
@@ -183,7 +218,10 @@ pub fn close_text(c: &CloseInfo) -> String {
     if let Some(txid) = &c.txid {
         let height = c.height.map(|h| format!(", height {h}")).unwrap_or_default();
         out.push_str(&format!("         {txid}{height}, {}\n", confirmations(c.confirmations)));
-        out.push_str(&format!("         fee {}\n", sat(c.fee_sat)));
+        // A client knows its own share only.
+        if c.fee_sat > 0 {
+            out.push_str(&format!("         fee {}\n", sat(c.fee_sat)));
+        }
     }
     for p in &c.paid {
         out.push_str(&format!("         {} gets {}\n", p.node_id, sat(p.sat)));
@@ -295,6 +333,32 @@ pub(crate) mod tests {
         assert!(text.contains("soon: in 100 blocks, about 16 h 40 min (height 200)"), "{text}");
         assert!(!text.contains("late"));
         assert_eq!(factories(&[]), "no factories");
+    }
+
+    #[test]
+    fn a_failed_plan_shows_no_numbers_it_never_had() {
+        let mut f = sample();
+        (f.state, f.funding, f.funding_sat, f.expiry_height) = (FactoryState::Failed, None, 0, 0);
+        let text = factory(&f);
+        assert!(text.contains("planned at height 100\n") && !text.contains("expires"), "{text}");
+        assert!(!factories(&[f]).contains("0 sat"));
+    }
+
+    #[test]
+    fn the_plan_says_how_many_are_in_and_what_an_exit_costs() {
+        let mut f = sample();
+        f.clients.truncate(1);
+        f.report = Some(serde_json::json!({
+            "clients": 7, "exit_fast": 396, "exit_worst": 426, "exit_vbytes": 1818, "sweep_vbytes": 133,
+            "costs": [{ "sat_per_vbyte": 10, "exit": 18180, "with_sweep": 19510 }],
+        }));
+        let list = factories(&[f.clone()]);
+        assert!(list.contains("active        7"), "{list}");
+        let text = factory(&f);
+        assert!(text.contains("an exit  takes 396 to 426 blocks and 1951 vB with the sweep\n"), "{text}");
+        assert!(text.contains("19,510 sat at 10 sat/vB"), "{text}");
+        f.clients[0].reason = Some("funds elsewhere".into());
+        assert!(factory(&f).contains("02aa: funds elsewhere"));
     }
 
     #[test]
