@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use ldk_node_ext::api::{
     ConnectRequest, CreateFactoryRequest, FactoryClientRequest, OpenChannelRequest, ParamsOverride,
     WaitingClient,
@@ -17,6 +17,7 @@ pub enum LspCommand {
     /// Clients that are connected, and which of them wait for a factory
     Clients,
     /// Make a factory, and wait until it is alive
+    #[command(group = ArgGroup::new("whom").required(true))]
     CreateFactory(CreateFactoryArgs),
     /// Close a factory by agreement of all, and wait until the closing transaction is confirmed
     CloseFactory {
@@ -51,10 +52,10 @@ pub enum LspCommand {
 #[derive(Args, Clone, Debug, Default)]
 pub struct CreateFactoryArgs {
     /// With every client that waits; takes --capacity-sat
-    #[arg(long, conflicts_with = "client", requires = "capacity_sat", required_unless_present = "client")]
+    #[arg(long, group = "whom", requires = "capacity_sat")]
     pub all: bool,
     /// One client: NODE_ID:CAPACITY_SAT or NODE_ID:CAPACITY_SAT:PUSH_SAT; again for each
-    #[arg(long, value_name = "CLIENT")]
+    #[arg(long, value_name = "CLIENT", group = "whom")]
     pub client: Vec<ClientSpec>,
     /// Capacity of each channel with --all, sat
     #[arg(long, value_name = "SAT", requires = "all")]
