@@ -241,7 +241,8 @@ fn numbers_of_clients() {
 
 #[test]
 fn times_below_their_minimum_are_refused_except_on_regtest() {
-    let looser: [(&str, Change); 6] = [
+    let looser: [(&str, Change); 7] = [
+        ("confirm_blocks", |p| p.confirm_blocks = 5),
         ("active", |p| p.active = 4319),
         ("dying", |p| p.dying = 431),
         ("margin", |p| p.margin = 143),
@@ -264,7 +265,7 @@ fn times_below_their_minimum_are_refused_except_on_regtest() {
         ("dying", |p| p.dying = u32::MAX),
         ("margin", |p| p.margin = 0),
         ("margin", |p| p.margin = u32::MAX),
-        ("confirm_blocks", |p| p.confirm_blocks = 5),
+        ("confirm_blocks", |p| p.confirm_blocks = 0),
         ("confirm_blocks", |p| p.confirm_blocks = u16::MAX),
         ("reorg_margin", |p| p.reorg_margin = 0),
         ("to_self_delay", |p| p.to_self_delay = 143),
