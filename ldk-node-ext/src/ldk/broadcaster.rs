@@ -119,7 +119,7 @@ mod tests {
         assert!(queue.try_recv().is_err());
         outpoints.set_on_chain(&leaf, true);
         broadcaster.broadcast_transactions(&[(&tx, close)]);
-        assert_eq!(queue.try_recv().unwrap().txs, [tx.clone()]);
+        assert_eq!(queue.try_recv().unwrap().txs, vec![tx.clone()]);
         let coop = TransactionType::CooperativeClose { counterparty_node_id: peer, channel_id: id };
         broadcaster.broadcast_transactions(&[(&tx, coop)]);
         assert!(
