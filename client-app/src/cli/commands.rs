@@ -38,7 +38,9 @@ impl ClientCommand {
                 let id = the_factory(client, instance_id.as_deref())?;
                 let answer: Value = client.post(&format!("/v1/factories/{id}/exit"), &json!({}))?;
                 if wait.no_wait {
-                    return output.show(&answer, |_| format!("leaving factory {id}"));
+                    // An exit that cannot go on needs its user now, not when he looks the next time.
+                    let factory: FactoryInfo = client.get(&format!("/v1/factories/{id}"))?;
+                    return output.show(&answer, |_| leaving(&factory));
                 }
                 output.show(&exiting(client, &id, wait)?, |f: &FactoryInfo| {
                     f.exits.first().map_or("left".into(), show::exit_text)
@@ -56,4 +58,10 @@ impl ClientCommand {
             }
         }
     }
+}
+
+/// What `exit --no-wait` says: what the exit waits for, as far as that is known yet.
+fn leaving(f: &FactoryInfo) -> String {
+    let waits = f.exits.first().map(|e| format!("\n{}: {}", e.phase, e.waits_for));
+    format!("leaving factory {}{}", f.instance_id, waits.unwrap_or_default())
 }

@@ -177,8 +177,11 @@ fn choose(all: &[FactoryInfo], start: &str) -> Result<String, String> {
     });
     match (found.next(), found.next()) {
         (Some(f), None) => Ok(f.instance_id.clone()),
+        (Some(_), Some(_)) if start.is_empty() => {
+            Err("more than one factory is alive: give the beginning of an instance id".into())
+        }
         (Some(_), Some(_)) => {
-            Err(format!("more than one factory begins with \"{start}\": give more of its id"))
+            Err(format!("more than one factory begins with {start}: give more of its instance id"))
         }
         (None, _) if start.is_empty() => Err("no factory is alive".into()),
         (None, _) => Err(format!("no factory begins with {start}")),
@@ -251,7 +254,7 @@ mod tests {
         let mut all = vec![sample(), other];
         assert_eq!(choose(&all, "ce").unwrap(), "ce".repeat(32));
         assert!(choose(&all, "c").unwrap_err().contains("more than one"));
-        assert!(choose(&all, "").is_err());
+        assert!(choose(&all, "").unwrap_err().contains("more than one factory is alive"));
         assert!(choose(&all, "ff").unwrap_err().contains("ff"));
         all[1].state = FactoryState::Closed;
         assert_eq!(choose(&all, "").unwrap(), "cd".repeat(32));

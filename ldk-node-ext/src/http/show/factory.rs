@@ -196,7 +196,8 @@ pub fn factory(f: &FactoryInfo) -> String {
             out.push_str(&format!("{}: {reason}\n", c.node_id));
         }
     }
-    if let Some(report) = &f.report {
+    let over = matches!(f.state, FactoryState::Closed | FactoryState::Exited | FactoryState::Failed);
+    if let Some(report) = f.report.as_ref().filter(|_| !over && f.exits.is_empty()) {
         out.push_str(&format!("\n{}", exit_cost(report)));
     }
     if let Some(close) = &f.close {
@@ -357,6 +358,8 @@ pub(crate) mod tests {
         let text = factory(&f);
         assert!(text.contains("an exit  takes 396 to 426 blocks and 1951 vB with the sweep\n"), "{text}");
         assert!(text.contains("19,510 sat at 10 sat/vB"), "{text}");
+        f.state = FactoryState::Closed;
+        assert!(!factory(&f).contains("an exit"), "nobody will need one any more");
         f.clients[0].reason = Some("funds elsewhere".into());
         assert!(factory(&f).contains("02aa: funds elsewhere"));
     }
