@@ -193,6 +193,19 @@ impl Bitcoind {
         self.rpc.call("generatetoaddress", json!([blocks, nobody]))
     }
 
+    /// Mines blocks that leave the mempool as it is.
+    ///
+    /// # Errors
+    /// If the node refuses.
+    pub fn mine_empty(&self, blocks: u32) -> Result<()> {
+        let script = ScriptBuf::from_bytes(vec![OP_PUSHNUM_1.to_u8()]);
+        let nobody = Address::p2wsh(&script, Network::Regtest).to_string();
+        for _ in 0..blocks {
+            let _: serde_json::Value = self.rpc.call("generateblock", json!([nobody, []]))?;
+        }
+        Ok(())
+    }
+
     fn mine_to_wallet(&self) -> Result<Vec<BlockHash>> {
         self.rpc.call("generatetoaddress", json!([1, self.new_address()?]))
     }

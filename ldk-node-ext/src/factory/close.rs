@@ -43,18 +43,23 @@ impl Service {
         self.factories.get(id).ok_or_else(|| Error::not_found(format!("factory {}", hex::encode(id))))
     }
 
-    /// The API's `close`.
-    pub(super) async fn close_command(&mut self, id: InstanceId) -> Result<(), Error> {
-        let factory = self.found(&id)?;
+    /// A factory that is alive, for those who want to leave or close it.
+    pub(super) fn live(&self, id: &InstanceId) -> Result<&Factory, Error> {
+        let factory = self.found(id)?;
         match factory.state.stage {
-            Stage::Live => {}
+            Stage::Live => Ok(factory),
             Stage::Signed | Stage::Funded => {
-                return Err(Error::Conflict("the factory's funding is not deep enough yet".into()));
+                Err(Error::Conflict("the factory's funding is not deep enough yet".into()))
             }
             Stage::Closed | Stage::Exited | Stage::Void => {
-                return Err(Error::Conflict("the factory has ended".into()));
+                Err(Error::Conflict("the factory has ended".into()))
             }
         }
+    }
+
+    /// The API's `close`.
+    pub(super) async fn close_command(&mut self, id: InstanceId) -> Result<(), Error> {
+        let factory = self.live(&id)?;
         if factory.state.exit.is_some() {
             return Err(Error::Conflict("this client is leaving the factory".into()));
         }

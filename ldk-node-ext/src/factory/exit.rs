@@ -22,19 +22,7 @@ impl Service {
         if self.is_lsp() {
             return Err(Error::Conflict("only a client leaves by this command; an LSP closes".into()));
         }
-        let factory = self
-            .factories
-            .get(&id)
-            .ok_or_else(|| Error::not_found(format!("factory {}", hex::encode(id))))?;
-        match factory.state.stage {
-            Stage::Live => {}
-            Stage::Signed | Stage::Funded => {
-                return Err(Error::Conflict("the factory's funding is not deep enough yet".into()));
-            }
-            Stage::Closed | Stage::Exited | Stage::Void => {
-                return Err(Error::Conflict("the factory has ended".into()));
-            }
-        }
+        let factory = self.live(&id)?;
         if factory.state.exit.is_some() {
             return Err(Error::Conflict("the exit is under way".into()));
         }

@@ -167,19 +167,25 @@ impl Service {
     /// LSP knows whether it ever will be: so the signed path, LDK's channel and the watch on the
     /// funding output are all kept until T, and if it confirms after all the path is the way out.
     pub(super) fn abandon(&mut self, id: &InstanceId, reason: &str) {
-        let Some(factory) = self.factories.get_mut(id) else { return };
+        if self.end_unfunded(id, reason).is_some() {
+            self.settle_channels(id);
+        }
+    }
+
+    /// Marks a factory that has no confirmed funding as over.
+    fn end_unfunded(&mut self, id: &InstanceId, reason: &str) -> Option<Factory> {
+        let factory = self.factories.get_mut(id)?;
         if !matches!(factory.state.stage, Stage::Signed | Stage::Funded) {
-            return;
+            return None;
         }
         factory.state.stage = Stage::Void;
         factory.state.failure = Some(reason.to_owned());
         if let Err(e) = factory.store_state(&self.parts.store) {
             tracing::error!(error = %e, "factory state not stored");
         }
-        self.settle_channels(id);
-        self.parts
-            .events
-            .push("factory_failed", serde_json::json!({"instance_id": hex::encode(id), "reason": reason}));
+        let data = serde_json::json!({"instance_id": hex::encode(id), "reason": reason});
+        self.parts.events.push("factory_failed", data);
+        Some(factory.clone())
     }
 
     /// After T nothing of an abandoned factory matters any more.
@@ -200,16 +206,7 @@ impl Service {
 
     /// Ends a factory whose funding transaction was never signed (LSP).
     pub(super) fn make_void(&mut self, id: &InstanceId, reason: &str) {
-        let Some(factory) = self.factories.get_mut(id) else { return };
-        if !matches!(factory.state.stage, Stage::Signed | Stage::Funded) {
-            return;
-        }
-        factory.state.stage = Stage::Void;
-        factory.state.failure = Some(reason.to_owned());
-        if let Err(e) = factory.store_state(&self.parts.store) {
-            tracing::error!(error = %e, "factory state not stored");
-        }
-        let factory = factory.clone();
+        let Some(factory) = self.end_unfunded(id, reason) else { return };
         if let Some(tx) = &factory.state.funding_tx {
             self.parts.wallet.release(&tx.0);
         }
@@ -218,9 +215,6 @@ impl Service {
                 self.drop_channel(&channel_id(outpoint), &peer, Some(outpoint));
             }
         }
-        self.parts
-            .events
-            .push("factory_failed", serde_json::json!({"instance_id": hex::encode(id), "reason": reason}));
     }
 
     /// A message to a peer; false if it cannot be sent now.

@@ -1,0 +1,70 @@
+//! A funding transaction that lingers: after 144 blocks the clients give the factory up. They keep what they have
+//! signed, since only the LSP knows whether it is dead; and when it confirms after all, each leaves by its path.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use anyhow::Result;
+use integration::wait::{self, Seen};
+use integration::world::{CEREMONY, CLIENT_COIN, PATIENCE};
+use integration::World;
+
+const CAPACITY: u64 = 400_000;
+const PUSH: u64 = 250_000;
+/// Blocks after birth at which an unconfirmed funding is given up.
+const GIVE_UP: u32 = 144;
+/// More blocks than a path, a commitment and a sweep take.
+const EXIT_WITHIN: u32 = 700;
+
+#[test]
+fn a_factory_given_up_is_left_when_its_funding_confirms() -> Result<()> {
+    let mut world = World::start("late", 2)?;
+    let request = world.factory_request(CAPACITY, PUSH, 0, None);
+    world.wait_waiting(2)?;
+    let id = world.lsp.create_factory(&request)?;
+    let factory = world.wait_state(&id, "confirming", CEREMONY)?;
+    let funding = factory.funding.expect("funding").txid;
+    world.bitcoind.wait_seen(funding, PATIENCE)?;
+
+    world.bitcoind.mine_empty(GIVE_UP)?;
+    world.sync()?;
+    for client in &world.clients {
+        wait::until("the client to give up", PATIENCE, || {
+            let state = client.factory(&id)?.state;
+            Ok(if state == "failed" { Seen::Done(()) } else { Seen::NotYet(state) })
+        })?;
+        assert_eq!(client.balance()?.total_sat, CLIENT_COIN, "nothing of it is shown as money");
+    }
+    // A restart forgets nothing, and the miners are not out of the question yet.
+    world.client_mut(0)?.kill()?;
+    world.client_mut(0)?.start()?;
+    world.sync()?;
+    assert!(world.bitcoind.mempool()?.contains(&funding));
+
+    world.mine(1)?;
+    assert!(world.bitcoind.confirmed(funding)?.is_some());
+    let mut mined = 0;
+    loop {
+        let states: Vec<String> =
+            world.clients.iter().map(|c| Ok(c.factory(&id)?.state)).collect::<Result<_>>()?;
+        if states.iter().all(|s| s == "exited") {
+            break;
+        }
+        assert!(mined < EXIT_WITHIN, "{states:?} after {mined} blocks");
+        world.mine(6)?;
+        mined += 6;
+        // What is due is published within seconds.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    for client in &world.clients {
+        let exit = client.factory(&id)?.exits.into_iter().next().expect("exit");
+        let tx =
+            world.bitcoind.transaction(exit.commitment_txid.expect("commitment"))?.expect("on the chain");
+        let balance = client.balance()?;
+        assert_eq!(balance.onchain.confirmed_sat, balance.total_sat, "all of it in coins");
+        // Its coin and what the LSP gave it, less the fees of path, commitment and sweep.
+        let fees = CLIENT_COIN + PUSH - balance.total_sat;
+        assert!(fees < 60_000, "{fees} sat of fees");
+        assert!(tx.output.iter().any(|o| o.value.to_sat() == PUSH), "{tx:?}");
+    }
+    world.finish();
+    Ok(())
+}
