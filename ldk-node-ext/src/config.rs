@@ -202,6 +202,9 @@ impl NodeConfig {
                 if s.policy.min_capacity_sat > s.policy.max_capacity_sat {
                     return Err(Error::invalid("min_capacity_sat", "must not exceed max_capacity_sat"));
                 }
+                if s.policy.max_exit_blocks == 0 || s.policy.max_exit_blocks > 2016 {
+                    return Err(Error::invalid("max_exit_blocks", "must be from 1 to 2016"));
+                }
                 if s.policy.max_clients < 2 || s.policy.max_clients > 1000 {
                     return Err(Error::invalid("max_clients", "must be from 2 to 1000"));
                 }

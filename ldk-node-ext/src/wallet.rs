@@ -151,7 +151,7 @@ impl Wallet {
             .descriptor(KeychainKind::Internal, Some(internal.clone()))
             .check_network(network)
             .load_wallet_no_persist(merged.clone())
-            .map_err(wallet_error)?;
+            .map_err(|e| Error::Wallet(format!("the seed does not belong to this store: {e}")))?;
         let existed = loaded.is_some();
         let bdk = match loaded {
             Some(w) => w,

@@ -1,15 +1,17 @@
 //! bitcoind over JSON-RPC: what LDK's block source does not cover.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use bitcoin::base64::prelude::{Engine, BASE64_STANDARD};
 use bitcoin::consensus::encode;
-use bitcoin::{Amount, FeeRate, Network, Transaction, Txid};
+use bitcoin::{Amount, BlockHash, FeeRate, Network, Transaction, Txid};
 use lightning_block_sync::rpc::{RpcClient, RpcClientError};
+use lightning_block_sync::{BlockData, BlockHeaderData, BlockSource, BlockSourceResult};
 use serde_json::{json, Value};
 
 use crate::config::{NodeConfig, RpcAuth};
 use crate::error::Error;
+use crate::util::{read, write};
 
 /// Why a transaction was not taken.
 #[derive(Debug)]
@@ -29,9 +31,27 @@ impl std::fmt::Display for SubmitError {
     }
 }
 
-/// RPC client.
+/// RPC client, and the source of blocks. bitcoind makes a new cookie at each start, so after a failure
+/// it is read again.
 pub(crate) struct Bitcoind {
-    rpc: Arc<RpcClient>,
+    rpc: RwLock<(String, Arc<RpcClient>)>,
+    auth: RpcAuth,
+    url: String,
+}
+
+fn login(auth: &RpcAuth) -> Result<String, Error> {
+    match auth {
+        RpcAuth::UserPass { user, pass } => Ok(format!("{user}:{pass}")),
+        RpcAuth::CookieFile(path) => {
+            std::fs::read_to_string(path).map(|s| s.trim().to_owned()).map_err(|e| {
+                Error::invalid("bitcoind_cookie", format!("{}: {e}; is bitcoind running?", path.display()))
+            })
+        }
+    }
+}
+
+fn client(login: &str, url: &str) -> Arc<RpcClient> {
+    Arc::new(RpcClient::new(&BASE64_STANDARD.encode(login), url.to_owned()))
 }
 
 fn rpc_error(e: RpcClientError) -> Error {
@@ -40,23 +60,34 @@ fn rpc_error(e: RpcClientError) -> Error {
 
 impl Bitcoind {
     pub(crate) fn new(config: &NodeConfig) -> Result<Self, Error> {
-        let login = match &config.bitcoind_auth {
-            RpcAuth::UserPass { user, pass } => format!("{user}:{pass}"),
-            RpcAuth::CookieFile(path) => std::fs::read_to_string(path)
-                .map(|s| s.trim().to_owned())
-                .map_err(|source| Error::Io { path: path.display().to_string(), source })?,
-        };
         let url = format!("http://{}", config.bitcoind_rpc);
-        Ok(Self { rpc: Arc::new(RpcClient::new(&BASE64_STANDARD.encode(login), url)) })
+        let auth = config.bitcoind_auth.clone();
+        let login = login(&auth)?;
+        let rpc = client(&login, &url);
+        Ok(Self { rpc: RwLock::new((login, rpc)), auth, url })
     }
 
-    /// For `lightning-block-sync`.
-    pub(crate) fn block_source(&self) -> Arc<RpcClient> {
-        Arc::clone(&self.rpc)
+    fn rpc(&self) -> Arc<RpcClient> {
+        Arc::clone(&read(&self.rpc).1)
+    }
+
+    /// After a failure: the next call logs in with what the cookie file says now.
+    fn renew_login(&self) {
+        let RpcAuth::CookieFile(_) = &self.auth else { return };
+        let Ok(now) = login(&self.auth) else { return };
+        let mut rpc = write(&self.rpc);
+        if rpc.0 != now {
+            tracing::info!("bitcoind has a new cookie");
+            *rpc = (now.clone(), client(&now, &self.url));
+        }
     }
 
     async fn call(&self, method: &str, params: &[Value]) -> Result<Value, RpcClientError> {
-        self.rpc.call_method::<Value>(method, params).await
+        let answer = self.rpc().call_method::<Value>(method, params).await;
+        if matches!(answer, Err(RpcClientError::Http(_))) {
+            self.renew_login();
+        }
+        answer
     }
 
     /// Checks that bitcoind is on our network and new enough for TRUC packages with 0-sat anchors.
@@ -171,6 +202,28 @@ impl MempoolEntry {
     pub(crate) fn feerate(&self) -> FeeRate {
         let weight = self.descendant_vsize.saturating_mul(4).max(1);
         FeeRate::from_sat_per_kwu(self.descendant_fee.to_sat().saturating_mul(1000) / weight)
+    }
+}
+
+impl BlockSource for Bitcoind {
+    async fn get_header<'a>(
+        &'a self,
+        hash: &'a BlockHash,
+        height: Option<u32>,
+    ) -> BlockSourceResult<BlockHeaderData> {
+        self.rpc().get_header(hash, height).await
+    }
+
+    async fn get_block<'a>(&'a self, hash: &'a BlockHash) -> BlockSourceResult<BlockData> {
+        self.rpc().get_block(hash).await
+    }
+
+    async fn get_best_block(&self) -> BlockSourceResult<(BlockHash, Option<u32>)> {
+        let answer = self.rpc().get_best_block().await;
+        if answer.is_err() {
+            self.renew_login();
+        }
+        answer
     }
 }
 

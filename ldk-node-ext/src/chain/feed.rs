@@ -10,7 +10,6 @@ use bitcoin::{Block, Network};
 use lightning::chain::transaction::TransactionData;
 use lightning::chain::{BlockLocator, Listen};
 use lightning_block_sync::poll::{ChainPoller, ChainTip, ValidatedBlockHeader};
-use lightning_block_sync::rpc::RpcClient;
 use lightning_block_sync::{HeaderCache, SpvClient};
 use tokio::sync::watch;
 
@@ -130,8 +129,7 @@ impl ChainSync {
         feed: ChainFeed,
         mut stop: watch::Receiver<bool>,
     ) {
-        let source: Arc<RpcClient> = self.bitcoind.block_source();
-        let poller = ChainPoller::new(source, self.network);
+        let poller = ChainPoller::new(Arc::clone(&self.bitcoind), self.network);
         let mut client = SpvClient::new(tip, poller, cache, &feed);
         let mut next_fees = tokio::time::Instant::now() + FEE_INTERVAL;
         loop {

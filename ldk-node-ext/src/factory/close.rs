@@ -49,7 +49,8 @@ impl Service {
         match factory.state.stage {
             Stage::Live => Ok(factory),
             Stage::Signed | Stage::Funded => {
-                Err(Error::Conflict("the factory's funding is not deep enough yet".into()))
+                let depth = factory.params().min_depth;
+                Err(Error::Conflict(format!("the factory's funding is not {depth} blocks deep yet")))
             }
             Stage::Closed | Stage::Exited | Stage::Void => {
                 Err(Error::Conflict("the factory has ended".into()))

@@ -103,6 +103,7 @@ impl Service {
             Stage::Closed => FactoryState::Closed,
             Stage::Signed | Stage::Funded => FactoryState::Confirming,
             Stage::Live if self.confirmed_close(factory).is_some() => FactoryState::Closed,
+            Stage::Live if factory.all_left() => FactoryState::Exited,
             Stage::Live if factory.state.exit.is_some() => FactoryState::Exiting,
             Stage::Live if self.is_closing(factory) => FactoryState::Closing,
             Stage::Live => match phase {
@@ -131,7 +132,8 @@ impl Service {
             list.insert(0, deadline("funding is given up if unconfirmed", life.funding_give_up(), height));
         }
         list.retain(|d| d.blocks >= 0);
-        if matches!(factory.state.stage, Stage::Closed | Stage::Exited | Stage::Void) {
+        let over = matches!(factory.state.stage, Stage::Closed | Stage::Exited | Stage::Void);
+        if over || factory.all_left() {
             list.clear();
         }
         list

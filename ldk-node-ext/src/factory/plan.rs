@@ -15,8 +15,10 @@ use crate::util::unix_now;
 
 /// Dust limit of P2WSH and P2TR outputs, sat.
 const DUST_SAT: u64 = 330;
-/// Smallest channel LDK opens, sat.
-const MIN_CHANNEL_SAT: u64 = 1_000;
+/// Smallest channel of a factory: four times the least reserve, sat.
+const MIN_CHANNEL_SAT: u64 = 4 * MIN_RESERVE_SAT;
+/// Least reserve that each side of a channel keeps (LDK), sat.
+const MIN_RESERVE_SAT: u64 = 1_000;
 
 /// A request that has been checked.
 pub(super) struct Order {
@@ -57,9 +59,11 @@ impl Service {
                     return Err(Error::invalid("capacity_sat", text));
                 }
             }
-            // The LSP keeps its reserve in the channel.
-            if c.push_sat > c.capacity_sat {
-                return Err(Error::invalid("push_sat", "must not exceed capacity_sat"));
+            // The LSP keeps its reserve in the channel: 1 %, at least 1000 sat.
+            let most = c.capacity_sat.saturating_sub((c.capacity_sat / 100).max(MIN_RESERVE_SAT));
+            if c.push_sat > most {
+                let text = format!("must be at most {most}: capacity_sat less the LSP's reserve of 1 %");
+                return Err(Error::invalid("push_sat", text));
             }
             let push_msat =
                 c.push_sat.checked_mul(1000).ok_or_else(|| Error::invalid("push_sat", "is too large"))?;
@@ -67,7 +71,8 @@ impl Service {
         }
         let least = settings.min_clients;
         if clients.len() < least {
-            let text = format!("{} of them, at least {least} are needed", clients.len());
+            let what = if request.all { "wait" } else { "are named" };
+            let text = format!("{} {what}, at least {least} are needed", clients.len());
             return Err(Error::invalid("clients", text));
         }
         let stock_sat = request.stock_sat.unwrap_or(settings.default_stock_sat);

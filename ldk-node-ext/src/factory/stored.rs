@@ -249,6 +249,11 @@ impl Factory {
         }
     }
 
+    /// Whether every client has left by itself (LSP).
+    pub(crate) fn all_left(&self) -> bool {
+        matches!(&self.signed, Signed::Lsp(r) if r.client_ids.iter().all(|c| self.state.left.contains(c)))
+    }
+
     /// The first transaction of the tree.
     pub(crate) fn root_txid(&self) -> Option<Txid> {
         let root = match &self.signed {

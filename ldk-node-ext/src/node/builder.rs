@@ -56,7 +56,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
 
     let bitcoind = Arc::new(Bitcoind::new(&config)?);
     bitcoind.check(config.network).await?;
-    let source = bitcoind.block_source();
+    let source = Arc::clone(&bitcoind);
     let best = validate_best_block_header(&*source).await.map_err(|e| Error::Bitcoind(format!("{e:?}")))?;
     let tip = best.to_block_locator();
 
@@ -277,6 +277,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
 async fn supervise(parts: Arc<Parts>, mut tasks: JoinSet<()>) {
     let mut stop = parts.stop.subscribe();
     tokio::select! {
+        biased;
         _ = stop.wait_for(|stop| *stop) => {}
         ended = tasks.join_next() => {
             tracing::error!(?ended, "a task of the node ended by itself; the node stops");

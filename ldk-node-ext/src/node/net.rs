@@ -104,6 +104,7 @@ pub(super) async fn keep_connected(parts: Arc<Parts>, mut stop: watch::Receiver<
     const FIRST: Duration = Duration::from_millis(500);
     const LONGEST: Duration = Duration::from_secs(30);
     let mut pause = FIRST;
+    let mut lost = std::collections::HashSet::new();
     loop {
         let mut failed = false;
         for (peer, address) in wanted(&parts) {
@@ -111,9 +112,17 @@ pub(super) async fn keep_connected(parts: Arc<Parts>, mut stop: watch::Receiver<
                 return;
             }
             if parts.peers.peer_by_node_id(&peer).is_none() {
-                if let Err(e) = connect(&parts, peer, &address).await {
-                    tracing::debug!(%peer, address, error = %e, "no connection yet");
-                    failed = true;
+                match connect(&parts, peer, &address).await {
+                    Ok(()) => {
+                        lost.remove(&peer);
+                        tracing::info!(%peer, address, "connected");
+                    }
+                    Err(e) => {
+                        failed = true;
+                        if lost.insert(peer) {
+                            tracing::warn!(%peer, address, error = %e, "no connection; trying on");
+                        }
+                    }
                 }
             }
         }

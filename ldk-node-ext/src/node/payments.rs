@@ -57,8 +57,11 @@ impl Node {
     /// payment that was tried and failed is an answer, not an error.
     pub async fn pay(&self, request: PayRequest) -> Result<Payment, Error> {
         let p = &self.parts;
-        let invoice: Bolt11Invoice =
-            request.invoice.trim().parse().map_err(|e| Error::invalid("invoice", format!("{e:?}")))?;
+        let invoice: Bolt11Invoice = request
+            .invoice
+            .trim()
+            .parse()
+            .map_err(|e| Error::invalid("invoice", format!("not a BOLT 11 invoice: {e}")))?;
         let amount = match (invoice.amount_milli_satoshis(), request.amount_msat) {
             (Some(inside), None) => inside,
             (Some(inside), Some(given)) if given == inside => inside,
@@ -87,9 +90,10 @@ impl Node {
             if matches!(e, Bolt11PaymentError::SendingFailed(RetryableSendFailure::DuplicatePayment)) {
                 return Err(Error::Conflict("this invoice is being paid".into()));
             }
+            let why = self.no_payment(&invoice, &e);
             let failed = p.payments.record(&hash, Direction::Out, |payment| {
                 payment.status = PaymentStatus::Failed;
-                payment.failure = Some(format!("{e:?}"));
+                payment.failure = Some(why.clone());
             })?;
             return Ok(failed);
         }
@@ -103,6 +107,22 @@ impl Node {
                 return Ok(now);
             }
         }
+    }
+
+    /// Why LDK did not even try, in words.
+    fn no_payment(&self, invoice: &Bolt11Invoice, e: &Bolt11PaymentError) -> String {
+        if !matches!(e, Bolt11PaymentError::SendingFailed(RetryableSendFailure::RouteNotFound)) {
+            return format!("{e:?}");
+        }
+        if invoice.get_payee_pub_key() == self.parts.node_id {
+            return "this node's own invoice".into();
+        }
+        let usable = self.parts.manager.list_usable_channels();
+        if usable.is_empty() {
+            return "no route: no channel is usable now (is the peer connected?)".into();
+        }
+        let most: u64 = usable.iter().map(|c| c.next_outbound_htlc_limit_msat).fold(0, u64::saturating_add);
+        format!("no route found; at most {most} msat can leave this node now")
     }
 
     /// All payments, oldest change first.

@@ -25,7 +25,11 @@ impl SqliteStore {
     /// [`Error::Store`] if it cannot be opened, is locked by another process, or was written by a
     /// newer version.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let fail = |e: rusqlite::Error| Error::Store(format!("{}: {e}", path.display()));
+        let fail = |e: rusqlite::Error| {
+            let busy = e.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy);
+            let hint = if busy { "; another process runs in this data directory" } else { "" };
+            Error::Store(format!("{}: {e}{hint}", path.display()))
+        };
         let connection = Connection::open(path).map_err(fail)?;
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(fail)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
