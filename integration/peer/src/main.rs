@@ -1,4 +1,4 @@
-//! An ordinary Lightning node for the scenarios: `ldk-node` from crates.io, knowing nothing of factories.
+//! An ordinary Lightning node for the scenarios: `ldk-node` as published, knowing nothing of factories.
 //!
 //! `peer <data-dir> <listen HOST:PORT> <bitcoind RPC HOST:PORT> <RPC user> <RPC password>` runs the node until it is
 //! told to stop. It is controlled over a loopback TCP port of its own, written to `<data-dir>/api-address`: one

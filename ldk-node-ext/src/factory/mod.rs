@@ -13,6 +13,7 @@ mod creating;
 mod exit;
 mod info;
 mod lsp;
+mod lsp_events;
 mod plan;
 mod registry;
 mod stored;
@@ -120,7 +121,7 @@ pub(crate) struct Service {
     /// LSP: ceremonies that failed, for display, newest last.
     failed: Vec<api::FactoryInfo>,
     /// LSP: clients that asked to be in a factory.
-    waiting: HashMap<PublicKey, lsp::Waiting>,
+    waiting: HashMap<PublicKey, lsp_events::Waiting>,
     /// Client: the ceremony under way.
     joining: Option<client::Joining>,
     /// Client: the channel of the attempt that is being superseded by another one.
