@@ -38,6 +38,8 @@ struct Stored {
     hash: BlockHash,
     confirmed: Vec<(Txid, Confirmation)>,
     spent: Vec<(OutPoint, Spend)>,
+    #[serde(default)]
+    false_fundings: Vec<OutPoint>,
 }
 
 struct Inner {
@@ -47,9 +49,10 @@ struct Inner {
     outpoints: HashSet<OutPoint>,
     confirmed: HashMap<Txid, Confirmation>,
     spent: HashMap<OutPoint, Spend>,
-    /// What the funding outputs have to be: a transaction of the right id but with something else there
-    /// funds nothing.
-    fundings: HashMap<Txid, (u32, TxOut)>,
+    /// What the funding outputs have to be.
+    fundings: HashMap<OutPoint, TxOut>,
+    /// Funding outputs whose transaction is confirmed, with something else in their place.
+    false_fundings: HashSet<OutPoint>,
 }
 
 /// See the module's description.
@@ -66,6 +69,7 @@ impl ChainIndex {
             hash: tip.block_hash,
             confirmed: Vec::new(),
             spent: Vec::new(),
+            false_fundings: Vec::new(),
         });
         let inner = Inner {
             height: stored.height,
@@ -75,6 +79,7 @@ impl ChainIndex {
             confirmed: stored.confirmed.into_iter().collect(),
             spent: stored.spent.into_iter().collect(),
             fundings: HashMap::new(),
+            false_fundings: stored.false_fundings.into_iter().collect(),
         };
         let index = Self { inner: Mutex::new(inner), store };
         index.persist(&lock(&index.inner))?;
@@ -87,6 +92,7 @@ impl ChainIndex {
             hash: inner.hash,
             confirmed: inner.confirmed.iter().map(|(k, v)| (*k, *v)).collect(),
             spent: inner.spent.iter().map(|(k, v)| (*k, *v)).collect(),
+            false_fundings: inner.false_fundings.iter().copied().collect(),
         };
         records::put(&*self.store, NAMESPACE, KEY, VERSION, &stored)
     }
@@ -108,9 +114,15 @@ impl ChainIndex {
         inner.outpoints.extend(outpoints);
     }
 
-    /// Says what output a funding transaction has to have; without it, it does not count as confirmed.
+    /// Says what a funding output has to be: a transaction of the right id but with something else there
+    /// funds nothing, see [`Self::is_false`].
     pub(crate) fn expect_output(&self, outpoint: OutPoint, output: TxOut) {
-        lock(&self.inner).fundings.insert(outpoint.txid, (outpoint.vout, output));
+        lock(&self.inner).fundings.insert(outpoint, output);
+    }
+
+    /// Whether a funding output turned out to be something else when its transaction confirmed.
+    pub(crate) fn is_false(&self, outpoint: &OutPoint) -> bool {
+        lock(&self.inner).false_fundings.contains(outpoint)
     }
 
     /// Where a watched transaction is confirmed.
@@ -140,12 +152,20 @@ impl ChainIndex {
             for outpoint in spends {
                 inner.spent.insert(outpoint, Spend { txid, height });
             }
-            let false_funding = inner.fundings.get(&txid).is_some_and(|(vout, output)| {
-                tx.output.get(usize::try_from(*vout).unwrap_or(usize::MAX)) != Some(output)
-            });
-            if false_funding {
-                tracing::error!(%txid, height, "confirmed, but does not have the factory's funding output");
-            } else if inner.txids.contains(&txid) {
+            if inner.txids.contains(&txid) {
+                let wrong: Vec<OutPoint> = inner
+                    .fundings
+                    .iter()
+                    .filter(|(o, want)| {
+                        let vout = usize::try_from(o.vout).unwrap_or(usize::MAX);
+                        o.txid == txid && tx.output.get(vout) != Some(*want)
+                    })
+                    .map(|(o, _)| *o)
+                    .collect();
+                for outpoint in wrong {
+                    tracing::error!(%outpoint, height, "confirmed, but it is not the factory's funding output");
+                    inner.false_fundings.insert(outpoint);
+                }
                 inner.confirmed.insert(txid, Confirmation { height, block: hash });
                 found.push(txid);
             }
@@ -202,14 +222,17 @@ mod tests {
         let tx = Transaction { output: vec![output.clone()], ..spending(OutPoint::null()) };
         let txid = tx.compute_txid();
         let block = Block { txdata: vec![tx], ..genesis };
+        let at = |vout| OutPoint { txid, vout };
         index.watch([txid], []);
         let more = TxOut { value: bitcoin::Amount::from_sat(1_001), ..output.clone() };
-        index.expect_output(OutPoint { txid, vout: 0 }, more);
-        assert!(index.connect(&block, 1).is_empty() && index.confirmation(&txid).is_none());
-        index.expect_output(OutPoint { txid, vout: 1 }, output.clone());
-        assert!(index.connect(&block, 1).is_empty());
-        index.expect_output(OutPoint { txid, vout: 0 }, output);
+        index.expect_output(at(0), output.clone());
+        index.expect_output(at(1), output);
         assert_eq!(index.connect(&block, 1), [txid]);
+        assert!(!index.is_false(&at(0)), "what is there is believed");
+        assert!(index.is_false(&at(1)), "there is no such output");
+        index.expect_output(at(0), more);
+        index.connect(&block, 1);
+        assert!(index.is_false(&at(0)), "one satoshi is missing");
     }
 
     #[test]

@@ -59,7 +59,9 @@ impl Service {
     async fn factory_on_block(&mut self, id: &InstanceId, height: u32) -> Result<(), Error> {
         let Some(factory) = self.factories.get(id) else { return Ok(()) };
         let funding = factory.funding().outpoint;
-        let depth = self.parts.index.confirmation(&funding.txid).map(|c| self.parts.index.depth(c.height));
+        let confirmed =
+            self.parts.index.confirmation(&funding.txid).filter(|_| !self.parts.index.is_false(&funding));
+        let depth = confirmed.map(|c| self.parts.index.depth(c.height));
         match (factory.state.stage, depth) {
             (Stage::Signed | Stage::Funded, Some(depth))
                 if depth >= u32::from(factory.params().min_depth) =>
@@ -70,7 +72,9 @@ impl Service {
             // A reorganization took it off the chain.
             (Stage::Live, None) => self.publish_funding(id),
             (Stage::Void, Some(depth))
-                if !self.is_lsp() && depth >= u32::from(factory.params().min_depth) =>
+                if !self.is_lsp()
+                    && !factory.state.forgotten
+                    && depth >= u32::from(factory.params().min_depth) =>
             {
                 self.come_back(id).await?;
             }
@@ -221,7 +225,7 @@ impl Service {
 
     /// Keeps what depends on all factories together: the invoices' final expiry delta and the nearest
     /// deadline.
-    fn refresh_limits(&self, height: u32) {
+    pub(super) fn refresh_limits(&self, height: u32) {
         let patience = match &self.parts.config.role {
             RoleConfig::Client(c) => c.policy.payment_patience_blocks,
             RoleConfig::Lsp(_) => 0,
@@ -287,6 +291,12 @@ impl Service {
         self.creation_channel_closed(channel, &reason.to_string()).await;
         let Some(known) = self.parts.outpoints.get(&channel) else { return Ok(()) };
         let id = known.instance;
+        let claimed =
+            self.factories.get(&id).is_some_and(|f| f.channel_ids().is_ok_and(|ids| ids.contains(&channel)));
+        if !claimed {
+            self.drop_unclaimed(&channel, known.outpoint);
+            return Ok(());
+        }
         let Some(factory) = self.factories.get(&id) else { return Ok(()) };
         if factory.state.stage == Stage::Void {
             return Ok(());

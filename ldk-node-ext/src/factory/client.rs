@@ -86,6 +86,17 @@ impl Service {
                 let (instance_id, attempt) = (joining.id, joining.machine.attempt());
                 self.send(peer, payload::Persisted { instance_id, attempt });
             }
+            // The same after a restart.
+            let under_way = self.joining.as_ref().map(Joining::id);
+            let unsure: Vec<(InstanceId, u16)> = self
+                .factories
+                .values()
+                .filter(|f| f.state.stage == Stage::Signed && Some(f.id()) != under_way)
+                .map(|f| (f.instance_id(), f.attempt()))
+                .collect();
+            for (instance_id, attempt) in unsure {
+                self.send(peer, payload::Persisted { instance_id, attempt });
+            }
             self.join_if_free();
         }
     }
@@ -232,8 +243,16 @@ impl Service {
                 factory.state.failure = Some("superseded by another attempt".into());
                 let alias = factory.id();
                 if let Err(e) = factory.store_all(&self.parts.store) {
+                    // Then it stays under its own name.
                     tracing::error!(error = %e, "superseded attempt not stored");
+                    return None;
                 }
+                // Moved, not copied: one path is published by one factory only. A crash in between leaves
+                // both, and the next start keeps the alias.
+                if let Err(e) = Factory::remove(&self.parts.store, &id) {
+                    tracing::error!(error = %e, "superseded attempt not removed");
+                }
+                self.factories.remove(&id);
                 self.superseded = factory.channels().ok().and_then(|c| c.first().map(|(o, _)| *o));
                 self.parts.outpoints.rename(&id, &alias, self.superseded);
                 self.factories.insert(alias, factory);
@@ -340,16 +359,13 @@ impl Service {
             LdkEvent::ChannelPending {
                 channel, temporary: Some(temporary), outpoint, redeem_script, ..
             } => {
-                let Some(joining) = self.joining.as_mut() else { return };
-                if joining.expected.map(|e| e.0) != Some(temporary) {
+                let expected = self.joining.as_ref().and_then(|j| j.expected).map(|e| e.0);
+                if expected != Some(temporary) {
                     // Of an attempt that is over: LDK was faster than the news of its end.
-                    if self.parts.outpoints.get(&channel).is_some_and(|c| c.instance == joining.id) {
-                        if let Some(lsp) = self.client_settings().map(|s| s.lsp_node_id) {
-                            self.drop_channel(&channel, &lsp, Some(outpoint));
-                        }
-                    }
+                    self.drop_unclaimed(&channel, outpoint);
                     return;
                 }
+                let Some(joining) = self.joining.as_mut() else { return };
                 joining.channel = Some((temporary, channel, outpoint));
                 self.parts.outpoints.unexpect(&temporary);
                 let details =
@@ -366,6 +382,15 @@ impl Service {
                 self.client_input(input).await;
             }
             _ => {}
+        }
+    }
+
+    /// Closes a factory channel that is in no factory's record, and has its monitor forgotten.
+    pub(super) fn drop_unclaimed(&self, channel: &ChannelId, outpoint: bitcoin::OutPoint) {
+        let claimed = |f: &Factory| f.channel_ids().is_ok_and(|ids| ids.contains(channel));
+        let Some(lsp) = self.client_settings().map(|s| s.lsp_node_id) else { return };
+        if self.parts.outpoints.get(channel).is_some() && !self.factories.values().any(claimed) {
+            self.drop_channel(channel, &lsp, Some(outpoint));
         }
     }
 

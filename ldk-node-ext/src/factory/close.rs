@@ -70,8 +70,9 @@ impl Service {
         if self.is_lsp() {
             return self.begin_close(id).await;
         }
-        if let Some(factory) = self.factories.get_mut(&id) {
-            factory.state.close = None;
+        // What is left of an earlier try is only its reason; an agreement that was given is kept.
+        if let Some(close) = self.factories.get_mut(&id).and_then(|f| f.state.close.as_mut()) {
+            close.reason = None;
         }
         let lsp = self.client_settings().map(|s| s.lsp_node_id);
         let asked = lsp.is_some_and(|lsp| self.send(lsp, payload::CloseAsk { instance_id: id }));

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bolt_tlv::payload::Payload;
 use factory_core::close::{
-    ClientClose, ClientCloseAction, ClientCloseConfig, ClientCloseInput, ClientCloseState,
+    ClientClose, ClientCloseAction, ClientCloseConfig, ClientCloseInput, ClientClosePhase, ClientCloseState,
 };
 use factory_core::record::RECORD_VERSION;
 use serde_json::json;
@@ -70,7 +70,13 @@ impl Service {
             self.parts.events.push("close_refused", data);
             if !self.closing.contains_key(&id) {
                 let text = m.text.clone();
-                if let Err(e) = self.stored_close(&id, |c| c.reason = Some(text)) {
+                let ours = self.factories.get(&id).is_some_and(|f| f.state.close_attempts == m.attempt);
+                let result = if ours && m.attempt > 0 {
+                    self.close_called_off(&id, text)
+                } else {
+                    self.stored_close(&id, |c| c.reason = Some(text))
+                };
+                if let Err(e) = result {
                     tracing::error!(error = %e, "factory state not stored");
                 }
                 return;
@@ -80,6 +86,10 @@ impl Service {
     }
 
     pub(super) async fn client_channel_shut(&mut self, id: &InstanceId, own_msat: u64) -> Result<(), Error> {
+        // A machine that has not heard of the consent (made after a restart) is as good as none.
+        if matches!(self.closing.get(id), Some(Closing::Client(m)) if m.phase() == ClientClosePhase::Idle) {
+            self.closing.remove(id);
+        }
         let has_machine = self.closing.contains_key(id);
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
         if factory.state.close.as_ref().is_none_or(|c| c.payout_script.is_none()) {

@@ -97,14 +97,17 @@ impl Service {
 
     /// Whether a client is in this attempt of a factory, be it under way or made.
     fn is_current(&self, client: &PublicKey, id: &InstanceId, attempt: u16) -> bool {
-        let creating = self.creating.get(id).is_some_and(|c| c.has(client) && c.machine.attempt() == attempt);
+        if let Some(c) = self.creating.get(id) {
+            // What is stored may be of an attempt that is over.
+            return c.has(client) && c.machine.attempt() == attempt;
+        }
         let made = self.factories.get(id).is_some_and(|f| match &f.signed {
             Signed::Lsp(r) => {
                 f.state.stage != Stage::Void && r.attempt == attempt && r.index_of(client).is_some()
             }
             Signed::Client(_) => false,
         });
-        creating || made
+        made
     }
 
     pub(super) async fn lsp_ldk_event(&mut self, event: LdkEvent) {

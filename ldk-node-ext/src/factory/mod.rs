@@ -153,6 +153,7 @@ impl Loaded {
             join_sent: false,
             closing: HashMap::new(),
         };
+        service.refresh_limits(service.parts.height());
         service.clean_up_after_restart();
         service.resume_closes().await;
         service.on_block().await;

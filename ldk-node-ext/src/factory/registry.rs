@@ -49,6 +49,13 @@ pub(crate) fn load(store: &Store, config: &NodeConfig) -> Result<Loaded, Error> 
         }
         factories.insert(id, factory);
     }
+    // A crash while an attempt was given a name of its own leaves it under both names.
+    let aliased: Vec<(InstanceId, u16)> = factories
+        .values()
+        .filter(|f: &&Factory| f.state.alias.is_some())
+        .map(|f| (f.instance_id(), f.attempt()))
+        .collect();
+    factories.retain(|_, f| f.state.alias.is_some() || !aliased.contains(&(f.instance_id(), f.attempt())));
     Ok(Loaded { factories })
 }
 
@@ -231,11 +238,24 @@ impl Service {
         for factory in self.factories.values() {
             let Signed::Lsp(record) = &factory.signed else { continue };
             // Older ones the client has given up by itself.
-            if record.index_of(&client).is_none() || factory.birth_height() < oldest {
+            let recent = factory.birth_height() >= oldest || factory.state.stage == Stage::Live;
+            if record.index_of(&client).is_none() || !recent {
                 continue;
             }
             let (instance_id, attempt) = (factory.instance_id(), factory.attempt());
+            let close_died =
+                factory.state.close.as_ref().is_none_or(|c| c.machine.is_none() && c.signed.is_none());
             match (factory.state.stage, &factory.state.funding_tx) {
+                (Stage::Live, _)
+                    if factory.state.close_attempts > 0
+                        && close_died
+                        && !self.closing.contains_key(&factory.id()) =>
+                {
+                    // It may still hold to a consent of which nothing came.
+                    let (attempt, text) =
+                        (factory.state.close_attempts, "that close came to nothing".to_owned());
+                    self.send(client, payload::CloseAbort { instance_id, attempt, code: 104, text });
+                }
                 (Stage::Void, _) => {
                     let text = factory.state.failure.clone().unwrap_or_default().chars().take(200).collect();
                     self.send(

@@ -353,6 +353,13 @@ impl Factory {
         records::put(store, STATES, &hex::encode(self.id()), VERSION, &self.state)
     }
 
+    /// Removes a factory that goes by another name from now on.
+    pub(crate) fn remove(store: &Store, id: &InstanceId) -> Result<(), Error> {
+        let key = hex::encode(id);
+        store.remove(STATES, "", &key, false).map_err(store_error)?;
+        store.remove(TREES, "", &key, false).map_err(store_error)
+    }
+
     /// Reads all factories.
     pub(crate) fn load_all(store: &Store) -> Result<Vec<Self>, Error> {
         let keys = store.list(STATES, "").map_err(store_error)?;
