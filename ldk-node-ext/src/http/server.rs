@@ -176,7 +176,7 @@ mod tests {
     #[tokio::test]
     async fn every_failure_is_a_json_error() {
         let (dir, at) = served().await;
-        let auth = Some(Token::read(dir.path()).unwrap().header());
+        let auth = Token::read(dir.path()).unwrap().header();
         let cases = [
             ("GET", "/v1/unknown", "", 404, "not_found", Value::Null),
             ("POST", "/v1/thing", "", 405, "invalid_argument", Value::Null),
@@ -186,7 +186,7 @@ mod tests {
             ("GET", "/v1/slow", "", 503, "unavailable", Value::Null),
         ];
         for (method, path, body, status, want, field) in cases {
-            let (got, body) = raw(at, method, path, auth.clone(), body.to_owned()).await;
+            let (got, body) = raw(at, method, path, Some(auth.clone()), body.to_owned()).await;
             assert_eq!((got, code(&body)), (status, want), "{method} {path}");
             assert_eq!(body["error"]["field"], field, "{method} {path}");
         }
@@ -195,7 +195,7 @@ mod tests {
         let head = format!(
             "POST /v1/echo HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\ncontent-type: application/json\r\n\
              content-length: {}\r\nconnection: close\r\n\r\n",
-            auth.unwrap(),
+            auth,
             MAX_BODY_BYTES + 1
         );
         let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
