@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use anyhow::Result;
+use bitcoin::Txid;
 use integration::wait::{self, Seen};
 use integration::world::{CEREMONY, CLIENT_COIN, PATIENCE};
-use integration::World;
+use integration::{Client, World};
 
 const CAPACITY: u64 = 400_000;
 const PUSH: u64 = 250_000;
@@ -13,6 +14,32 @@ const PUSH: u64 = 250_000;
 const GIVE_UP: u32 = 144;
 /// More blocks than a path, a commitment and a sweep take.
 const EXIT_WITHIN: u32 = 700;
+
+/// Waits until the client has published what is due in the next block: a step of its path, the commitment, the sweep.
+fn wait_published(world: &World, client: &Client, id: &str, funding: Txid) -> Result<()> {
+    wait::until("what is due to be published", PATIENCE, || {
+        let exit = client.factory(id)?.exits.into_iter().next();
+        let Some(exit) = exit else { return Ok(Seen::not_yet("no exit")) };
+        let next = world.bitcoind.height()? + 1;
+        let mut parent = world.bitcoind.confirmed(funding)?.expect("mined").height;
+        for step in &exit.steps {
+            if let Some(height) = world.bitcoind.confirmed(step.txid)?.map(|c| c.height) {
+                parent = height;
+                continue;
+            }
+            let due = parent + u32::from(step.delay_blocks).max(1) <= next;
+            let there = world.bitcoind.transaction(step.txid)?.is_some();
+            return Ok(if there || !due { Seen::Done(()) } else { Seen::NotYet(format!("{step:?}")) });
+        }
+        let Some(txid) = exit.commitment_txid else { return Ok(Seen::not_yet("no commitment")) };
+        let there = match world.bitcoind.confirmed(txid)?.map(|c| c.height) {
+            None => world.bitcoind.transaction(txid)?.is_some(),
+            // The commitment's delay, and the block in which LDK hands the output out.
+            Some(height) => next <= height + 145 || client.balance()?.lightning.pending_sweep_sat == 0,
+        };
+        Ok(if there { Seen::Done(()) } else { Seen::NotYet(format!("{exit:?}")) })
+    })
+}
 
 #[test]
 fn a_factory_given_up_is_left_when_its_funding_confirms() -> Result<()> {
@@ -51,8 +78,9 @@ fn a_factory_given_up_is_left_when_its_funding_confirms() -> Result<()> {
         assert!(mined < EXIT_WITHIN, "{states:?} after {mined} blocks");
         world.mine(6)?;
         mined += 6;
-        // What is due is published within seconds.
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        for client in &world.clients {
+            wait_published(&world, client, &id, funding)?;
+        }
     }
     for client in &world.clients {
         let exit = client.factory(&id)?.exits.into_iter().next().expect("exit");
