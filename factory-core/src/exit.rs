@@ -92,6 +92,13 @@ impl ExitStep {
             weight: tx.weight(),
         })
     }
+
+    /// The height of the tip from which the transaction may be in the next block, if the output it spends confirmed
+    /// at `parent_height` (BIP 68; BIP 113 does not matter for heights).
+    pub fn ready_at(&self, parent_height: u32) -> u32 {
+        let relative = parent_height.saturating_add(u32::from(self.relative_delay)).saturating_sub(1);
+        relative.max(self.lock_height)
+    }
 }
 
 /// Why nothing can be published yet.
@@ -191,7 +198,7 @@ pub struct ExitPlan {
 }
 
 /// State of one output of the path.
-enum Output {
+pub(crate) enum Output {
     /// Its transaction has not confirmed.
     Missing,
     /// Unspent, created at this height.
@@ -230,7 +237,7 @@ impl ExitPlan {
         })
     }
 
-    fn output(&self, view: &dyn ChainView, outpoint: &OutPoint) -> Output {
+    pub(crate) fn output(&self, view: &dyn ChainView, outpoint: &OutPoint) -> Output {
         match (view.spent_by(outpoint), view.confirmed_at(&outpoint.txid)) {
             (Some(by), _) => Output::Spent(by),
             (None, Some(height)) => Output::Unspent(height),
@@ -250,7 +257,7 @@ impl ExitPlan {
                     ExitAction::Wait { until_height: height.saturating_add(1), reason }
                 }
                 Output::Spent(spent_by) => ExitAction::Blocked { step: i, outpoint: step.parent, spent_by },
-                Output::Unspent(parent_height) => match ready_at(step, parent_height) {
+                Output::Unspent(parent_height) => match step.ready_at(parent_height) {
                     at if height >= at => ExitAction::Publish { step: i },
                     until_height => {
                         ExitAction::Wait { until_height, reason: WaitReason::RelativeDelay { step: i } }
@@ -296,7 +303,7 @@ impl ExitPlan {
                 Some((d, step)) => (step, DistributionAction::Publish { distribution: d }),
                 None => (step, DistributionAction::PublishPath { step: i }),
             };
-            let at = ready_at(next, parent_height);
+            let at = next.ready_at(parent_height);
             if height >= at {
                 return action;
             }
@@ -305,11 +312,4 @@ impl ExitPlan {
         }
         DistributionAction::Settled
     }
-}
-
-/// The height of the tip from which a transaction may be in the next block, if the output it spends confirmed at
-/// `parent_height` (BIP 68; BIP 113 does not matter for heights).
-fn ready_at(step: &ExitStep, parent_height: u32) -> u32 {
-    let relative = parent_height.saturating_add(u32::from(step.relative_delay)).saturating_sub(1);
-    relative.max(step.lock_height)
 }

@@ -10,6 +10,7 @@ pub mod close;
 mod error;
 pub mod exit;
 pub mod geometry;
+pub mod guard;
 mod hexed;
 pub mod lifetime;
 pub mod musig;
