@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use ldk_node_ext::api::{
-    Balance, ChannelInfo, Deadline, EventRecord, FactoryInfo, Invoice, InvoiceRequest, NodeInfo, PayRequest,
-    Payment,
+    Balance, ChannelInfo, Deadline, EventRecord, ExitRequest, FactoryInfo, Invoice, InvoiceRequest, NodeInfo,
+    PayRequest, Payment,
 };
 use ldk_node_ext::{Node, NodeConfig};
 
@@ -143,8 +143,9 @@ impl FactoryClient {
     ///
     /// # Errors
     /// [`Error::Node`].
-    pub async fn exit_factory(&self, instance_id: &str) -> Result<(), Error> {
-        Ok(self.node.exit_factory(instance_id).await?)
+    pub async fn exit_factory(&self, instance_id: &str, max_fee_sat: Option<u64>) -> Result<(), Error> {
+        let request = ExitRequest { client: None, max_fee_sat };
+        Ok(self.node.exit_factory(instance_id, request).await?)
     }
 
     /// Asks the LSP to close a factory by agreement of all.

@@ -13,8 +13,8 @@ use ldk_node_ext::http::cli::{block_on, environment, finish, GlobalArgs, NodeCom
 use ldk_node_ext::http::{init_logging, serve_node, ApiClient, HttpError};
 
 use cli::commands::ClientCommand;
+use cli::init;
 use cli::settings::{resolve, RunArgs, PREFIX};
-use cli::{api, init};
 
 /// Where everything is kept unless told otherwise, below the home directory.
 const DATA_DIR: &str = ".client-app";
@@ -58,7 +58,7 @@ fn execute(command: Command, data_dir: PathBuf, output: Output) -> Result<(), Ht
         Command::Run(args) => {
             init_logging();
             let (config, api) = resolve(*args, data_dir, environment())?;
-            block_on(serve_node(config, api, api::routes))
+            block_on(serve_node(config, api, |_| axum::Router::new()))
         }
         Command::Client(command) => command.execute(&ApiClient::open(&data_dir)?, output),
         Command::Node(command) => command.execute(&ApiClient::open(&data_dir)?, output),

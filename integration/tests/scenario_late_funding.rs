@@ -82,6 +82,16 @@ fn a_factory_given_up_is_left_when_its_funding_confirms() -> Result<()> {
             wait_published(&world, client, &id, funding)?;
         }
     }
+    // The living LSP's commitment may be the one that confirmed; then the sweep comes some blocks later.
+    let mut rest = EXIT_WITHIN;
+    for client in &world.clients {
+        let all_in_coins = || client.balance().map(|b| b.onchain.confirmed_sat == b.total_sat);
+        while !all_in_coins()? {
+            assert!(rest > 0, "not all in coins: {:?}", client.balance()?);
+            world.mine(1)?;
+            rest -= 1;
+        }
+    }
     for client in &world.clients {
         let exit = client.factory(&id)?.exits.into_iter().next().expect("exit");
         let tx =

@@ -105,6 +105,9 @@ pub struct NodeConfig {
     pub fallback_feerate_sat_per_vb: u32,
     /// Never pay more than this, sat/vB.
     pub max_feerate_sat_per_vb: u32,
+    /// Most that the fee-paying children of one exit's path may cost together, sat; none: only the feerate
+    /// is bounded.
+    pub exit_max_fee_sat: Option<u64>,
     /// Name in announcements, at most 32 bytes.
     pub alias: Option<String>,
     /// LSP or client.
@@ -156,6 +159,7 @@ impl NodeConfig {
             poll_interval: Duration::from_secs(5),
             fallback_feerate_sat_per_vb: 5,
             max_feerate_sat_per_vb: 500,
+            exit_max_fee_sat: None,
             alias: None,
             role,
         }
@@ -179,6 +183,9 @@ impl NodeConfig {
         }
         if self.poll_interval < Duration::from_millis(50) || self.poll_interval > Duration::from_secs(600) {
             return Err(Error::invalid("poll_interval", "must be from 50 ms to 600 s"));
+        }
+        if self.exit_max_fee_sat == Some(0) {
+            return Err(Error::invalid("exit_max_fee_sat", "must be at least 1"));
         }
         if self.alias.as_ref().is_some_and(|a| a.len() > 32) {
             return Err(Error::invalid("alias", "must be at most 32 bytes"));

@@ -33,6 +33,14 @@ pub enum Error {
         /// There, sat.
         available_sat: u64,
     },
+    /// The fee that is needed is more than the user allows.
+    #[error("the fee budget is spent: {needed_sat} sat needed for the next step, {left_sat} sat left of max_fee_sat")]
+    OverBudget {
+        /// Needed for the next transaction, sat.
+        needed_sat: u64,
+        /// Left of the budget, sat.
+        left_sat: u64,
+    },
     /// Reading or writing the store failed.
     #[error("store: {0}")]
     Store(String),
@@ -101,7 +109,7 @@ impl Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Conflict(_) => ErrorKind::Conflict,
             Self::Unavailable(_) => ErrorKind::Unavailable,
-            Self::InsufficientFunds { .. } => ErrorKind::InsufficientFunds,
+            Self::InsufficientFunds { .. } | Self::OverBudget { .. } => ErrorKind::InsufficientFunds,
             Self::Factory(_)
             | Self::Store(_)
             | Self::Corrupt { .. }

@@ -23,6 +23,7 @@ mod keys;
 pub mod ldk;
 mod logger;
 mod node;
+mod publish;
 pub mod store;
 mod util;
 mod wallet;

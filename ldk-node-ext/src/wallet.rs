@@ -26,7 +26,7 @@ use bitcoin::{Address, Amount, Block, FeeRate, Network, OutPoint, ScriptBuf, Tra
 use lightning::chain::BlockLocator;
 use lightning::util::persist::KVStoreSync;
 
-pub(crate) use child::{Child, ChildRequest, Rival};
+pub(crate) use child::{Child, ChildRequest, Rival, MAX_SPLIT};
 
 use crate::api::OnchainBalance;
 use crate::error::Error;
@@ -296,6 +296,28 @@ impl Wallet {
             unconfirmed_sat: (b.trusted_pending + b.untrusted_pending + b.immature).to_sat(),
             reserved_sat: reserved,
         }
+    }
+
+    /// Confirmed coins that nobody among the wallet's users has: how many, and their sum in sat.
+    pub(crate) fn free_coins(&self) -> (usize, u64) {
+        let inner = lock(&self.inner);
+        let free: Vec<u64> = inner
+            .coins(|_| false)
+            .into_iter()
+            .filter(|c| !inner.taken(&c.outpoint))
+            .map(|c| c.txout.value.to_sat())
+            .collect();
+        (free.len(), free.iter().sum())
+    }
+
+    /// All coins of this wallet, whoever has them at the moment.
+    pub(crate) fn coin_count(&self) -> usize {
+        lock(&self.inner).bdk.list_unspent().count()
+    }
+
+    /// Whether a transaction is confirmed, or in the mempool as far as this wallet knows.
+    pub(crate) fn knows(&self, txid: Txid) -> bool {
+        lock(&self.inner).bdk.get_tx(txid).is_some()
     }
 
     /// Builds a transaction that pays `value` to `script` from confirmed segwit coins, unsigned: its

@@ -7,7 +7,7 @@ use ldk_node_ext::api::{
     ConnectRequest, CreateFactoryRequest, FactoryClientRequest, OpenChannelRequest, ParamsOverride,
     WaitingClient,
 };
-use ldk_node_ext::http::cli::{closing, creating, the_factory, Output, WaitArgs};
+use ldk_node_ext::http::cli::{closing, creating, the_factory, ExitArgs, Output, WaitArgs};
 use ldk_node_ext::http::{show, ApiClient, HttpError};
 use serde_json::{json, Value};
 
@@ -26,6 +26,15 @@ pub enum LspCommand {
         /// Whether to wait.
         #[command(flatten)]
         wait: WaitArgs,
+    },
+    /// Leave one client by its path, and wait until the money is in the wallet; the others live on
+    Exit {
+        /// The client's node id
+        #[arg(long, value_name = "NODE_ID")]
+        client: String,
+        /// Which factory, budget, whether to wait.
+        #[command(flatten)]
+        args: ExitArgs,
     },
     /// Connect to a node
     Connect {
@@ -203,6 +212,7 @@ impl LspCommand {
                 let factory = closing(client, &id, wait)?;
                 output.show(&factory, |f| f.close.as_ref().map_or("closed".into(), show::close_text))
             }
+            Self::Exit { client: whose, args } => args.execute(client, output, Some(whose)),
             Self::Connect { peer } => {
                 let answer: Value = client.post("/v1/connect", &peer.0)?;
                 output.show(&answer, |_| "connected".into())

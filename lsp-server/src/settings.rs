@@ -122,7 +122,7 @@ mod tests {
         // Two ways to log in exclude each other.
         let text = uncommented().replace("bitcoind_cookie", "#bitcoind_cookie");
         let (config, _) = with_file(&text, RunArgs::default()).unwrap();
-        let plain = "bitcoind_user = \"lsp\"\nbitcoind_pass = \"change-me\"\nalias = \"my-lsp\"";
+        let plain = "bitcoind_user = \"lsp\"\nbitcoind_pass = \"change-me\"\nalias = \"my-lsp\"\nexit_max_fee_sat = 100000";
         let (defaults, _) = with_file(plain, RunArgs::default()).unwrap();
         let text = |c: NodeConfig| format!("{:?}", NodeConfig { data_dir: PathBuf::new(), ..c });
         assert_eq!(text(config), text(defaults));

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use ldk_node_ext::api::FactoryInfo;
-use ldk_node_ext::http::cli::{closing, exiting, the_factory, Output, WaitArgs};
+use ldk_node_ext::http::cli::{closing, the_factory, ExitArgs, Output, WaitArgs};
 use ldk_node_ext::http::{show, ApiClient, HttpError};
 use serde_json::{json, Value};
 
@@ -10,13 +10,7 @@ use serde_json::{json, Value};
 #[derive(Subcommand, Clone, Debug)]
 pub enum ClientCommand {
     /// Leave a factory without anybody's help, and wait until the money is in the wallet
-    Exit {
-        /// Instance id, or the beginning of it; not needed if only one factory is alive
-        instance_id: Option<String>,
-        /// Whether to wait.
-        #[command(flatten)]
-        wait: WaitArgs,
-    },
+    Exit(ExitArgs),
     /// Ask the LSP to close a factory, and wait until the closing transaction is confirmed
     Close {
         /// Instance id, or the beginning of it; not needed if only one factory is alive
@@ -34,18 +28,7 @@ impl ClientCommand {
     /// [`HttpError`].
     pub fn execute(self, client: &ApiClient, output: Output) -> Result<(), HttpError> {
         match self {
-            Self::Exit { instance_id, wait } => {
-                let id = the_factory(client, instance_id.as_deref())?;
-                let answer: Value = client.post(&format!("/v1/factories/{id}/exit"), &json!({}))?;
-                if wait.no_wait {
-                    // An exit that cannot go on needs its user now, not when he looks the next time.
-                    let factory: FactoryInfo = client.get(&format!("/v1/factories/{id}"))?;
-                    return output.show(&answer, |_| leaving(&factory));
-                }
-                output.show(&exiting(client, &id, wait)?, |f: &FactoryInfo| {
-                    f.exits.first().map_or("left".into(), show::exit_text)
-                })
-            }
+            Self::Exit(args) => args.execute(client, output, None),
             Self::Close { instance_id, wait } => {
                 let id = the_factory(client, instance_id.as_deref())?;
                 let answer: Value = client.post(&format!("/v1/factories/{id}/close"), &json!({}))?;
@@ -58,10 +41,4 @@ impl ClientCommand {
             }
         }
     }
-}
-
-/// What `exit --no-wait` says: what the exit waits for, as far as that is known yet.
-fn leaving(f: &FactoryInfo) -> String {
-    let waits = f.exits.first().map(|e| format!("\n{}: {}", e.phase, e.waits_for));
-    format!("leaving factory {}{}", f.instance_id, waits.unwrap_or_default())
 }

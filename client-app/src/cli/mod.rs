@@ -1,6 +1,5 @@
 //! Settings, routes and commands of the command-line wallet.
 
-pub mod api;
 pub mod commands;
 pub mod init;
 pub mod settings;

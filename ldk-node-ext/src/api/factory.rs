@@ -235,6 +235,10 @@ pub struct ExitStepInfo {
     pub child_txid: Option<String>,
     /// Relative delay, blocks.
     pub delay_blocks: u16,
+    /// Its size, vB.
+    pub vsize: u64,
+    /// Size of our child, vB.
+    pub child_vsize: Option<u64>,
     /// First height at which it may confirm, once known.
     pub earliest_height: Option<u32>,
     /// Confirmation height.
@@ -243,23 +247,65 @@ pub struct ExitStepInfo {
     pub fee_sat: u64,
 }
 
-/// A unilateral exit.
+/// Request to leave a factory by its tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExitRequest {
+    /// LSP: node id of the client whose leaf is left. A client leaves its own.
+    #[serde(default)]
+    pub client: Option<String>,
+    /// Most that the fee-paying children of the path may cost together, sat. Given again for an exit that is
+    /// under way, it changes the bound.
+    #[serde(default)]
+    pub max_fee_sat: Option<u64>,
+}
+
+/// What the wallet has to hold for this node's way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReserve {
+    /// Fees of the path (LSP: of every leaf's) at the present feerate, sat.
+    pub needed_sat: u64,
+    /// Confirmed in the wallet, sat.
+    pub available_sat: u64,
+}
+
+/// A leaf on its way to the chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitInfo {
-    /// Whose leaf.
+    /// Whose channel leaves.
     pub node_id: String,
-    /// `path`, `commitment`, `sweep`, `done` or `waiting_for_coin`.
+    /// Everybody on the leaf.
+    pub clients: Vec<String>,
+    /// Why, in words.
+    pub reason: String,
+    /// `path`, `commitment`, `sweep`, `distribution`, `done`, `waiting_for_coin` or `over_budget`.
     pub phase: String,
     /// What it waits for, in words.
     pub waits_for: String,
-    /// The path, in order.
+    /// The height that it waits for, if it is one.
+    pub waits_until_height: Option<u32>,
+    /// Height at which it began (none: a client that left by itself).
+    pub started_height: Option<u32>,
+    /// Height at which the money is spendable if every step confirms at once.
+    pub expected_end_height: Option<u32>,
+    /// The path, in order; ends with the distribution if one has paid.
     pub steps: Vec<ExitStepInfo>,
     /// Commitment (or kept closing) transaction.
     pub commitment_txid: Option<String>,
     /// Its height.
     pub commitment_height: Option<u32>,
-    /// Fees paid for the path so far, sat.
+    /// The distribution that took the leaf's place.
+    pub distribution_txid: Option<String>,
+    /// Fees of our children so far, sat.
     pub fees_sat: u64,
+    /// Fees of the children to come at the present feerate, sat.
+    pub fees_to_come_sat: u64,
+    /// Bound of both, sat.
+    pub max_fee_sat: Option<u64>,
+    /// A coin is missing: the amount that one coin needs to have, sat.
+    pub needs_coin_sat: Option<u64>,
+    /// The bound is too small: what the next child needs, sat.
+    pub over_budget_sat: Option<u64>,
 }
 
 /// One factory.
@@ -295,4 +341,6 @@ pub struct FactoryInfo {
     pub close: Option<CloseInfo>,
     /// Exits.
     pub exits: Vec<ExitInfo>,
+    /// What the wallet has to hold for this node's way out, while the factory is alive.
+    pub exit_reserve: Option<ExitReserve>,
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, RwLock};
 
 use bitcoin::base64::prelude::{Engine, BASE64_STANDARD};
 use bitcoin::consensus::encode;
-use bitcoin::{Amount, BlockHash, FeeRate, Network, Transaction, Txid};
+use bitcoin::{Amount, BlockHash, FeeRate, Network, OutPoint, Transaction, Txid};
 use lightning_block_sync::rpc::{RpcClient, RpcClientError};
 use lightning_block_sync::{BlockData, BlockHeaderData, BlockSource, BlockSourceResult};
 use serde_json::{json, Value};
@@ -155,6 +155,17 @@ impl Bitcoind {
         let answer = self.call("getmempoolinfo", &[]).await.map_err(rpc_error)?;
         let btc_per_kvb = answer.get("incrementalrelayfee").and_then(Value::as_f64).unwrap_or(0.00001);
         Ok(FeeRate::from_sat_per_kwu((btc_per_kvb * 100_000_000.0 / 4.0).ceil() as u64))
+    }
+
+    /// The transaction in the mempool that spends an output, if there is one.
+    pub(crate) async fn mempool_spender(&self, outpoint: &OutPoint) -> Result<Option<Txid>, Error> {
+        let asked = json!([{"txid": outpoint.txid.to_string(), "vout": outpoint.vout}]);
+        let answer = self.call("gettxspendingprevout", &[asked]).await.map_err(rpc_error)?;
+        let spender = answer.get(0).and_then(|o| o.get("spendingtxid")).and_then(Value::as_str);
+        spender
+            .map(|id| id.parse())
+            .transpose()
+            .map_err(|_| Error::Bitcoind("gettxspendingprevout: not a transaction id".into()))
     }
 
     /// A mempool transaction with its descendants, `None` if it is not there.

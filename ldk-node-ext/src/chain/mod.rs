@@ -5,7 +5,7 @@ mod feed;
 mod fees;
 mod index;
 
-pub(crate) use bitcoind::{Bitcoind, SubmitError};
+pub(crate) use bitcoind::{Bitcoind, MempoolEntry, SubmitError};
 pub(crate) use feed::{ChainFeed, ChainSync, IndexListener, OwnParts, WalletListener};
 pub use fees::Fees;
 pub(crate) use index::{ChainIndex, Spend};

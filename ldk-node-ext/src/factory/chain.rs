@@ -13,7 +13,7 @@ use lightning::util::config::ChannelConfigUpdate;
 use serde_json::json;
 
 use super::close::Closing;
-use super::stored::{Factory, Signed, Stage};
+use super::stored::{ExitReason, Factory, Signed, Stage};
 use super::Service;
 use crate::chain::ChainIndex;
 use crate::config::RoleConfig;
@@ -53,6 +53,9 @@ impl Service {
                 tracing::error!(instance = hex::encode(id), error = %e, "factory");
             }
         }
+        let exits = self.exits_under_way();
+        self.run_exits(exits).await;
+        self.check_reserves();
         self.refresh_limits(height);
     }
 
@@ -85,8 +88,7 @@ impl Service {
         }
         if matches!(self.factories.get(id).map(|f| f.state.stage), Some(Stage::Live)) {
             self.look_at_spends(id).await?;
-            self.check_channel(id).await?;
-            self.run_exit(id).await?;
+            self.look_for_exits(id, height)?;
         }
         self.rebroadcast_close(id);
         Ok(())
@@ -122,24 +124,8 @@ impl Service {
         for channel in factory.channel_ids()? {
             lock(&self.parts.settled).remove(&channel);
         }
-        self.start_exit(id, "the funding confirmed after the factory had been given up").await
-    }
-
-    /// A client whose channel is gone, without a close it agreed to, gets its money by its path only.
-    /// Found here even if LDK's word of it was lost.
-    async fn check_channel(&mut self, id: &InstanceId) -> Result<(), Error> {
-        let Some(factory) = self.factories.get(id) else { return Ok(()) };
-        let agreed =
-            factory.state.close.as_ref().is_some_and(|c| c.payout_script.is_some() || c.signed.is_some());
-        let at_rest = factory.state.stage == Stage::Live && factory.state.exit.is_none() && !agreed;
-        if self.is_lsp() || !at_rest {
-            return Ok(());
-        }
-        let open: Vec<ChannelId> = self.parts.manager.list_channels().iter().map(|c| c.channel_id).collect();
-        if factory.channel_ids()?.iter().all(|c| open.contains(c)) {
-            return Ok(());
-        }
-        self.start_exit(id, "the channel is closed").await
+        let why = "the funding confirmed after the factory had been given up";
+        self.start_exit(id, ExitReason::LateFunding, why).await
     }
 
     /// The funding transaction is not in a block yet: publish it again, or give it up in time.
@@ -193,18 +179,20 @@ impl Service {
             }
         }
         if let Signed::Lsp(_) = &factory.signed {
-            let mut changed = false;
+            let known = factory.state.left.len();
             for (outpoint, client) in factory.channels()? {
                 let Some(client) = client else { continue };
                 if index.spend(&outpoint).is_some() && !factory.state.left.contains(&client) {
                     factory.state.left.push(client);
-                    changed = true;
-                    let data = json!({"instance_id": hex::encode(id), "node_id": client.to_string()});
-                    self.parts.events.push("client_left", data);
                 }
             }
-            if changed {
+            let news = factory.state.left.get(known..).unwrap_or_default().to_vec();
+            if !news.is_empty() {
                 factory.store_state(&self.parts.store)?;
+            }
+            for client in news {
+                let data = json!({"instance_id": hex::encode(id), "node_id": client.to_string()});
+                self.parts.events.push("client_left", data);
             }
         }
         let spent_by = index.spend(&factory.funding().outpoint).map(|s| s.txid);
@@ -320,10 +308,14 @@ impl Service {
             return self.channel_shut(&id, outpoint, local_msat, capacity_sat).await;
         }
         tracing::warn!(%channel, %reason, "factory channel closed");
-        // A client's money in a closed channel comes home by its path only.
-        if !self.is_lsp() && factory.state.stage == Stage::Live && factory.state.exit.is_none() {
-            self.start_exit(&id, &format!("channel closed: {reason}")).await?;
+        // The money in a closed channel comes home by its path only.
+        let leaf = factory.leaf_of(&known.outpoint).filter(|_| factory.state.stage == Stage::Live);
+        let Some(leaf) = leaf else { return Ok(()) };
+        if factory.exit_under_way(leaf.first).is_some_and(|e| e.leaving.contains(&known.outpoint)) {
+            return Ok(());
         }
-        Ok(())
+        let client = leaf.channels.iter().find(|(o, _)| *o == known.outpoint).and_then(|(_, c)| *c);
+        self.begin_exit(&id, &leaf, client, ExitReason::ChannelClosed, &format!("channel closed: {reason}"))
+            .await
     }
 }

@@ -62,8 +62,7 @@ impl Service {
         let Some(settings) = self.client_settings() else { return };
         let lsp = settings.lsp_node_id;
         let alive = |f: &Factory| matches!(f.state.stage, Stage::Signed | Stage::Funded | Stage::Live);
-        let free =
-            self.joining.is_none() && !self.factories.values().any(|f| alive(f) && f.state.exit.is_none());
+        let free = self.joining.is_none() && !self.factories.values().any(|f| alive(f) && !f.is_exiting());
         if !settings.join || self.join_sent || !free {
             return;
         }
@@ -465,6 +464,7 @@ impl Service {
             report: None,
             close: None,
             exits: Vec::new(),
+            exit_reserve: None,
         })
     }
 }

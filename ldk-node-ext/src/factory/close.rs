@@ -12,7 +12,7 @@ use bolt_tlv::payload::{self, Payload};
 use factory_core::close::{ClientClose, LspClose, LspClosePhase};
 use tokio::time::Instant;
 
-use super::stored::{Factory, Stage, StoredClose};
+use super::stored::{ExitReason, Factory, Stage, StoredClose};
 use super::{Service, Timer};
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
@@ -61,8 +61,8 @@ impl Service {
     /// The API's `close`.
     pub(super) async fn close_command(&mut self, id: InstanceId) -> Result<(), Error> {
         let factory = self.live(&id)?;
-        if factory.state.exit.is_some() {
-            return Err(Error::Conflict("this client is leaving the factory".into()));
+        if factory.is_exiting() {
+            return Err(Error::Conflict("a leaf of the factory is being left".into()));
         }
         if self.is_closing(factory) {
             return Err(Error::Conflict("the factory is being closed".into()));
@@ -149,8 +149,8 @@ impl Service {
             factory.state.close = Some(StoredClose { reason: Some(reason), ..StoredClose::default() });
             factory.store_state(&self.parts.store)?;
         }
-        if shut && !self.is_lsp() && self.factories.get(id).is_some_and(|f| f.state.exit.is_none()) {
-            self.start_exit(id, "the close was prevented").await?;
+        if shut && !self.is_lsp() && self.factories.get(id).is_some_and(|f| !f.is_exiting()) {
+            self.start_exit(id, ExitReason::ChannelClosed, "the close was prevented").await?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use factory_core::record::RECORD_VERSION;
 use serde_json::json;
 
 use super::close::Closing;
-use super::stored::{Signed, Stage, StoredClose, StoredTx};
+use super::stored::{ExitReason, Signed, Stage, StoredClose, StoredTx};
 use super::Service;
 use crate::api::ClosePayout;
 use crate::error::Error;
@@ -24,7 +24,7 @@ impl Service {
             let allow = settings.policy.accept_close;
             let Some(factory) = self.factories.get(id) else { return Ok(None) };
             let Signed::Client(record) = &factory.signed else { return Ok(None) };
-            if factory.state.stage != Stage::Live || factory.state.exit.is_some() {
+            if factory.state.stage != Stage::Live || factory.is_exiting() {
                 return Ok(None);
             }
             let stored = factory.state.close.as_ref();
@@ -94,10 +94,12 @@ impl Service {
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
         if factory.state.close.as_ref().is_none_or(|c| c.payout_script.is_none()) {
             // The LSP has shut the channel without a close that we agreed to.
-            if factory.state.exit.is_some() || factory.state.stage != Stage::Live {
+            if factory.is_exiting() || factory.state.stage != Stage::Live {
                 return Ok(());
             }
-            return self.start_exit(id, "the LSP shut the channel without an agreed close").await;
+            return self
+                .start_exit(id, ExitReason::ChannelClosed, "the LSP shut the channel without an agreed close")
+                .await;
         }
         let attempt = factory.state.close_attempts;
         let instance_id = factory.id();

@@ -78,6 +78,7 @@ impl Creating {
             report: None,
             close: None,
             exits: Vec::new(),
+            exit_reserve: None,
         }
     }
 

@@ -1,197 +1,488 @@
-//! Leaving a factory alone: publish the own path, each transaction with a child that pays for it, in
-//! order and each in its time; then LDK's commitment, then the sweep.
+//! Bringing a leaf to the chain: publish its path, each transaction with a child that pays for it, in order
+//! and each in its time; then LDK's commitment, then the sweep.
 //!
-//! The exit is driven by what is confirmed, so it goes on after a restart wherever it was, and steps
-//! that somebody else has published count as done.
+//! An exit belongs to a leaf and is the same for both roles: a client leaves its own, the LSP leaves one
+//! client and the others live on. It is driven by what is confirmed, so it goes on after a restart wherever
+//! it was, and steps that somebody else has published count as done. Why exits begin is in [`triggers`], how
+//! they end in [`finish`].
 
-mod publish;
+mod finish;
+mod info;
+mod reserve;
+mod triggers;
 
-use factory_core::exit::{ExitAction, WaitReason};
+use bitcoin::secp256k1::PublicKey;
+use factory_core::exit::{DistributionAction, ExitAction, ExitPlan, ExitStep, WaitReason};
+use factory_core::guard::{GuardAction, GuardWait, PATIENCE_BLOCKS};
 use serde_json::json;
 
-use super::stored::{Stage, StoredExit};
+use super::stored::{ExitReason, Leaf, Stage, StoredClose, StoredExit};
 use super::Service;
+use crate::api::ExitRequest;
 use crate::config::RoleConfig;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
+use crate::node::parse_node_id;
+use crate::publish::{split, Terms};
 use crate::util::lock;
 
+/// Coins that settlements leave to exits that are more urgent, if the wallet has more than twice as many.
+const SPARE_COINS: usize = 2;
+
+/// What is to be done for an exit at this block.
+enum Todo {
+    /// Nothing but wait, for this.
+    Wait { until: Option<u32>, text: String },
+    /// Carry this transaction.
+    Carry(ExitStep),
+    /// The path is confirmed.
+    Finish,
+    /// A distribution took the leaf's place.
+    Distributed(usize),
+    /// Nothing can be done.
+    Blocked(String),
+}
+
 impl Service {
-    /// The API's `exit`.
-    pub(super) async fn exit_command(&mut self, id: InstanceId) -> Result<(), Error> {
-        if self.is_lsp() {
-            return Err(Error::Conflict("only a client leaves by this command; an LSP closes".into()));
-        }
+    /// The API's `exit`. On an exit that is under way it changes the budget.
+    pub(super) async fn exit_command(&mut self, id: InstanceId, request: ExitRequest) -> Result<(), Error> {
         let factory = self.live(&id)?;
-        if factory.state.exit.is_some() {
-            return Err(Error::Conflict("the exit is under way".into()));
+        let client = request.client.as_deref().map(parse_node_id).transpose()?;
+        let leaf = match (self.is_lsp(), client) {
+            (true, Some(client)) => factory
+                .leaves()
+                .into_iter()
+                .find(|l| l.channels.iter().any(|(_, c)| *c == Some(client)))
+                .ok_or_else(|| Error::not_found(format!("client {client} in this factory")))?,
+            (true, None) => {
+                return Err(Error::invalid(
+                    "client",
+                    "an LSP says whose leaf it leaves: give a client's node id",
+                ))
+            }
+            (false, Some(_)) => return Err(Error::invalid("client", "a client leaves its own leaf only")),
+            (false, None) => factory
+                .leaves()
+                .into_iter()
+                .next()
+                .ok_or_else(|| Error::not_found("channel of this node in the factory"))?,
+        };
+        if request.max_fee_sat == Some(0) {
+            return Err(Error::invalid("max_fee_sat", "must be at least 1"));
         }
-        self.start_exit(&id, "asked for by the user").await
-    }
-
-    /// Begins an exit: stored first, then the channel is closed, then the path goes out.
-    pub(super) async fn start_exit(&mut self, id: &InstanceId, why: &str) -> Result<(), Error> {
-        let height = self.parts.height();
-        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
-        let steps = factory.exit_plan()?.steps.len();
-        // The money comes by the path, not by a close that may have been agreed to or signed before.
-        self.closing.remove(id);
-        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
-        if let Some(close) = factory.state.close.as_mut() {
-            close.payout_script = None;
-            close.machine = None;
-            close.reason = Some("this node leaves by its path".into());
-        }
-        lock(&self.parts.settled).retain(|c| !factory.channel_ids().unwrap_or_default().contains(c));
-        factory.state.exit = Some(StoredExit {
-            started_at: height,
-            children: vec![None; steps],
-            waits_for: "start".into(),
-            ..StoredExit::default()
-        });
-        factory.store_state(&self.parts.store)?;
-        self.parts.events.push("exit_started", json!({"instance_id": hex::encode(id), "reason": why}));
-        self.close_channel_for_exit(id);
-        self.run_exit(id).await
-    }
-
-    /// Closes the LDK channel, so that no payment is made on it any more. Idempotent.
-    fn close_channel_for_exit(&self, id: &InstanceId) {
-        let RoleConfig::Client(client) = &self.parts.config.role else { return };
-        let Some(factory) = self.factories.get(id) else { return };
-        for channel in factory.channel_ids().unwrap_or_default() {
-            let open = self.parts.manager.list_channels().iter().any(|c| c.channel_id == channel);
-            if open {
-                let text = "leaving the factory".to_owned();
-                if let Err(e) = self.parts.manager.force_close_broadcasting_latest_txn(
-                    &channel,
-                    &client.lsp_node_id,
-                    text,
-                ) {
-                    tracing::error!(%channel, error = ?e, "channel not closed");
+        if let Some(exit) = factory.state.exits.get(&leaf.first).filter(|e| !e.done) {
+            let Some(limit) = request.max_fee_sat else {
+                let forced = exit.reason != ExitReason::Guard && exit.reason != ExitReason::Settlement;
+                let known = leaf.channels.iter().filter(|(_, c)| *c == client || client.is_none());
+                if forced && known.into_iter().all(|(o, _)| exit.leaving.contains(o)) {
+                    return Err(Error::Conflict("the exit is under way".into()));
                 }
+                return self.begin_exit(&id, &leaf, client, ExitReason::Asked, "asked for by the user").await;
+            };
+            let mut changed = exit.clone();
+            changed.max_fee_sat = Some(limit);
+            self.put_exit(&id, leaf.first, changed)?;
+            return self.run_exit(&id, leaf.first).await;
+        }
+        if factory.state.close.as_ref().is_some_and(|c| c.signed.is_some()) {
+            return Err(Error::Conflict("the cooperative close is signed; it will confirm".into()));
+        }
+        if self.is_lsp() && self.is_closing(factory) {
+            return Err(Error::Conflict("the factory is being closed".into()));
+        }
+        if self.parts.index.spend(&leaf.channels.first().map(|(o, _)| *o).unwrap_or_default()).is_some()
+            && leaf.channels.len() == 1
+        {
+            return Err(Error::Conflict("this leaf has been left already".into()));
+        }
+        self.prepare_exit(
+            &id,
+            &leaf,
+            client,
+            ExitReason::Asked,
+            "asked for by the user",
+            request.max_fee_sat,
+        )?;
+        self.run_exit(&id, leaf.first).await
+    }
+
+    /// Begins an exit, or makes one that is under way more urgent: stored first, then the channels are
+    /// closed, then the path goes out. `client` says whose channel is closed, none: all of the leaf that
+    /// the reason concerns.
+    pub(super) async fn begin_exit(
+        &mut self,
+        id: &InstanceId,
+        leaf: &Leaf,
+        client: Option<PublicKey>,
+        reason: ExitReason,
+        why: &str,
+    ) -> Result<(), Error> {
+        self.prepare_exit(id, leaf, client, reason, why, self.parts.config.exit_max_fee_sat)?;
+        self.run_exit(id, leaf.first).await
+    }
+
+    /// A client leaves its own leaf.
+    pub(super) async fn start_exit(
+        &mut self,
+        id: &InstanceId,
+        reason: ExitReason,
+        why: &str,
+    ) -> Result<(), Error> {
+        let Some(leaf) = self.factories.get(id).and_then(|f| f.leaves().into_iter().next()) else {
+            return Ok(());
+        };
+        self.begin_exit(id, &leaf, None, reason, why).await
+    }
+
+    fn prepare_exit(
+        &mut self,
+        id: &InstanceId,
+        leaf: &Leaf,
+        client: Option<PublicKey>,
+        reason: ExitReason,
+        why: &str,
+        max_fee_sat: Option<u64>,
+    ) -> Result<(), Error> {
+        // A guard leaves nothing, and what settles keeps its channels open until the leaf is there.
+        let keeps_channels = matches!(reason, ExitReason::Guard | ExitReason::Settlement);
+        let leaving: Vec<_> = leaf
+            .channels
+            .iter()
+            .filter(|(_, c)| !keeps_channels && (client.is_none() || *c == client))
+            .map(|(o, _)| *o)
+            .collect();
+        let height = self.parts.height();
+        let Some(factory) = self.factories.get(id) else { return Ok(()) };
+        let mut exit = match factory.exit_under_way(leaf.first) {
+            Some(exit) if exit.reason <= reason && leaving.iter().all(|o| exit.leaving.contains(o)) => {
+                return Ok(())
+            }
+            Some(exit) => exit.clone(),
+            None => StoredExit::new(height, reason, why, Vec::new()),
+        };
+        exit.leaving.extend(leaving.iter().filter(|o| !exit.leaving.contains(o)).collect::<Vec<_>>());
+        if reason <= exit.reason {
+            (exit.reason, exit.why) = (reason, why.to_owned());
+        }
+        exit.max_fee_sat = exit.max_fee_sat.or(max_fee_sat);
+        if !keeps_channels {
+            self.call_off_close(id, &leaving);
+        }
+        self.put_exit(id, leaf.first, exit)?;
+        let clients = self.clients_of(id, leaf.first);
+        let data = json!({
+            "instance_id": hex::encode(id), "clients": clients, "reason": reason, "why": why,
+            "max_fee_sat": max_fee_sat,
+        });
+        self.parts.events.push("exit_started", data);
+        Ok(())
+    }
+
+    /// The money comes by the path, not by a close that may have been agreed to or signed before.
+    fn call_off_close(&mut self, id: &InstanceId, leaving: &[bitcoin::OutPoint]) {
+        self.closing.remove(id);
+        let lsp = self.is_lsp();
+        let Some(factory) = self.factories.get_mut(id) else { return };
+        let reason = "a leaf is left by its path";
+        if let Some(close) = factory.state.close.as_mut() {
+            if lsp {
+                // What is signed stays: it may confirm as long as the root has not.
+                let (signed, paid, to_fees) = (
+                    close.signed.take(),
+                    std::mem::take(&mut close.paid),
+                    std::mem::take(&mut close.to_fees),
+                );
+                let fee_sat = close.fee_sat;
+                *close = StoredClose { signed, paid, to_fees, fee_sat, ..StoredClose::default() };
+            } else {
+                close.payout_script = None;
+                close.machine = None;
+            }
+            close.reason = Some(reason.into());
+        }
+        let channels: Vec<_> = leaving.iter().map(|o| channel_id(*o)).collect();
+        lock(&self.parts.settled).retain(|c| !channels.contains(c));
+    }
+
+    /// Closes the channels that leave, so that no payment is made on them any more. Idempotent.
+    fn close_leaving(&self, id: &InstanceId, exit: &StoredExit) {
+        let Some(factory) = self.factories.get(id) else { return };
+        let open = self.parts.manager.list_channels();
+        for (outpoint, client) in factory.channels().unwrap_or_default() {
+            let channel = channel_id(outpoint);
+            if !exit.leaving.contains(&outpoint) || !open.iter().any(|c| c.channel_id == channel) {
+                continue;
+            }
+            let peer = match (&self.parts.config.role, client) {
+                (RoleConfig::Client(c), _) => c.lsp_node_id,
+                (RoleConfig::Lsp(_), Some(client)) => client,
+                (RoleConfig::Lsp(_), None) => continue,
+            };
+            let text = "leaving the factory".to_owned();
+            if let Err(e) = self.parts.manager.force_close_broadcasting_latest_txn(&channel, &peer, text) {
+                tracing::error!(%channel, error = ?e, "channel not closed");
             }
         }
     }
 
-    /// Exits that wait for a coin are tried again between blocks.
+    /// Exits that wait for something that comes between blocks are tried again.
     pub(super) async fn retry_exits(&mut self) {
-        let waiting: Vec<InstanceId> = self
+        let waiting: Vec<(ExitReason, InstanceId, u32)> = self
+            .exits_under_way()
+            .into_iter()
+            .filter(|(_, id, first)| {
+                let exit = self.factories.get(id).and_then(|f| f.exit_under_way(*first));
+                exit.is_some_and(|e| e.needs_coin_sat.is_some())
+            })
+            .collect();
+        self.run_exits(waiting).await;
+    }
+
+    /// All exits under way, the most urgent first.
+    pub(super) fn exits_under_way(&self) -> Vec<(ExitReason, InstanceId, u32)> {
+        let mut list: Vec<_> = self
             .factories
             .iter()
             .filter(|(_, f)| f.state.stage == Stage::Live)
-            .filter(|(_, f)| f.state.exit.as_ref().is_some_and(|e| e.needs_coin_sat.is_some() && !e.done))
-            .map(|(id, _)| *id)
+            .flat_map(|(id, f)| {
+                f.state.exits.iter().filter(|(_, e)| !e.done).map(|(first, e)| (e.reason, *id, *first))
+            })
             .collect();
-        for id in waiting {
-            if let Err(e) = self.run_exit(&id).await {
-                tracing::error!(error = %e, "exit");
+        list.sort();
+        list
+    }
+
+    /// Runs exits in the order given.
+    pub(super) async fn run_exits(&mut self, list: Vec<(ExitReason, InstanceId, u32)>) {
+        for (_, id, first) in list {
+            if let Err(e) = self.run_exit(&id, first).await {
+                tracing::error!(instance = hex::encode(id), leaf = first, error = %e, "exit");
             }
         }
     }
 
-    /// Does what the exit needs now.
-    pub(super) async fn run_exit(&mut self, id: &InstanceId) -> Result<(), Error> {
-        let Some(factory) = self.factories.get(id) else { return Ok(()) };
-        let Some(exit) = factory.state.exit.as_ref().filter(|e| !e.done) else { return Ok(()) };
-        let before = exit.clone();
-        self.close_channel_for_exit(id);
-        let factory = match self.factories.get(id) {
-            Some(f) => f,
-            None => return Ok(()),
+    /// Does what the exit of a leaf needs now.
+    pub(super) async fn run_exit(&mut self, id: &InstanceId, first: u32) -> Result<(), Error> {
+        let Some(factory) = self.factories.get(id).filter(|f| f.state.stage == Stage::Live) else {
+            return Ok(());
         };
-        let plan = factory.exit_plan()?;
-        let height = self.parts.height();
-        let action = plan.next_action(&*self.parts.index, height);
+        let Some(before) = factory.exit_under_way(first).cloned() else { return Ok(()) };
+        self.close_leaving(id, &before);
+        let plan = factory.exit_plan(first)?;
         let mut exit = before.clone();
-        match action {
-            ExitAction::Wait { until_height, reason } => {
-                exit.needs_coin_sat = None;
-                exit.waits_for = match reason {
-                    WaitReason::FundingUnconfirmed => "the funding transaction to confirm".into(),
-                    WaitReason::Expiry => format!("height {until_height}"),
-                    WaitReason::RelativeDelay { step } => {
-                        let kind = plan.steps.get(step).map(|s| s.kind.to_string()).unwrap_or_default();
-                        format!("height {until_height}, then the {kind}")
-                    }
-                };
-            }
-            ExitAction::Publish { step } => {
-                if let Some(s) = plan.steps.get(step) {
-                    match self.publish_step(id, &mut exit, step, s, height).await {
-                        Ok(()) => {
-                            exit.needs_coin_sat = None;
-                            exit.waits_for = format!("the {} to confirm", s.kind);
-                        }
-                        Err(Error::InsufficientFunds { needed_sat, available_sat }) => {
-                            exit.needs_coin_sat = Some(needed_sat);
-                            exit.waits_for = format!(
-                                "a confirmed wallet coin of {needed_sat} sat to pay for the {} ({available_sat} sat available)",
-                                s.kind
-                            );
-                        }
-                        Err(e) => exit.waits_for = format!("another try to publish the {}: {e}", s.kind),
-                    }
-                }
-            }
-            ExitAction::Done => self.finish_exit(id, &mut exit)?,
-            ExitAction::Blocked { outpoint, spent_by, .. } => {
-                exit.needs_coin_sat = None;
-                exit.waits_for = format!("nothing: {outpoint} was spent by {spent_by}");
-                // Steps that can never confirm hold no coin.
-                for child in exit.children.iter().flatten() {
-                    self.parts.wallet.evicted(child.tx.0.compute_txid());
-                }
+        (exit.waits_until, exit.needs_coin_sat, exit.over_budget_sat) = (None, None, None);
+        match self.todo(&plan, &before) {
+            Todo::Wait { until, text } => (exit.waits_until, exit.waits_for) = (until, text),
+            Todo::Carry(step) => self.carry_step(&plan, &mut exit, &before, &step).await,
+            Todo::Finish => self.finish_exit(id, first, &mut exit)?,
+            Todo::Distributed(number) => self.finish_distributed(id, first, &plan, number, &mut exit)?,
+            Todo::Blocked(text) => {
+                exit.waits_for = text;
+                self.publisher.drop_lost(&plan, &*self.parts.index)?;
             }
         }
-        self.save_exit(id, &before, exit)
+        self.save_exit(id, first, &plan, &before, exit)
     }
 
-    fn save_exit(&mut self, id: &InstanceId, before: &StoredExit, exit: StoredExit) -> Result<(), Error> {
+    /// Publishes a step, and says what the exit waits for then.
+    async fn carry_step(
+        &mut self,
+        plan: &ExitPlan,
+        exit: &mut StoredExit,
+        before: &StoredExit,
+        step: &ExitStep,
+    ) {
+        let height = self.parts.height();
+        let steps = || plan.steps.iter().chain(&plan.distributions);
+        let others = steps().filter(|s| s.txid != step.txid);
+        let paid = others.map(|s| self.publisher.paid_sat(&s.txid)).fold(0, u64::saturating_add);
+        let limit_sat = exit.max_fee_sat.map(|max| max.saturating_sub(paid));
+        let (free, available_sat) = self.parts.wallet.free_coins();
+        let frugal = exit.reason == ExitReason::Settlement && free <= SPARE_COINS;
+        let unpaid = self.publisher.paid_sat(&step.txid) == 0;
+        let result = if frugal && unpaid && self.parts.wallet.coin_count() > 2 * SPARE_COINS {
+            exit.needs_coin_sat = Some(self.publisher.estimate_sat(step));
+            exit.waits_for =
+                format!("a coin for the {}; the last {SPARE_COINS} are kept for others", step.kind);
+            return;
+        } else {
+            let waiting = self.exits_under_way().len();
+            self.publisher.carry(step, height, Terms { limit_sat, outputs: split(waiting, free) }).await
+        };
+        exit.waits_for = match result {
+            Ok(()) => format!("the {} to confirm", step.kind),
+            Err(Error::InsufficientFunds { needed_sat, .. }) => {
+                exit.needs_coin_sat = Some(needed_sat);
+                format!(
+                    "a confirmed wallet coin of {needed_sat} sat to pay for the {} ({available_sat} sat available)",
+                    step.kind
+                )
+            }
+            Err(Error::OverBudget { needed_sat, left_sat }) => {
+                exit.over_budget_sat = Some(needed_sat);
+                format!(
+                    "a larger budget: the {} needs {needed_sat} sat, {left_sat} sat are left of max_fee_sat",
+                    step.kind
+                )
+            }
+            Err(e) => format!("another try to publish the {}: {e}", step.kind),
+        };
+        if before.needs_coin_sat.is_none() {
+            if let Some(needed_sat) = exit.needs_coin_sat {
+                let address = self.parts.wallet.new_address().map(|a| a.to_string()).ok();
+                let data = json!({"needed_sat": needed_sat, "available_sat": available_sat, "address": address,
+                    "for": step.kind.to_string()});
+                self.parts.events.push("exit_needs_coin", data);
+            }
+        }
+    }
+
+    fn todo(&self, plan: &ExitPlan, exit: &StoredExit) -> Todo {
+        let (view, height) = (&*self.parts.index, self.parts.height());
+        let paid = plan.distributions.iter().position(|d| self.parts.index.confirmation(&d.txid).is_some());
+        if let Some(number) = paid {
+            return Todo::Distributed(number);
+        }
+        let step = |i: usize| plan.steps.get(i).cloned().map_or(Todo::Finish, Todo::Carry);
+        match exit.reason {
+            ExitReason::Expiry => match plan.distribution_action(view, height) {
+                DistributionAction::Wait { until_height, reason } => wait(plan, until_height, reason),
+                DistributionAction::PublishPath { step: i } => step(i),
+                DistributionAction::Publish { distribution } => {
+                    plan.distributions.get(distribution).cloned().map_or(Todo::Finish, Todo::Carry)
+                }
+                DistributionAction::Done { distribution } => Todo::Distributed(distribution),
+                DistributionAction::Settled => Todo::Finish,
+                DistributionAction::Blocked { outpoint, spent_by } => {
+                    Todo::Blocked(format!("nothing: {outpoint} was spent by {spent_by}"))
+                }
+            },
+            ExitReason::Guard => match plan.guard_action(view, height) {
+                GuardAction::Wait { until_height, reason } => guard_wait(plan, until_height, reason),
+                GuardAction::PublishPath { step: i } => step(i),
+                // The LSP never pays itself out of its channels, a client has the expiry's own exit for it.
+                GuardAction::PublishDistribution { .. } => {
+                    Todo::Wait { until: None, text: "the settlement".into() }
+                }
+                GuardAction::Settled => Todo::Finish,
+                GuardAction::Paid { distribution } => Todo::Distributed(distribution),
+                GuardAction::Lost { outpoint, spent_by } => {
+                    Todo::Blocked(format!("nothing: {outpoint} was spent by {spent_by}"))
+                }
+            },
+            _ => match plan.next_action(view, height) {
+                ExitAction::Wait { until_height, reason } => wait(plan, until_height, reason),
+                ExitAction::Publish { step: i } => self.patient(plan, exit, i),
+                ExitAction::Done => Todo::Finish,
+                ExitAction::Blocked { outpoint, spent_by, .. } => {
+                    Todo::Blocked(format!("nothing: {outpoint} was spent by {spent_by}"))
+                }
+            },
+        }
+    }
+
+    /// The LSP leaves the steps of a client that goes by itself to that client, for a while.
+    fn patient(&self, plan: &ExitPlan, exit: &StoredExit, i: usize) -> Todo {
+        let Some(step) = plan.steps.get(i) else { return Todo::Finish };
+        let parent = self.parts.index.confirmation(&step.parent.txid).map_or(0, |c| c.height);
+        let since = step.ready_at(parent).max(exit.started_at);
+        let until = since.saturating_add(PATIENCE_BLOCKS);
+        let leaves_to_client = self.is_lsp() && exit.reason == ExitReason::ChannelClosed;
+        if leaves_to_client && self.parts.height() < until && self.publisher.child(&step.txid).is_none() {
+            return Todo::Wait {
+                until: Some(until),
+                text: format!("the client to publish the {}", step.kind),
+            };
+        }
+        Todo::Carry(step.clone())
+    }
+
+    /// Writes what has changed, and tells it.
+    fn save_exit(
+        &mut self,
+        id: &InstanceId,
+        first: u32,
+        plan: &ExitPlan,
+        before: &StoredExit,
+        exit: StoredExit,
+    ) -> Result<(), Error> {
         if exit == *before {
             return Ok(());
         }
-        if exit.waits_for != before.waits_for {
-            let data = json!({"instance_id": hex::encode(id), "waits_for": exit.waits_for});
-            self.parts.events.push("exit_progress", data);
-        }
+        let cost = self.publisher.cost(plan, &*self.parts.index);
+        let news = json!({
+            "instance_id": hex::encode(id), "clients": self.clients_of(id, first),
+            "waits_for": exit.waits_for, "waits_until": exit.waits_until,
+            "fees_sat": cost.so_far_sat, "to_come_sat": cost.to_come_sat,
+        });
+        let (told, done) = (exit.waits_for != before.waits_for, exit.done);
+        let is_lsp = self.is_lsp();
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
-        if exit.done {
+        let distribution = exit.distribution;
+        let guarded = exit.reason == ExitReason::Guard;
+        factory.state.exits.insert(first, exit);
+        if done && !is_lsp && (!guarded || distribution.is_some()) {
             factory.state.stage = Stage::Exited;
-            self.parts.events.push("exit_done", json!({"instance_id": hex::encode(id)}));
+        }
+        factory.store_state(&self.parts.store)?;
+        if told {
+            self.parts.events.push("exit_progress", news.clone());
+        }
+        if done {
+            let data = json!({"instance_id": hex::encode(id), "clients": self.clients_of(id, first),
+                "fees_sat": cost.so_far_sat, "distribution": distribution.map(|d| d.to_string())});
+            self.parts.events.push("exit_done", data);
             self.join_sent = false;
         }
-        factory.state.exit = Some(exit);
-        factory.store_state(&self.parts.store)
-    }
-
-    /// Writes the exit as it is at this moment.
-    fn store_exit(&mut self, id: &InstanceId, exit: &StoredExit) -> Result<(), Error> {
-        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
-        factory.state.exit = Some(exit.clone());
-        factory.store_state(&self.parts.store)
-    }
-
-    /// The path is confirmed: the commitment, or the kept closing transaction, then the sweep.
-    fn finish_exit(&self, id: &InstanceId, exit: &mut StoredExit) -> Result<(), Error> {
-        exit.needs_coin_sat = None;
-        let Some(factory) = self.factories.get(id) else { return Ok(()) };
-        let Some((outpoint, _)) = factory.channels()?.first().copied() else { return Ok(()) };
-        let channel = channel_id(outpoint);
-        let Some(spend) = self.parts.index.spend(&outpoint) else {
-            exit.waits_for = "the commitment transaction to confirm".into();
-            // A channel that was shut for a close that failed has a closing transaction instead.
-            if let Some(closing) = self.parts.broadcaster.kept_closing(&channel)? {
-                self.parts.broadcaster.send(vec![closing], "kept closing transaction");
-            }
-            return Ok(());
-        };
-        let depth = self.parts.index.depth(spend.height);
-        let delay = u32::from(factory.params().to_self_delay);
-        let settled_anyway = depth > delay.saturating_add(2 * super::chain::FINAL_DEPTH);
-        let swept = self.parts.is_swept(&channel, settled_anyway);
-        exit.done = swept && depth >= super::chain::FINAL_DEPTH;
-        exit.waits_for = if exit.done { "nothing".into() } else { "the sweep to confirm".into() };
         Ok(())
+    }
+
+    /// Writes an exit as it is at this moment.
+    fn put_exit(&mut self, id: &InstanceId, first: u32, exit: StoredExit) -> Result<(), Error> {
+        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
+        factory.state.exits.insert(first, exit);
+        factory.store_state(&self.parts.store)
+    }
+
+    /// Node ids of a leaf's clients, as far as this node knows them.
+    fn clients_of(&self, id: &InstanceId, first: u32) -> Vec<String> {
+        let leaf = self.factories.get(id).and_then(|f| f.leaves().into_iter().find(|l| l.first == first));
+        let own = self.parts.node_id;
+        let channels = leaf.map(|l| l.channels).unwrap_or_default();
+        channels.into_iter().map(|(_, c)| c.unwrap_or(own).to_string()).collect()
+    }
+}
+
+fn kind_of(plan: &ExitPlan, step: usize) -> String {
+    plan.steps.get(step).map(|s| s.kind.to_string()).unwrap_or_default()
+}
+
+fn wait(plan: &ExitPlan, until_height: u32, reason: WaitReason) -> Todo {
+    match reason {
+        WaitReason::FundingUnconfirmed => {
+            Todo::Wait { until: None, text: "the funding transaction to confirm".into() }
+        }
+        WaitReason::Expiry => {
+            Todo::Wait { until: Some(until_height), text: format!("height {until_height}") }
+        }
+        WaitReason::RelativeDelay { step } => {
+            let text = format!("height {until_height}, then the {}", kind_of(plan, step));
+            Todo::Wait { until: Some(until_height), text }
+        }
+    }
+}
+
+fn guard_wait(plan: &ExitPlan, until_height: u32, reason: GuardWait) -> Todo {
+    match reason {
+        GuardWait::FundingUnconfirmed => wait(plan, until_height, WaitReason::FundingUnconfirmed),
+        GuardWait::Expiry => wait(plan, until_height, WaitReason::Expiry),
+        GuardWait::RelativeDelay { step } => wait(plan, until_height, WaitReason::RelativeDelay { step }),
+        GuardWait::Patience { step } => Todo::Wait {
+            until: Some(until_height),
+            text: format!(
+                "whoever began to publish the {}, until height {until_height}",
+                kind_of(plan, step)
+            ),
+        },
     }
 }

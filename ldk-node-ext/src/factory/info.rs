@@ -3,14 +3,12 @@
 use bitcoin::secp256k1::PublicKey;
 use factory_core::lifetime::{Lifetime, Phase};
 use factory_core::planner;
-use factory_core::record::SignedPath;
 use factory_core::transaction::{SignedTx, TxKind};
 
-use super::stored::{Factory, Signed, Stage, StoredExit};
+use super::stored::{Factory, Signed, Stage};
 use super::Service;
 use crate::api::{
-    CloseInfo, Deadline, ExitInfo, ExitStepInfo, FactoryInfo, FactoryMember, FactoryState, MemberState,
-    Outpoint, TreeTx,
+    CloseInfo, Deadline, FactoryInfo, FactoryMember, FactoryState, MemberState, Outpoint, TreeTx,
 };
 use crate::chain::Spend;
 use crate::error::Error;
@@ -19,7 +17,7 @@ use crate::ldk::{channel_id, InstanceId};
 /// Mean time between blocks, seconds.
 const SECONDS_PER_BLOCK: i64 = 600;
 
-fn kind_name(kind: TxKind) -> &'static str {
+pub(super) fn kind_name(kind: TxKind) -> &'static str {
     match kind {
         TxKind::Static { .. } => "static",
         TxKind::Kickoff { .. } => "kickoff",
@@ -75,6 +73,7 @@ impl Service {
         let height = self.parts.height();
         let funding = factory.funding();
         let confirmation = self.parts.index.confirmation(&funding.outpoint.txid);
+        let alive = matches!(factory.state.stage, Stage::Funded | Stage::Live);
         let report = planner::plan(factory.params(), factory.clients()).ok();
         Ok(FactoryInfo {
             instance_id: hex::encode(factory.id()),
@@ -92,6 +91,7 @@ impl Service {
             report: report.and_then(|r| serde_json::to_value(r).ok()),
             close: self.close_info(factory),
             exits: self.exits(factory)?,
+            exit_reserve: alive.then(|| self.exit_reserve(factory)),
         })
     }
 
@@ -103,8 +103,8 @@ impl Service {
             Stage::Closed => FactoryState::Closed,
             Stage::Signed | Stage::Funded => FactoryState::Confirming,
             Stage::Live if self.confirmed_close(factory).is_some() => FactoryState::Closed,
+            Stage::Live if factory.is_exiting() => FactoryState::Exiting,
             Stage::Live if factory.all_left() => FactoryState::Exited,
-            Stage::Live if factory.state.exit.is_some() => FactoryState::Exiting,
             Stage::Live if self.is_closing(factory) => FactoryState::Closing,
             Stage::Live => match phase {
                 Some(Phase::Active) | None => FactoryState::Active,
@@ -124,7 +124,7 @@ impl Service {
         let Ok(life): Result<Lifetime, _> = factory.lifetime() else { return Vec::new() };
         let mut list = vec![
             deadline("active period ends", life.active_until(), height),
-            deadline("dying period ends", life.dying_until(), height),
+            deadline("dying period ends, settlement begins", life.dying_until(), height),
             deadline("last height to start an exit", life.settle_by(), height),
             deadline("distributions become valid (T)", life.expiry(), height),
         ];
@@ -211,80 +211,6 @@ impl Service {
                 let own = [at(r.index), at(r.index).saturating_add(1)];
                 r.path.path.iter().map(|t| self.tree_tx(t, own)).collect()
             }
-        }
-    }
-
-    fn exits(&self, factory: &Factory) -> Result<Vec<ExitInfo>, Error> {
-        match &factory.signed {
-            Signed::Client(r) => Ok(factory
-                .state
-                .exit
-                .as_ref()
-                .map(|e| self.exit_info(&r.path, self.parts.node_id, Some(e), factory))
-                .into_iter()
-                .collect()),
-            Signed::Lsp(r) => {
-                let mut out = Vec::new();
-                for client in &factory.state.left {
-                    if let Some(index) = r.index_of(client) {
-                        out.push(self.exit_info(&r.leaf_path(index)?, *client, None, factory));
-                    }
-                }
-                Ok(out)
-            }
-        }
-    }
-
-    fn exit_info(
-        &self,
-        path: &SignedPath,
-        node_id: PublicKey,
-        stored: Option<&StoredExit>,
-        factory: &Factory,
-    ) -> ExitInfo {
-        let index = &self.parts.index;
-        let children = stored.map(|s| s.children.as_slice()).unwrap_or_default();
-        let steps: Vec<ExitStepInfo> = path
-            .path
-            .iter()
-            .enumerate()
-            .map(|(i, tx)| {
-                let child = children.get(i).and_then(Option::as_ref);
-                let parent_height = tx.parent().and_then(|p| index.confirmation(&p.txid)).map(|c| c.height);
-                let delay = u32::from(tx.relative_delay).max(1);
-                ExitStepInfo {
-                    kind: kind_name(tx.kind).to_owned(),
-                    txid: tx.txid().to_string(),
-                    child_txid: child.map(|c| c.tx.0.compute_txid().to_string()),
-                    delay_blocks: tx.relative_delay,
-                    earliest_height: parent_height.map(|h| h.saturating_add(delay)),
-                    confirmed_height: index.confirmation(&tx.txid()).map(|c| c.height),
-                    fee_sat: child.map_or(0, |c| c.fee_sat),
-                }
-            })
-            .collect();
-        let outpoint = factory
-            .channels()
-            .ok()
-            .and_then(|list| list.into_iter().find(|(_, c)| c.is_none_or(|c| c == node_id)).map(|(o, _)| o));
-        let spend = outpoint.and_then(|o| index.spend(&o));
-        let published =
-            outpoint.and_then(|o| self.parts.outpoints.get(&channel_id(o))).and_then(|c| c.published);
-        let phase = match (stored, spend) {
-            (Some(e), _) if e.done => "done",
-            (Some(e), _) if e.needs_coin_sat.is_some() => "waiting_for_coin",
-            (_, Some(_)) => "sweep",
-            _ if steps.iter().all(|s| s.confirmed_height.is_some()) => "commitment",
-            _ => "path",
-        };
-        ExitInfo {
-            node_id: node_id.to_string(),
-            phase: phase.to_owned(),
-            waits_for: stored.map(|e| e.waits_for.clone()).unwrap_or_default(),
-            fees_sat: steps.iter().map(|s| s.fee_sat).fold(0, u64::saturating_add),
-            steps,
-            commitment_txid: spend.map(|s| s.txid).or(published).map(|t| t.to_string()),
-            commitment_height: spend.map(|s| s.height),
         }
     }
 

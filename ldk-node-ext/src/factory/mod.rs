@@ -18,7 +18,7 @@ mod plan;
 mod registry;
 mod stored;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ use crate::config::RoleConfig;
 use crate::error::Error;
 use crate::ldk::{InstanceId, PeerEvent};
 use crate::node::Parts;
+use crate::publish::Publisher;
 
 pub(crate) use registry::{load, Loaded};
 use stored::Factory;
@@ -55,7 +56,7 @@ pub(crate) enum Command {
     Factories(Answer<Vec<api::FactoryInfo>>),
     Factory(InstanceId, Answer<api::FactoryInfo>),
     Close(InstanceId, Answer<()>),
-    Exit(InstanceId, Answer<()>),
+    Exit(InstanceId, api::ExitRequest, Answer<()>),
     /// An event of LDK; answered when what follows from it has been stored.
     Ldk(LdkEvent, Answer<()>),
 }
@@ -130,6 +131,10 @@ pub(crate) struct Service {
     join_sent: bool,
     /// Cooperative closes under way.
     closing: HashMap<InstanceId, close::Closing>,
+    /// Carries the tree's transactions into blocks.
+    publisher: Publisher,
+    /// Factories whose way out the wallet cannot pay for, and whose user has been told.
+    reserve_low: HashSet<InstanceId>,
 }
 
 impl Loaded {
@@ -137,6 +142,7 @@ impl Loaded {
     pub(crate) async fn run(
         self,
         parts: Arc<Parts>,
+        publisher: Publisher,
         mut commands: mpsc::Receiver<Command>,
         mut peers: mpsc::Receiver<PeerEvent>,
         mut stop: watch::Receiver<bool>,
@@ -152,6 +158,8 @@ impl Loaded {
             superseded: None,
             join_sent: false,
             closing: HashMap::new(),
+            publisher,
+            reserve_low: HashSet::new(),
         };
         service.refresh_limits(service.parts.height());
         service.clean_up_after_restart();
@@ -204,8 +212,8 @@ impl Service {
                 let result = self.close_command(id).await;
                 let _ = answer.send(result);
             }
-            Command::Exit(id, answer) => {
-                let result = self.exit_command(id).await;
+            Command::Exit(id, request, answer) => {
+                let result = self.exit_command(id, request).await;
                 let _ = answer.send(result);
             }
             Command::Ldk(event, handled) => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{OutPoint, Transaction, Txid};
+use bitcoin::{OutPoint, Txid};
 use factory_core::exit::ExitPlan;
 use factory_core::lifetime::Lifetime;
 use factory_core::params::Params;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::api;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
+pub(crate) use crate::store::tx::StoredTx;
 use crate::store::{records, Store};
 
 const TREES: &str = "factories";
@@ -49,52 +50,78 @@ pub(crate) enum Stage {
     Void,
 }
 
-/// A transaction in the store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct StoredTx(#[serde(with = "hex_tx")] pub(crate) Transaction);
-
-mod hex_tx {
-    use bitcoin::consensus::encode;
-    use bitcoin::Transaction;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(tx: &Transaction, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(&encode::serialize_hex(tx))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Transaction, D::Error> {
-        let text = String::deserialize(d)?;
-        encode::deserialize_hex(&text).map_err(serde::de::Error::custom)
-    }
+/// Why a leaf is brought to the chain, the most urgent first: in this order exits get the wallet's coins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ExitReason {
+    /// A payment on one of its channels expires soon.
+    Htlc,
+    /// The user asked for it.
+    Asked,
+    /// A channel was closed without an agreed close of the factory.
+    ChannelClosed,
+    /// The funding confirmed after the factory had been given up (client).
+    LateFunding,
+    /// T has come: a distribution pays (client).
+    Expiry,
+    /// Somebody else has begun to publish the leaf.
+    Guard,
+    /// The LSP settles before T.
+    Settlement,
 }
 
-/// A child we paid for a step of an exit.
+/// An exit of one leaf, under way or done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct StoredChild {
-    pub(crate) tx: StoredTx,
-    pub(crate) fee_sat: u64,
-    /// Height at which it was sent.
-    pub(crate) sent_at: u32,
-    /// Feerate of the package, sat per 1000 weight units.
-    pub(crate) sat_per_kwu: u64,
-}
-
-/// An exit under way or done.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StoredExit {
     /// Height at which it began.
     pub(crate) started_at: u32,
-    /// The newest child of each step, by position.
-    pub(crate) children: Vec<Option<StoredChild>>,
-    /// Height at which a step was first seen in the mempool, by position.
-    #[serde(default)]
-    pub(crate) seen_at: Vec<Option<u32>>,
+    pub(crate) reason: ExitReason,
+    /// The reason in words.
+    pub(crate) why: String,
+    /// The channels that are closed with it; the others of the leaf live on, on the chain.
+    pub(crate) leaving: Vec<OutPoint>,
+    /// Most that the children of the path may pay together, sat.
+    pub(crate) max_fee_sat: Option<u64>,
     /// What it waits for, in words.
     pub(crate) waits_for: String,
+    /// The height that it waits for, if it is one.
+    pub(crate) waits_until: Option<u32>,
     /// A coin is missing: the amount one coin needs to have, sat.
     pub(crate) needs_coin_sat: Option<u64>,
-    /// Money is in the wallet.
+    /// The budget does not suffice: what the next step needs, sat.
+    pub(crate) over_budget_sat: Option<u64>,
+    /// The distribution that has taken the leaf's place.
+    pub(crate) distribution: Option<Txid>,
+    /// Money is in the wallet, or a distribution is final.
     pub(crate) done: bool,
+}
+
+impl StoredExit {
+    /// An exit that begins now.
+    pub(crate) fn new(started_at: u32, reason: ExitReason, why: &str, leaving: Vec<OutPoint>) -> Self {
+        Self {
+            started_at,
+            reason,
+            why: why.to_owned(),
+            leaving,
+            max_fee_sat: None,
+            waits_for: "start".into(),
+            waits_until: None,
+            needs_coin_sat: None,
+            over_budget_sat: None,
+            distribution: None,
+            done: false,
+        }
+    }
+}
+
+/// A leaf with channels of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Leaf {
+    /// Index of its first client: its name among the factory's leaves.
+    pub(crate) first: u32,
+    /// This node's channels on it: outpoint and, for the LSP, the client.
+    pub(crate) channels: Vec<(OutPoint, Option<PublicKey>)>,
 }
 
 /// A cooperative close, once it has begun.
@@ -148,7 +175,12 @@ pub(crate) struct State {
     /// LSP: final balances of channels that are shut down, msat: the client's and ours.
     #[serde(default)]
     pub(crate) finals: BTreeMap<PublicKey, (u64, u64)>,
-    pub(crate) exit: Option<StoredExit>,
+    /// Exits, by the leaf's first client.
+    #[serde(default)]
+    pub(crate) exits: BTreeMap<u32, StoredExit>,
+    /// Blocks before the end of the dying period at which the user was told last.
+    #[serde(default)]
+    pub(crate) warned_at: Option<u32>,
     pub(crate) close: Option<StoredClose>,
     /// Highest number of a try to close.
     #[serde(default)]
@@ -170,7 +202,8 @@ impl State {
             forgotten: false,
             alias: None,
             finals: BTreeMap::new(),
-            exit: None,
+            exits: BTreeMap::new(),
+            warned_at: None,
             close: None,
             close_attempts: 0,
             left: Vec::new(),
@@ -263,42 +296,63 @@ impl Factory {
         root.map(|t| t.txid())
     }
 
+    /// The leaves with channels of this node.
+    pub(crate) fn leaves(&self) -> Vec<Leaf> {
+        match &self.signed {
+            Signed::Lsp(r) => r
+                .nodes
+                .iter()
+                .filter(|n| !n.distributions.is_empty())
+                .filter_map(|n| {
+                    let last = n.txs.last()?.txid();
+                    let clients = r.client_ids.iter().skip(n.first as usize).take((n.end - n.first) as usize);
+                    let channels =
+                        (0u32..).zip(clients).map(|(vout, c)| (OutPoint { txid: last, vout }, Some(*c)));
+                    Some(Leaf { first: n.first, channels: channels.collect() })
+                })
+                .collect(),
+            Signed::Client(r) => vec![Leaf {
+                first: r.index.saturating_sub(r.position),
+                channels: r.channel().map(|c| (c.outpoint, None)).into_iter().collect(),
+            }],
+        }
+    }
+
+    /// The leaf with a channel.
+    pub(crate) fn leaf_of(&self, outpoint: &OutPoint) -> Option<Leaf> {
+        self.leaves().into_iter().find(|l| l.channels.iter().any(|(o, _)| o == outpoint))
+    }
+
+    /// An exit that is under way.
+    pub(crate) fn exit_under_way(&self, first: u32) -> Option<&StoredExit> {
+        self.state.exits.get(&first).filter(|e| !e.done)
+    }
+
+    /// Whether any leaf is on its way to the chain because this node wants it there.
+    pub(crate) fn is_exiting(&self) -> bool {
+        self.state.exits.values().any(|e| !e.done && e.reason != ExitReason::Guard)
+    }
+
     /// This node's channels: outpoint and, for the LSP, the client.
     pub(crate) fn channels(&self) -> Result<Vec<(OutPoint, Option<PublicKey>)>, Error> {
-        match &self.signed {
-            Signed::Lsp(r) => {
-                let mut out = Vec::with_capacity(r.client_ids.len());
-                for node in r.nodes.iter().filter(|n| !n.distributions.is_empty()) {
-                    let Some(last) = node.txs.last() else { continue };
-                    let clients =
-                        r.client_ids.iter().skip(node.first as usize).take((node.end - node.first) as usize);
-                    for (vout, client) in (0u32..).zip(clients) {
-                        out.push((OutPoint { txid: last.txid(), vout }, Some(*client)));
-                    }
-                }
-                Ok(out)
-            }
-            Signed::Client(r) => Ok(r.channel().map(|c| (c.outpoint, None)).into_iter().collect()),
-        }
+        Ok(self.leaves().into_iter().flat_map(|l| l.channels).collect())
     }
 
     pub(crate) fn channel_ids(&self) -> Result<Vec<ChannelId>, Error> {
         Ok(self.channels()?.into_iter().map(|(o, _)| channel_id(o)).collect())
     }
 
-    /// The own path (client).
-    pub(crate) fn own_path(&self) -> Option<&SignedPath> {
+    /// The signed path of a leaf, by its first client.
+    pub(crate) fn leaf_path(&self, first: u32) -> Result<SignedPath, Error> {
         match &self.signed {
-            Signed::Lsp(_) => None,
-            Signed::Client(r) => Some(&r.path),
+            Signed::Lsp(r) => Ok(r.leaf_path(usize::try_from(first).unwrap_or(usize::MAX))?),
+            Signed::Client(r) => Ok(r.path.clone()),
         }
     }
 
-    /// The steps of the own exit (client).
-    pub(crate) fn exit_plan(&self) -> Result<ExitPlan, Error> {
-        let path =
-            self.own_path().ok_or_else(|| Error::Conflict("a provider has no path of its own".into()))?;
-        Ok(path.exit_plan()?)
+    /// The steps of a leaf's exit, by its first client.
+    pub(crate) fn exit_plan(&self, first: u32) -> Result<ExitPlan, Error> {
+        Ok(self.leaf_path(first)?.exit_plan()?)
     }
 
     /// Every transaction that matters on the chain.

@@ -11,8 +11,8 @@ use serde_json::{json, Value};
 
 use super::{ApiCode, ApiError, Body, Empty, Params, Shutdown};
 use crate::api::{
-    Balance, ChannelInfo, ConnectRequest, EventRecord, FactoryInfo, Invoice, InvoiceRequest, NodeInfo,
-    PayRequest, Payment,
+    Balance, ChannelInfo, ConnectRequest, EventRecord, ExitRequest, FactoryInfo, Invoice, InvoiceRequest,
+    NodeInfo, PayRequest, Payment,
 };
 use crate::{Error, Node};
 
@@ -71,6 +71,7 @@ pub(super) fn quick(node: Node, shutdown: Shutdown) -> Router {
         .route("/v1/factories", get(factories))
         .route("/v1/factories/{instance_id}", get(factory))
         .route("/v1/factories/{instance_id}/close", post(close_factory))
+        .route("/v1/factories/{instance_id}/exit", post(exit_factory))
         .route("/v1/stop", post(stop))
         .with_state(Api { node, shutdown })
 }
@@ -134,6 +135,15 @@ async fn close_factory(
     Body(Empty {}): Body<Empty>,
 ) -> Answer<Value> {
     detached(async move { api.node.close_factory(&instance_id).await }).await?;
+    Ok(done())
+}
+
+async fn exit_factory(
+    State(api): State<Api>,
+    Path(instance_id): Path<String>,
+    Body(request): Body<ExitRequest>,
+) -> Answer<Value> {
+    detached(async move { api.node.exit_factory(&instance_id, request).await }).await?;
     Ok(done())
 }
 

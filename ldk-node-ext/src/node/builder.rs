@@ -36,6 +36,7 @@ use crate::ldk::{
     Outgoing, Outpoints, PeerManager, Router, WholeBlocks,
 };
 use crate::logger::Logger;
+use crate::publish::Publisher;
 use crate::store::events::Events;
 use crate::store::payments::Payments;
 use crate::store::Store;
@@ -258,11 +259,23 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         interval: parts.config.poll_interval,
         synced,
     };
+    let publisher = Publisher::load(
+        Arc::clone(&parts.store),
+        Arc::clone(&parts.wallet),
+        Arc::clone(&parts.bitcoind),
+        Arc::clone(&parts.fees),
+    )?;
     let mut tasks = JoinSet::new();
     tasks.spawn(sync.run(header, cache, feed, stop_receiver.clone()));
     tasks.spawn(broadcast(Arc::clone(&parts), outgoing, stop_receiver.clone()));
     tasks.spawn(background(Arc::clone(&parts), gossip, scorer, stop_receiver.clone()));
-    tasks.spawn(factories.run(Arc::clone(&parts), command_queue, peer_events, stop_receiver.clone()));
+    tasks.spawn(factories.run(
+        Arc::clone(&parts),
+        publisher,
+        command_queue,
+        peer_events,
+        stop_receiver.clone(),
+    ));
     tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {
         tasks.spawn(net::accept(Arc::clone(&parts), listener, stop_receiver));

@@ -242,13 +242,14 @@ impl Node {
         self.ask(|a| Command::Close(id, a)).await
     }
 
-    /// Leaves a factory alone by publishing the own path (client). Runs on, also over restarts.
+    /// Leaves a factory alone by publishing the own path (client), or leaves one client by its path (LSP).
+    /// Runs on, also over restarts. On an exit that is under way it changes the fee budget.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Conflict`].
-    pub async fn exit_factory(&self, instance_id: &str) -> Result<(), Error> {
+    /// [`Error::InvalidArgument`] naming the field, [`Error::NotFound`], [`Error::Conflict`].
+    pub async fn exit_factory(&self, instance_id: &str, request: api::ExitRequest) -> Result<(), Error> {
         let id = parse_instance(instance_id)?;
-        self.ask(|a| Command::Exit(id, a)).await
+        self.ask(|a| Command::Exit(id, request, a)).await
     }
 }
 

@@ -8,6 +8,7 @@ pub mod events;
 pub mod payments;
 pub mod records;
 mod sqlite;
+pub(crate) mod tx;
 
 pub use sqlite::SqliteStore;
 

@@ -22,7 +22,12 @@ pub(crate) struct Child {
     pub(crate) fee: Amount,
 }
 
-/// The child in the mempool that a new one has to displace, whoever made it.
+/// Least amount of each part when change is divided, sat: enough for a child of its own at any usual feerate.
+const SPLIT_MIN_SAT: u64 = 10_000;
+/// Most parts that change is divided into; a child of 1000 vB has room for more.
+pub(crate) const MAX_SPLIT: usize = 8;
+
+/// What is in the mempool and has to be displaced, whoever made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rival {
     /// Its fee.
@@ -31,11 +36,14 @@ pub(crate) struct Rival {
     pub(crate) vsize: u64,
     /// What a replacement pays for its own relay, on top.
     pub(crate) relay: FeeRate,
+    /// It conflicts with the parent, so that parent and child together have to displace it (package
+    /// replacement), and not with the child alone (sibling eviction, BIP 431).
+    pub(crate) of_parent: bool,
 }
 
 impl Rival {
-    /// Least fee of a child of this size that displaces it: more than its fee, by the price of relaying
-    /// the new one (BIP 125 rule 4), and at a higher feerate.
+    /// Least fee of a replacement of this size: more than its fee, by the price of relaying the new one
+    /// (BIP 125 rule 4), and at a higher feerate.
     fn beaten_by(&self, vsize: u64) -> u64 {
         let relay = u128::from(self.relay.to_sat_per_kwu()) * u128::from(vsize) * 4;
         let relay = u64::try_from(relay.div_ceil(1000)).unwrap_or(u64::MAX);
@@ -58,29 +66,70 @@ pub(crate) struct ChildRequest<'a> {
     pub(crate) rival: Option<Rival>,
     /// Coins of our own earlier child of this parent: free for this one, since it replaces that one.
     pub(crate) reusable: &'a [OutPoint],
+    /// Outputs that the change is divided into if it is large enough, at most [`MAX_SPLIT`]: so many
+    /// further children need a coin of their own soon.
+    pub(crate) outputs: usize,
 }
 
-/// Size of a child with this many coins, vB. Weights (BIP 141): 10.5 vB of overhead, 41 vB for the anchor
-/// input with its empty witness, 57.5 vB for a P2TR key spend, 43 vB for the P2TR output.
-fn child_vb(coins: usize) -> u64 {
-    let coins = u64::try_from(coins).unwrap_or(u64::MAX);
-    coins.saturating_mul(575).saturating_add(105 + 410 + 430).div_ceil(10).saturating_add(1)
+/// Size of a child with this many coins and outputs, vB. Weights (BIP 141): 10.5 vB of overhead, 41 vB for
+/// the anchor input with its empty witness, 57.5 vB for a P2TR key spend, 43 vB for a P2TR output.
+fn child_vb(coins: usize, outputs: usize) -> u64 {
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    count(coins)
+        .saturating_mul(575)
+        .saturating_add(count(outputs).saturating_mul(430))
+        .saturating_add(105 + 410)
+        .div_ceil(10)
+        .saturating_add(1)
+}
+
+/// Equal parts of an amount; the remainder goes to the first.
+fn divide(sat: u64, parts: usize) -> impl Iterator<Item = u64> {
+    let parts = u64::try_from(parts).unwrap_or(1).max(1);
+    (0..parts).map(move |i| sat / parts + if i == 0 { sat % parts } else { 0 })
 }
 
 impl ChildRequest<'_> {
-    /// Fee of a child with this many coins, sat.
-    fn fee(&self, coins: usize) -> u64 {
-        let vsize = child_vb(coins);
-        let weight = self.parent.weight().to_wu().saturating_add(vsize.saturating_mul(4));
+    /// Fee of a child with this many coins and outputs, sat.
+    fn fee_with(&self, coins: usize, outputs: usize) -> u64 {
+        let vsize = child_vb(coins, outputs);
+        let parent = self.parent.weight().to_wu();
+        let weight = parent.saturating_add(vsize.saturating_mul(4));
         let package = self.feerate.fee_wu(Weight::from_wu(weight)).map_or(u64::MAX, Amount::to_sat);
-        package.max(self.rival.map_or(0, |r| r.beaten_by(vsize)))
+        let beats = self.rival.map_or(0, |r| {
+            r.beaten_by(if r.of_parent { vsize.saturating_add(parent.div_ceil(4)) } else { vsize })
+        });
+        package.max(beats)
+    }
+
+    /// Fee of a child with this many coins and one output, sat.
+    fn fee(&self, coins: usize) -> u64 {
+        self.fee_with(coins, 1)
+    }
+
+    /// Fee of a child with one coin and one output: the least that this request costs, sat.
+    pub(crate) fn least_fee(&self) -> u64 {
+        self.fee(1)
+    }
+
+    /// How the rest of the chosen coins is divided, and the fee that goes with it.
+    fn outputs(&self, coins: usize, sum: u64) -> (u64, Vec<u64>) {
+        let most = self.outputs.clamp(1, MAX_SPLIT);
+        let fits = |n: &usize| {
+            let rest = sum.saturating_sub(self.fee_with(coins, *n));
+            let parts = u64::try_from(*n).unwrap_or(u64::MAX);
+            *n == 1 || (rest / parts >= SPLIT_MIN_SAT && child_vb(coins, *n) <= TRUC_CHILD_MAX_VB)
+        };
+        let n = (1..=most).rev().find(fits).unwrap_or(1);
+        let fee = self.fee_with(coins, n);
+        (fee, divide(sum.saturating_sub(fee), n).collect())
     }
 
     /// The smallest single coin that suffices, else the largest ones together.
     ///
     /// # Errors
     /// [`Error::InsufficientFunds`] with the amount that one coin would need to have.
-    fn select(&self, anchor: Amount, mut coins: Vec<Coin>) -> Result<(Vec<Coin>, Amount, Amount), Error> {
+    fn select(&self, anchor: Amount, mut coins: Vec<Coin>) -> Result<(Vec<Coin>, u64, Vec<u64>), Error> {
         coins.sort_by_key(|c| std::cmp::Reverse(c.txout.value));
         let total = |list: &[Coin]| list.iter().map(|c| c.txout.value.to_sat()).sum::<u64>();
         let available = total(&coins);
@@ -91,15 +140,15 @@ impl ChildRequest<'_> {
             Some(one) => vec![one.clone()],
             None => {
                 let enough = (2..=coins.len())
-                    .take_while(|n| child_vb(*n) <= TRUC_CHILD_MAX_VB)
+                    .take_while(|n| child_vb(*n, 1) <= TRUC_CHILD_MAX_VB)
                     .find(|n| coins.get(..*n).is_some_and(|list| sum(list) >= needed(*n)));
                 let shortage = Error::InsufficientFunds { needed_sat: needed(1), available_sat: available };
                 coins.truncate(enough.ok_or(shortage)?);
                 coins
             }
         };
-        let (sum, fee) = (sum(&chosen), self.fee(chosen.len()));
-        Ok((chosen, Amount::from_sat(fee), Amount::from_sat(sum.saturating_sub(fee))))
+        let (fee, rest) = self.outputs(chosen.len(), sum(&chosen));
+        Ok((chosen, fee, rest))
     }
 }
 
@@ -121,7 +170,19 @@ impl Wallet {
         let mut coins = inner.coins(|o| request.reusable.contains(o));
         coins.retain(|c| request.reusable.contains(&c.outpoint) || !inner.taken(&c.outpoint));
         let (chosen, fee, rest) = request.select(anchor_out.value, coins)?;
-        let change = inner.bdk.next_unused_address(KeychainKind::Internal).script_pubkey();
+        let output = match rest.as_slice() {
+            [one] => {
+                let script_pubkey = inner.bdk.next_unused_address(KeychainKind::Internal).script_pubkey();
+                vec![TxOut { value: Amount::from_sat(*one), script_pubkey }]
+            }
+            parts => parts
+                .iter()
+                .map(|part| TxOut {
+                    value: Amount::from_sat(*part),
+                    script_pubkey: inner.bdk.reveal_next_address(KeychainKind::Internal).script_pubkey(),
+                })
+                .collect(),
+        };
         self.persist(&mut inner)?;
         let input = |previous_output| TxIn {
             previous_output,
@@ -134,7 +195,7 @@ impl Wallet {
             // Not valid in a block that would have to be mined anew (fee sniping).
             lock_time: LockTime::from_height(inner.bdk.latest_checkpoint().height()).map_err(wallet_error)?,
             input: std::iter::once(anchor).chain(chosen.iter().map(|c| c.outpoint)).map(input).collect(),
-            output: vec![TxOut { value: rest, script_pubkey: change }],
+            output,
         };
         let mut psbt = Psbt::from_unsigned_tx(tx).map_err(wallet_error)?;
         if let Some(slot) = psbt.inputs.first_mut() {
@@ -142,6 +203,6 @@ impl Wallet {
         }
         let tx = self.sign_with(&inner, psbt)?;
         inner.reserved.extend(chosen.iter().map(|c| c.outpoint));
-        Ok(Child { tx, fee })
+        Ok(Child { tx, fee: Amount::from_sat(fee) })
     }
 }

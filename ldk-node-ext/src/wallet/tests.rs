@@ -114,7 +114,14 @@ impl Setup {
 
     fn child(&self, parent: &Transaction, sat_per_vb: u64, reusable: &[OutPoint]) -> Result<Child, Error> {
         let feerate = FeeRate::from_sat_per_vb(sat_per_vb).unwrap();
-        self.wallet.child_for(ChildRequest { parent, anchor_vout: 0, feerate, rival: None, reusable })
+        self.wallet.child_for(ChildRequest {
+            parent,
+            anchor_vout: 0,
+            feerate,
+            rival: None,
+            reusable,
+            outputs: 1,
+        })
     }
 }
 
@@ -318,9 +325,10 @@ fn a_child_pays_its_feerate_and_beats_the_one_there() {
 
     let beat = |fee: u64, vsize: u64| {
         let relay = FeeRate::from_sat_per_vb(1).unwrap();
-        let rival = Some(Rival { fee: Amount::from_sat(fee), vsize, relay });
+        let rival = Some(Rival { fee: Amount::from_sat(fee), vsize, relay, of_parent: false });
         let feerate = FeeRate::from_sat_per_vb(1).unwrap();
-        let request = ChildRequest { parent: &step, anchor_vout: 0, feerate, rival, reusable: &[] };
+        let request =
+            ChildRequest { parent: &step, anchor_vout: 0, feerate, rival, reusable: &[], outputs: 1 };
         let child = s.wallet.child_for(request).unwrap();
         s.wallet.release(&child.tx);
         (child.fee.to_sat(), u64::try_from(child.tx.vsize()).unwrap())

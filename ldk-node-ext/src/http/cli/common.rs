@@ -45,6 +45,9 @@ crate::settings! {
         /// Never pay more than this, sat/vB, at most 10000 [default: 500]
         #[arg(value_name = "SAT")]
         pub max_feerate_sat_per_vb: u32,
+        /// Most that the fee-paying children of one exit's path may cost together, sat [default: no bound]
+        #[arg(value_name = "SAT")]
+        pub exit_max_fee_sat: u64,
         /// Name in announcements, at most 32 bytes
         #[arg(value_name = "NAME")]
         pub alias: String,
@@ -154,6 +157,9 @@ impl CommonSettings {
         }
         set(&mut config.fallback_feerate_sat_per_vb, self.fallback_feerate_sat_per_vb);
         set(&mut config.max_feerate_sat_per_vb, self.max_feerate_sat_per_vb);
+        if self.exit_max_fee_sat.is_some() {
+            config.exit_max_fee_sat = self.exit_max_fee_sat;
+        }
         if self.alias.is_some() {
             config.alias.clone_from(&self.alias);
         }

@@ -3,6 +3,7 @@
 
 mod commands;
 mod common;
+mod exit;
 mod layers;
 mod wait;
 
@@ -15,8 +16,9 @@ use serde::Serialize;
 
 pub use commands::{events_after, NodeCommand};
 pub use common::{bad, set, validate, CommonSettings};
+pub use exit::ExitArgs;
 pub use layers::{environment, Layers, Settings};
-pub use wait::{closing, creating, exiting, the_factory, WaitArgs};
+pub use wait::{closing, creating, exit_of, exiting, the_factory, WaitArgs};
 
 use super::{ApiClient, ErrorBody, HttpError};
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::super::{segment, show, ApiClient, HttpError};
-use crate::api::{FactoryInfo, FactoryState};
+use crate::api::{ExitInfo, FactoryInfo, FactoryState};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_millis(400);
@@ -45,12 +45,23 @@ pub fn closing(client: &ApiClient, id: &str, args: WaitArgs) -> Result<FactoryIn
     follow(client, id, args, look_at_close)
 }
 
-/// Waits until this client has left a factory and its money is swept.
+/// Waits until a leaf has been left and the money is swept: a client's own, or the one of a client of an
+/// LSP's.
 ///
 /// # Errors
 /// As [`creating`].
-pub fn exiting(client: &ApiClient, id: &str, args: WaitArgs) -> Result<FactoryInfo, HttpError> {
-    follow(client, id, args, look_at_exit)
+pub fn exiting(
+    client: &ApiClient,
+    id: &str,
+    whose: Option<&str>,
+    args: WaitArgs,
+) -> Result<FactoryInfo, HttpError> {
+    follow(client, id, args, |f| look_at_exit(f, whose))
+}
+
+/// The exit that is meant: that of a client's leaf, or the only one.
+pub fn exit_of<'a>(f: &'a FactoryInfo, whose: Option<&str>) -> Option<&'a ExitInfo> {
+    f.exits.iter().find(|e| whose.is_none_or(|node| e.clients.iter().any(|c| c == node)))
 }
 
 fn look_at_creation(f: &FactoryInfo) -> Look {
@@ -98,8 +109,8 @@ fn look_at_close(f: &FactoryInfo) -> Look {
     Look { lines, verdict }
 }
 
-fn look_at_exit(f: &FactoryInfo) -> Look {
-    let exit = f.exits.first();
+fn look_at_exit(f: &FactoryInfo, whose: Option<&str>) -> Look {
+    let exit = exit_of(f, whose);
     let mut lines = Vec::new();
     if let Some(exit) = exit {
         let total = exit.steps.len();
@@ -110,12 +121,12 @@ fn look_at_exit(f: &FactoryInfo) -> Look {
                 .map_or("waits for the path".into(), |h| format!("confirmed at height {h}"));
             lines.push(format!("commitment {}: {at}", show::short(txid)));
         }
-        lines.push(format!("{}: {}", exit.phase, exit.waits_for));
+        lines.push(show::exit_state(exit));
     }
     let verdict = match f.state {
         FactoryState::Failed => Some(Err(f.failure.clone().unwrap_or_else(|| "failed".into()))),
         FactoryState::Closed => Some(Err("the factory was closed by agreement instead".to_owned())),
-        FactoryState::Exited => Some(Ok(())),
+        FactoryState::Exited if whose.is_none() => Some(Ok(())),
         _ if exit.is_some_and(|e| e.phase == "done") => Some(Ok(())),
         _ => None,
     };
@@ -126,7 +137,7 @@ fn follow(
     client: &ApiClient,
     id: &str,
     args: WaitArgs,
-    look: fn(&FactoryInfo) -> Look,
+    look: impl Fn(&FactoryInfo) -> Look,
 ) -> Result<FactoryInfo, HttpError> {
     let path = format!("/v1/factories/{}", segment("instance_id", id)?);
     let start = Instant::now();
@@ -192,7 +203,7 @@ fn choose(all: &[FactoryInfo], start: &str) -> Result<String, String> {
 mod tests {
     use super::super::super::show::tests::sample;
     use super::*;
-    use crate::api::{CloseInfo, ExitInfo};
+    use crate::api::CloseInfo;
 
     #[test]
     fn creation_ends_alive_or_with_the_reason() {
@@ -235,16 +246,29 @@ mod tests {
         f.state = FactoryState::Exiting;
         f.exits.push(ExitInfo {
             node_id: "02aa".into(),
+            clients: vec!["02aa".into()],
+            reason: "asked for by the user".into(),
             phase: "sweep".into(),
             waits_for: "144 blocks".into(),
+            waits_until_height: None,
+            started_height: Some(100),
+            expected_end_height: Some(300),
             steps: vec![],
             commitment_txid: None,
             commitment_height: None,
+            distribution_txid: None,
             fees_sat: 0,
+            fees_to_come_sat: 0,
+            max_fee_sat: None,
+            needs_coin_sat: None,
+            over_budget_sat: None,
         });
-        assert_eq!(look_at_exit(&f).verdict, None);
+        assert_eq!(look_at_exit(&f, None).verdict, None);
+        assert!(exit_of(&f, Some("02bb")).is_none());
         f.exits[0].phase = "done".into();
-        assert_eq!(look_at_exit(&f).verdict, Some(Ok(())));
+        assert_eq!(look_at_exit(&f, None).verdict, Some(Ok(())));
+        assert_eq!(look_at_exit(&f, Some("02aa")).verdict, Some(Ok(())));
+        assert_eq!(look_at_exit(&f, Some("02bb")).verdict, None);
     }
 
     #[test]

@@ -200,6 +200,13 @@ pub fn factory(f: &FactoryInfo) -> String {
     if let Some(report) = f.report.as_ref().filter(|_| !over && f.exits.is_empty()) {
         out.push_str(&format!("\n{}", exit_cost(report)));
     }
+    if let Some(r) = f.exit_reserve.filter(|r| r.available_sat < r.needed_sat) {
+        out.push_str(&format!(
+            "\nwallet   {} confirmed, the way out costs about {}: add a coin\n",
+            sat(r.available_sat),
+            sat(r.needed_sat)
+        ));
+    }
     if let Some(close) = &f.close {
         out.push_str(&format!("\n{}", close_text(close)));
     }
@@ -263,15 +270,36 @@ pub fn exit_text(e: &ExitInfo) -> String {
         e.phase,
         e.waits_for
     );
+    out.push_str(&format!("         because {}\n", e.reason));
     for (i, s) in e.steps.iter().enumerate() {
         out.push_str(&format!("         {}\n", step(i + 1, total, s)));
+    }
+    if let Some(txid) = &e.distribution_txid {
+        out.push_str(&format!("         paid by distribution {txid}\n"));
     }
     if let Some(txid) = &e.commitment_txid {
         let height = e.commitment_height.map_or("not confirmed".to_owned(), |h| format!("height {h}"));
         out.push_str(&format!("         commitment {txid}, {height}\n"));
     }
-    out.push_str(&format!("         fees paid so far {}\n", sat(e.fees_sat)));
+    let bound = e.max_fee_sat.map(|max| format!(" of at most {}", sat(max))).unwrap_or_default();
+    let to_come = match e.fees_to_come_sat {
+        0 => String::new(),
+        more => format!(", about {} to come", sat(more)),
+    };
+    out.push_str(&format!("         fees of the path so far {}{to_come}{bound}\n", sat(e.fees_sat)));
+    if let Some(height) = e.expected_end_height {
+        out.push_str(&format!("         money spendable from height {height} at the earliest\n"));
+    }
     out
+}
+
+/// Where an exit stands, on one line.
+pub fn exit_state(e: &ExitInfo) -> String {
+    let cost = match (e.fees_sat, e.fees_to_come_sat) {
+        (paid, 0) => format!("{} of fees", sat(paid)),
+        (paid, more) => format!("{} of fees, about {} to come", sat(paid), sat(more)),
+    };
+    format!("{}: {} ({cost})", e.phase, e.waits_for)
 }
 
 #[cfg(test)]
@@ -308,6 +336,7 @@ pub(crate) mod tests {
             report: None,
             close: None,
             exits: vec![],
+            exit_reserve: None,
         }
     }
 

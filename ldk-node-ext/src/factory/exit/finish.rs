@@ -1,0 +1,94 @@
+//! How an exit ends: LDK's commitment, or the kept closing transaction, and the sweep; or a distribution.
+
+use bitcoin::OutPoint;
+use factory_core::exit::ExitPlan;
+
+use super::super::chain::FINAL_DEPTH;
+use super::super::stored::{ExitReason, StoredExit};
+use super::super::Service;
+use crate::error::Error;
+use crate::ldk::{channel_id, InstanceId};
+use crate::node::mark_void;
+use crate::util::lock;
+
+impl Service {
+    /// The path is confirmed: the channels that leave are published, then swept.
+    pub(super) fn finish_exit(
+        &self,
+        id: &InstanceId,
+        first: u32,
+        exit: &mut StoredExit,
+    ) -> Result<(), Error> {
+        let Some(factory) = self.factories.get(id) else { return Ok(()) };
+        if exit.reason == ExitReason::Settlement && exit.leaving.is_empty() {
+            // Channels were kept open until now; on the chain they cost nobody a tree any more, but the
+            // LSP's money in a dead client's channel comes home only if it is closed.
+            let leaf = factory.leaves().into_iter().find(|l| l.first == first);
+            exit.leaving = leaf.into_iter().flat_map(|l| l.channels).map(|(o, _)| o).collect();
+            exit.waits_for = "the commitment transactions to confirm".into();
+            return Ok(());
+        }
+        let last_height = factory
+            .exit_plan(first)?
+            .steps
+            .last()
+            .and_then(|s| self.parts.index.confirmation(&s.txid))
+            .map_or(0, |c| c.height);
+        let mut ended = self.parts.index.depth(last_height) >= FINAL_DEPTH;
+        let mut waits_for = "the leaf to be final".to_owned();
+        for outpoint in &exit.leaving {
+            if let Some(text) = self.channel_waits_for(outpoint, factory.params().to_self_delay)? {
+                (ended, waits_for) = (false, text);
+                break;
+            }
+        }
+        exit.done = ended;
+        exit.waits_for = if ended { "nothing".into() } else { waits_for };
+        Ok(())
+    }
+
+    /// What a channel that leaves still waits for.
+    fn channel_waits_for(&self, outpoint: &OutPoint, to_self_delay: u16) -> Result<Option<String>, Error> {
+        let channel = channel_id(*outpoint);
+        let Some(spend) = self.parts.index.spend(outpoint) else {
+            // A channel that was shut for a close that failed has a closing transaction instead.
+            if let Some(closing) = self.parts.broadcaster.kept_closing(&channel)? {
+                self.parts.broadcaster.send(vec![closing], "kept closing transaction");
+            }
+            return Ok(Some("the commitment transaction to confirm".into()));
+        };
+        let depth = self.parts.index.depth(spend.height);
+        let settled_anyway = depth > u32::from(to_self_delay).saturating_add(2 * FINAL_DEPTH);
+        let swept = self.parts.is_swept(&channel, settled_anyway) && depth >= FINAL_DEPTH;
+        Ok((!swept).then(|| "the sweep to confirm".into()))
+    }
+
+    /// A distribution took the leaf's place: its channels will never be on the chain.
+    pub(super) fn finish_distributed(
+        &mut self,
+        id: &InstanceId,
+        first: u32,
+        plan: &ExitPlan,
+        number: usize,
+        exit: &mut StoredExit,
+    ) -> Result<(), Error> {
+        self.publisher.drop_lost(plan, &*self.parts.index)?;
+        let Some(distribution) = plan.distributions.get(number) else { return Ok(()) };
+        let Some(confirmed) = self.parts.index.confirmation(&distribution.txid) else { return Ok(()) };
+        exit.distribution = Some(distribution.txid);
+        let leaf = self.factories.get(id).and_then(|f| f.leaves().into_iter().find(|l| l.first == first));
+        let channels: Vec<_> =
+            leaf.into_iter().flat_map(|l| l.channels).map(|(o, _)| channel_id(o)).collect();
+        lock(&self.parts.settled).extend(channels.iter().copied());
+        if self.parts.index.depth(confirmed.height) < FINAL_DEPTH {
+            exit.waits_for = format!("the distribution to be {FINAL_DEPTH} blocks deep");
+            return Ok(());
+        }
+        for channel in channels {
+            mark_void(&self.parts.store, &channel, "paid out by a distribution")?;
+        }
+        exit.waits_for = "nothing".into();
+        exit.done = true;
+        Ok(())
+    }
+}
