@@ -87,6 +87,24 @@ impl Daemon {
         Ok(())
     }
 
+    /// Stops it, puts these settings into its config file and starts it again.
+    ///
+    /// # Errors
+    /// If it does not stop or does not come up.
+    pub fn restart_with(&mut self, settings: &[(&str, u32)]) -> Result<()> {
+        self.stop()?;
+        let file = self.data_dir.join("config.toml");
+        let old = match fs::read_to_string(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            text => text.with_context(|| format!("read {}", file.display()))?,
+        };
+        let of_a_setting = |line: &str| settings.iter().any(|(key, _)| line.starts_with(&format!("{key} =")));
+        let kept = old.lines().filter(|line| !of_a_setting(line)).map(str::to_owned);
+        let new = settings.iter().map(|(key, value)| format!("{key} = {value}"));
+        fs::write(&file, kept.chain(new).map(|line| line + "\n").collect::<String>())?;
+        self.start()
+    }
+
     /// Stops it in order (SIGTERM).
     ///
     /// # Errors

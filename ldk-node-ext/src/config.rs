@@ -108,6 +108,9 @@ pub struct NodeConfig {
     /// Most that the fee-paying children of one exit's path may cost together, sat; none: only the feerate
     /// is bounded.
     pub exit_max_fee_sat: Option<u64>,
+    /// Blocks that an HTLC on a factory channel must have beyond the factory's claim budget, for heights that
+    /// differ between nodes and for reaction, 1 to 144.
+    pub claim_margin_blocks: u16,
     /// Name in announcements, at most 32 bytes.
     pub alias: Option<String>,
     /// LSP or client.
@@ -160,6 +163,7 @@ impl NodeConfig {
             fallback_feerate_sat_per_vb: 5,
             max_feerate_sat_per_vb: 500,
             exit_max_fee_sat: None,
+            claim_margin_blocks: 12,
             alias: None,
             role,
         }
@@ -186,6 +190,9 @@ impl NodeConfig {
         }
         if self.exit_max_fee_sat == Some(0) {
             return Err(Error::invalid("exit_max_fee_sat", "must be at least 1"));
+        }
+        if self.claim_margin_blocks == 0 || self.claim_margin_blocks > 144 {
+            return Err(Error::invalid("claim_margin_blocks", "must be from 1 to 144"));
         }
         if self.alias.as_ref().is_some_and(|a| a.len() > 32) {
             return Err(Error::invalid("alias", "must be at most 32 bytes"));

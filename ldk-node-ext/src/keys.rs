@@ -27,7 +27,7 @@ use lightning::sign::{
 use lightning_invoice::RawBolt11Invoice;
 
 use crate::error::Error;
-use crate::ldk::FactorySigner;
+use crate::ldk::{FactorySigner, HeldHtlcs};
 use crate::util::unix_now;
 use crate::wallet::Wallet;
 
@@ -94,10 +94,16 @@ pub struct Keys {
     root: Xpriv,
     secp: Secp256k1<All>,
     wallet: Arc<Wallet>,
+    held: Arc<HeldHtlcs>,
 }
 
 impl Keys {
-    pub(crate) fn new(seed: &Seed, network: Network, wallet: Arc<Wallet>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        seed: &Seed,
+        network: Network,
+        wallet: Arc<Wallet>,
+        held: Arc<HeldHtlcs>,
+    ) -> Result<Self, Error> {
         let now = std::time::SystemTime::now();
         let nanos = now.duration_since(std::time::UNIX_EPOCH).map(|d| d.subsec_nanos()).unwrap_or(0);
         Ok(Self {
@@ -105,6 +111,7 @@ impl Keys {
             root: seed.root(network)?,
             secp: Secp256k1::new(),
             wallet,
+            held,
         })
     }
 
@@ -217,7 +224,7 @@ impl SignerProvider for Keys {
     }
 
     fn derive_channel_signer(&self, channel_keys_id: [u8; 32]) -> FactorySigner {
-        FactorySigner::new(self.ldk.derive_channel_signer(channel_keys_id))
+        FactorySigner::new(self.ldk.derive_channel_signer(channel_keys_id), Arc::clone(&self.held))
     }
 
     fn get_destination_script(&self, _channel_keys_id: [u8; 32]) -> Result<ScriptBuf, ()> {

@@ -17,6 +17,7 @@ mod chain;
 mod config;
 mod error;
 mod factory;
+mod htlc_rules;
 #[cfg(feature = "http")]
 pub mod http;
 mod keys;

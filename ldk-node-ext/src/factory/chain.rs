@@ -9,7 +9,6 @@ use factory_core::exit::ChainView;
 use factory_core::params::FUNDING_GIVE_UP;
 use lightning::events::ClosureReason;
 use lightning::ln::types::ChannelId;
-use lightning::util::config::ChannelConfigUpdate;
 use serde_json::json;
 
 use super::close::Closing;
@@ -22,10 +21,9 @@ use crate::ldk::InstanceId;
 use crate::node::mark_void;
 use crate::util::lock;
 
-/// Smallest patience of an invoice, blocks: [`HTLC_MARGIN`] and half an hour or so to pay it.
-const INVOICE_SLACK: u16 = 18;
-/// Blocks added to the claim budget, for heights that differ between nodes and for reaction.
-const HTLC_MARGIN: u32 = 12;
+/// Blocks that an invoice's final expiry delta has beyond what accepting asks for, so that there is half
+/// an hour or so to pay it.
+const INVOICE_SLACK: u16 = 6;
 /// Confirmations after which a spend of the funding output is final.
 pub(super) const FINAL_DEPTH: u32 = 6;
 
@@ -219,7 +217,7 @@ impl Service {
             RoleConfig::Lsp(_) => 0,
         }
         // At least what accepting a payment asks for, and a few blocks that may come meanwhile.
-        .max(INVOICE_SLACK);
+        .max(self.parts.config.claim_margin_blocks.saturating_add(INVOICE_SLACK));
         let live = |f: &&Factory| matches!(f.state.stage, Stage::Signed | Stage::Funded | Stage::Live);
         let min_final = self
             .factories
@@ -229,17 +227,6 @@ impl Service {
             .max()
             .unwrap_or(0);
         self.parts.min_final_cltv.store(min_final, Ordering::Release);
-        let budget = self
-            .factories
-            .values()
-            .filter(live)
-            .filter_map(|f| f.params().claim_budget(f.params().confirm_blocks).ok())
-            .max()
-            .map_or(0, |c| c.saturating_add(HTLC_MARGIN));
-        self.parts.claim_budget.store(budget, Ordering::Release);
-        if self.is_lsp() {
-            self.raise_deltas(budget);
-        }
         let nearest = self
             .factories
             .values()
@@ -247,24 +234,6 @@ impl Service {
             .flat_map(|f| self.deadlines(f, height))
             .min_by_key(|d| d.height);
         *lock(&self.parts.deadline) = nearest;
-    }
-
-    /// When a client pays, the LSP learns the preimage at the outgoing expiry at the latest, and has to
-    /// have time left to claim the incoming HTLC through the client's path. LDK checks the delta of the
-    /// outgoing channel only, so every channel of the LSP asks for that much.
-    fn raise_deltas(&self, budget: u32) {
-        let Ok(delta) = u16::try_from(budget) else { return };
-        for c in self.parts.manager.list_channels() {
-            if c.config.is_none_or(|config| config.cltv_expiry_delta >= delta) {
-                continue;
-            }
-            let update = ChannelConfigUpdate { cltv_expiry_delta: Some(delta), ..Default::default() };
-            let peer = c.counterparty.node_id;
-            if let Err(e) = self.parts.manager.update_partial_channel_config(&peer, &[c.channel_id], &update)
-            {
-                tracing::error!(channel = %c.channel_id, error = ?e, "expiry delta not raised");
-            }
-        }
     }
 
     /// LDK has closed a channel.

@@ -85,8 +85,10 @@ impl Loaded {
 pub(super) fn register(factory: &Factory, outpoints: &Outpoints, index: &ChainIndex) -> Result<(), Error> {
     index.expect_output(factory.funding().outpoint, factory.funding().tx_out());
     index.watch(factory.watched_txids(), factory.watched_outpoints()?);
+    let claim_budget = factory.params().claim_budget(factory.params().confirm_blocks)?;
     for (outpoint, _) in factory.channels()? {
         let id = outpoints.insert(factory.id(), outpoint);
+        outpoints.set_claim_budget(&id, claim_budget);
         if matches!(factory.state.stage, Stage::Live | Stage::Closed | Stage::Exited) {
             outpoints.set_released(&id);
         }

@@ -5,12 +5,15 @@
 //! factories do not change state, the outpoint LDK knows is the real one, so the wrappers only *hold
 //! back* what must not leave yet: `channel_ready` until the funding is deep enough
 //! ([`ChannelMessages`]), commitments until their leaf is confirmed and closing transactions for
-//! good ([`Broadcaster`]).
+//! good ([`Broadcaster`]). The signer notes which HTLCs are on our commitments ([`HeldHtlcs`]), and the
+//! router leaves the provider the time that a factory channel needs ([`FactoryRouter`]).
 
 mod broadcaster;
 mod channel_messages;
 mod factory_messages;
+mod held_htlcs;
 mod outpoints;
+mod router;
 mod signer;
 mod user_config;
 
@@ -19,8 +22,12 @@ pub(crate) use broadcaster::Outgoing;
 pub use channel_messages::ChannelMessages;
 pub(crate) use factory_messages::PeerEvent;
 pub use factory_messages::{FactoryMessages, FactoryWireMessage};
+#[cfg(test)]
+pub(crate) use held_htlcs::HeldHtlc;
+pub use held_htlcs::HeldHtlcs;
 pub(crate) use outpoints::{channel_id, Gate};
 pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
+pub use router::FactoryRouter;
 pub use signer::FactorySigner;
 
 use std::sync::{Arc, RwLock};
@@ -50,13 +57,15 @@ impl Filter for WholeBlocks {
 
 pub(crate) type NetworkGraph = gossip::NetworkGraph<Arc<Logger>>;
 pub(crate) type Scorer = ProbabilisticScorer<Arc<NetworkGraph>, Arc<Logger>>;
-pub(crate) type Router = DefaultRouter<
-    Arc<NetworkGraph>,
-    Arc<Logger>,
-    Arc<Keys>,
-    Arc<RwLock<Scorer>>,
-    ProbabilisticScoringFeeParameters,
-    Scorer,
+pub(crate) type Router = FactoryRouter<
+    DefaultRouter<
+        Arc<NetworkGraph>,
+        Arc<Logger>,
+        Arc<Keys>,
+        Arc<RwLock<Scorer>>,
+        ProbabilisticScoringFeeParameters,
+        Scorer,
+    >,
 >;
 pub(crate) type MessageRouter = DefaultMessageRouter<Arc<NetworkGraph>, Arc<Logger>, Arc<Keys>>;
 pub(crate) type ChainMonitor = lightning::chain::chainmonitor::ChainMonitor<

@@ -24,6 +24,8 @@ pub struct FactoryChannel {
     pub on_chain: bool,
     /// The newest transaction this node has published that spends the channel.
     pub published: Option<Txid>,
+    /// Blocks before an HTLC's expiry at which an exit has to start; none before the factory is stored.
+    pub claim_budget: Option<u32>,
 }
 
 /// The answer to "may this transaction leave?".
@@ -78,8 +80,16 @@ impl Outpoints {
             released: false,
             on_chain: false,
             published: None,
+            claim_budget: None,
         });
         id
+    }
+
+    /// Records the claim budget of a channel's factory, blocks.
+    pub(crate) fn set_claim_budget(&self, id: &ChannelId, blocks: u32) {
+        if let Some(c) = write(&self.inner).channels.get_mut(id) {
+            c.claim_budget = Some(blocks);
+        }
     }
 
     /// What is known of a channel.

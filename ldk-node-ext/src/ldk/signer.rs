@@ -1,8 +1,12 @@
 //! The channel signer: LDK's in-memory signer behind our own type.
 //!
+//! It notes which HTLCs each new commitment of ours carries ([`HeldHtlcs`]).
+//!
 //! While a factory has one state, the funding outpoint in LDK is the real one and every call passes
 //! straight on. When rotation comes, the methods that see an outpoint translate it here and nowhere
 //! else, and `sign_counterparty_commitment` records what companion signatures have to be made for.
+
+use std::sync::Arc;
 
 use bitcoin::secp256k1::ecdsa::Signature;
 use bitcoin::secp256k1::{All, PublicKey, Secp256k1, SecretKey};
@@ -16,15 +20,18 @@ use lightning::sign::ecdsa::EcdsaChannelSigner;
 use lightning::sign::{ChannelSigner, HTLCDescriptor, InMemorySigner};
 use lightning::types::payment::PaymentPreimage;
 
+use super::HeldHtlcs;
+
 /// Signs for one channel.
 #[derive(Clone)]
 pub struct FactorySigner {
     inner: InMemorySigner,
+    held: Arc<HeldHtlcs>,
 }
 
 impl FactorySigner {
-    pub(crate) fn new(inner: InMemorySigner) -> Self {
-        Self { inner }
+    pub(crate) fn new(inner: InMemorySigner, held: Arc<HeldHtlcs>) -> Self {
+        Self { inner, held }
     }
 }
 
@@ -40,7 +47,12 @@ impl ChannelSigner for FactorySigner {
         holder_tx: &HolderCommitmentTransaction,
         preimages: Vec<PaymentPreimage>,
     ) -> Result<(), ()> {
-        self.inner.validate_holder_commitment(holder_tx, preimages)
+        self.inner.validate_holder_commitment(holder_tx, preimages)?;
+        let trusted = holder_tx.trust();
+        if let Some(input) = trusted.built_transaction().transaction.input.first() {
+            self.held.own_commitment(input.previous_output, holder_tx.nondust_htlcs());
+        }
+        Ok(())
     }
     fn validate_counterparty_revocation(&self, idx: u64, secret: &SecretKey) -> Result<(), ()> {
         self.inner.validate_counterparty_revocation(idx, secret)
@@ -65,6 +77,9 @@ impl EcdsaChannelSigner for FactorySigner {
         outbound: Vec<PaymentPreimage>,
         secp: &Secp256k1<All>,
     ) -> Result<(Signature, Vec<Signature>), ()> {
+        if let (Some(funding), false) = (parameters.funding_outpoint, inbound.is_empty()) {
+            self.held.claimed(funding.into_bitcoin_outpoint(), &inbound);
+        }
         self.inner.sign_counterparty_commitment(parameters, commitment, inbound, outbound, secp)
     }
     fn sign_holder_commitment(
@@ -152,5 +167,91 @@ impl EcdsaChannelSigner for FactorySigner {
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
         self.inner.sign_splice_shared_input(parameters, tx, input, secp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{channel_id, HeldHtlc, Outpoints};
+    use super::*;
+    use bitcoin::hashes::Hash;
+    use lightning::chain::transaction::OutPoint;
+    use lightning::ln::chan_utils::CounterpartyChannelTransactionParameters;
+    use lightning::sign::{KeysManager, SignerProvider};
+    use lightning::types::features::ChannelTypeFeatures;
+    use lightning::types::payment::PaymentHash;
+
+    const OURS: (bool, u8, u32) = (true, 1, 500);
+
+    fn htlc((offered, byte, cltv_expiry): (bool, u8, u32)) -> HTLCOutputInCommitment {
+        HTLCOutputInCommitment {
+            offered,
+            amount_msat: 5_000_000,
+            cltv_expiry,
+            payment_hash: PaymentPreimage([byte; 32]).into(),
+            transaction_output_index: None,
+        }
+    }
+
+    #[test]
+    fn a_claimed_htlc_is_held_until_our_own_commitment_is_rid_of_it() {
+        let secp = Secp256k1::new();
+        let keys = KeysManager::new(&[7; 32], 1, 1, true);
+        let inner = |n: u8| keys.derive_channel_signer([n; 32]);
+        let (own, peer) = (inner(1).pubkeys(&secp), inner(2).pubkeys(&secp));
+        let txid = Txid::from_byte_array([9; 32]);
+        let parameters = ChannelTransactionParameters {
+            holder_pubkeys: own.clone(),
+            holder_selected_contest_delay: 144,
+            is_outbound_from_holder: true,
+            counterparty_parameters: Some(CounterpartyChannelTransactionParameters {
+                pubkeys: peer.clone(),
+                selected_contest_delay: 144,
+            }),
+            funding_outpoint: Some(OutPoint { txid, index: 0 }),
+            splice_parent_funding_txid: None,
+            channel_type_features: ChannelTypeFeatures::anchors_zero_fee_commitments(),
+            channel_value_satoshis: 100_000,
+        };
+        let outpoints = Arc::new(Outpoints::default());
+        let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints)));
+        let signer = FactorySigner::new(inner(1), Arc::clone(&held));
+        let funding = bitcoin::OutPoint { txid, vout: 0 };
+        let (channel, point) = (channel_id(funding), signer.get_per_commitment_point(9, &secp).unwrap());
+        let commitment = |htlcs: &[(bool, u8, u32)], broadcast: bool| {
+            let directed = match broadcast {
+                true => parameters.as_holder_broadcastable(),
+                false => parameters.as_counterparty_broadcastable(),
+            };
+            let htlcs = htlcs.iter().copied().map(htlc).collect();
+            CommitmentTransaction::new(9, &point, 40_000, 40_000, 0, htlcs, &directed, &secp)
+        };
+        let sign = |commitment: &CommitmentTransaction, preimages: Vec<PaymentPreimage>| {
+            let sign = EcdsaChannelSigner::sign_counterparty_commitment;
+            sign(&signer, &parameters, commitment, preimages, vec![], &secp).unwrap()
+        };
+        let receive = |htlcs: &[(bool, u8, u32)]| {
+            let tx = commitment(htlcs, true);
+            let (signature, _) = sign(&commitment(&[], false), vec![]);
+            let signatures = vec![signature; htlcs.len()];
+            let (a, b) = (&own.funding_pubkey, &peer.funding_pubkey);
+            let tx = HolderCommitmentTransaction::new(tx, signature, signatures, a, b);
+            signer.validate_holder_commitment(&tx, vec![]).unwrap();
+            held.claimed_inbound(&channel)
+        };
+        let preimage = |byte| PaymentPreimage([byte; 32]);
+
+        // Not a factory's channel: nothing is kept.
+        receive(&[(false, 2, 600)]);
+        sign(&commitment(&[], false), vec![preimage(2)]);
+        assert!(held.claimed_inbound(&channel).is_empty());
+
+        outpoints.insert([1; 32], funding);
+        assert!(receive(&[OURS, (false, 2, 600), (false, 3, 700)]).is_empty(), "nothing is claimed");
+        sign(&commitment(&[], false), vec![preimage(2), preimage(1)]);
+        let claimed = [HeldHtlc { expiry: 600, payment_hash: PaymentHash::from(preimage(2)) }];
+        assert_eq!(held.claimed_inbound(&channel), claimed, "inbound and claimed alone");
+        assert_eq!(receive(&[OURS, (false, 2, 600)]), claimed, "still on our commitment");
+        assert!(receive(&[OURS]).is_empty(), "the peer has signed it away");
     }
 }

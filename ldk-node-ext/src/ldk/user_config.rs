@@ -1,7 +1,7 @@
 //! LDK's channel settings: for ordinary channels and for those of a factory.
 
 use bitcoin::Network;
-use lightning::util::config::UserConfig;
+use lightning::util::config::{HTLCInterceptionFlags, UserConfig};
 
 use crate::config::{NodeConfig, RoleConfig};
 
@@ -27,9 +27,12 @@ impl NodeConfig {
         c.channel_config.cltv_expiry_delta = CLTV_EXPIRY_DELTA;
         c.accept_inbound_channels = true;
         c.reject_inbound_splices = true;
-        c.htlc_interception_flags = 0;
         if let RoleConfig::Lsp(s) = &self.role {
             c.accept_forwards_to_priv_channels = true;
+            // Every forward that could succeed is looked at first (`node/htlcs.rs`). Announced channels
+            // too: LDK may take any other channel with the same peer instead.
+            c.htlc_interception_flags = HTLCInterceptionFlags::ToOnlinePrivateChannels as u8
+                | HTLCInterceptionFlags::ToPublicChannels as u8;
             c.channel_config.forwarding_fee_base_msat = s.forwarding_fee_base_msat;
             c.channel_config.forwarding_fee_proportional_millionths =
                 s.forwarding_fee_proportional_millionths;

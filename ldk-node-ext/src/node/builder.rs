@@ -1,6 +1,6 @@
 //! Starting a node: open, catch up, connect, run.
 
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU16};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::htlcs::HtlcMemory;
 use super::restore::{check_network, void_channels, Ldk};
 use super::{ldk_events, net, Node, Parts};
 use crate::chain::{
@@ -32,8 +33,8 @@ use crate::error::Error;
 use crate::factory;
 use crate::keys::{self, Keys};
 use crate::ldk::{
-    Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, GossipSync, MessageRouter, OnionMessenger,
-    Outgoing, Outpoints, PeerManager, Router, WholeBlocks,
+    Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, GossipSync, HeldHtlcs, MessageRouter,
+    OnionMessenger, Outgoing, Outpoints, PeerManager, Router, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::publish::Publisher;
@@ -63,9 +64,10 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
 
     let logger = Arc::new(Logger);
     let wallet = Arc::new(Wallet::open(seed.root(config.network)?, config.network, Arc::clone(&store), tip)?);
-    let keys = Arc::new(Keys::new(&seed, config.network, Arc::clone(&wallet))?);
-    let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip)?);
     let outpoints = Arc::new(Outpoints::default());
+    let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints)));
+    let keys = Arc::new(Keys::new(&seed, config.network, Arc::clone(&wallet), Arc::clone(&held))?);
+    let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip)?);
     let fees = Arc::new(Fees::new(config.fallback_feerate_sat_per_vb, config.max_feerate_sat_per_vb));
     fees.refresh(&bitcoind).await;
     let (broadcaster, outgoing) = Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&store));
@@ -98,13 +100,15 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         // Monitor writes wait for the manager's: a crash in between then closes no channel.
         true,
     ));
-    let router: Arc<Router> = Arc::new(DefaultRouter::new(
+    let router = DefaultRouter::new(
         Arc::clone(&graph),
         Arc::clone(&logger),
         Arc::clone(&keys),
         Arc::clone(&scorer),
         ProbabilisticScoringFeeParameters::default(),
-    ));
+    );
+    let router: Arc<Router> =
+        Arc::new(Router::new(router, Arc::clone(&outpoints), config.claim_margin_blocks));
     let message_router = Arc::new(MessageRouter::new(Arc::clone(&graph), Arc::clone(&keys)));
     let (manager, manager_best, monitors) = ldk.channels(&monitor, router, Arc::clone(&message_router))?;
     let manager = Arc::new(manager);
@@ -221,7 +225,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         synced: Arc::clone(&synced),
         payments_changed,
         min_final_cltv: AtomicU16::new(0),
-        claim_budget: AtomicU32::new(0),
+        held,
+        htlcs: HtlcMemory::default(),
         deadline: Mutex::new(None),
         settled: Mutex::default(),
         listen: Mutex::new(None),

@@ -2,7 +2,6 @@
 //!
 //! A handler that cannot store what it has to store asks LDK to hand the event out again.
 
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use bitcoin::Amount;
@@ -10,6 +9,7 @@ use lightning::events::bump_transaction::BumpTransactionEvent;
 use lightning::events::{Event, FundingInfo, InboundChannelFunds, PaymentPurpose, ReplayEvent};
 use serde_json::json;
 
+use super::htlcs::Intercepted;
 use super::Parts;
 use crate::api::{Direction, PaymentStatus};
 use crate::config::RoleConfig;
@@ -40,10 +40,6 @@ fn replay(e: crate::Error) -> ReplayEvent {
     tracing::error!(error = %e, "event could not be stored; will be handled again");
     ReplayEvent()
 }
-
-/// Blocks before an HTLC's expiry at which LDK fails it back; `claim_deadline` is that much earlier
-/// (`HTLC_FAIL_BACK_BUFFER` of LDK 0.3, which is private).
-const HTLC_FAIL_BACK_BUFFER: u32 = 39;
 
 /// Handles one event.
 pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
@@ -214,19 +210,7 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             claim_deadline,
             ..
         } => {
-            // What is claimed on a factory channel has to be claimable on the chain as well, should the
-            // peer stop answering: the path has to be published first. Our own invoices ask for that
-            // much; older ones and spontaneous payments may not have.
-            let over_factory = receiving_channel_ids.iter().any(|(c, _)| p.outpoints.is_factory(c));
-            let needed = p.height().saturating_add(p.claim_budget.load(Ordering::Acquire));
-            let expiry = claim_deadline.map(|d| d.saturating_add(HTLC_FAIL_BACK_BUFFER));
-            if over_factory && expiry.is_some_and(|e| e < needed) {
-                tracing::warn!(
-                    ?expiry,
-                    needed,
-                    "payment expires too soon for a factory channel; failed back"
-                );
-                p.manager.fail_htlc_backwards(&payment_hash);
+            if !p.accept_or_fail_back(&payment_hash, &receiving_channel_ids, claim_deadline) {
                 return Ok(());
             }
             let preimage = match &purpose {
@@ -296,9 +280,20 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             p.sweep();
         }
         Event::BumpTransaction(bump) => handle_bump(&p, bump),
-        Event::HTLCIntercepted { intercept_id, .. } => {
-            let _ = p.manager.fail_intercepted_htlc(intercept_id);
-        }
+        Event::HTLCIntercepted {
+            intercept_id,
+            requested_next_hop_scid,
+            payment_hash,
+            expected_outbound_amount_msat,
+            outgoing_htlc_expiry_block_height,
+            ..
+        } => p.intercepted(&Intercepted {
+            id: intercept_id,
+            next_scid: requested_next_hop_scid,
+            payment_hash,
+            amount_msat: expected_outbound_amount_msat,
+            outgoing_expiry: outgoing_htlc_expiry_block_height,
+        }),
         Event::DiscardFunding { funding_info: FundingInfo::Tx { transaction }, .. } => {
             p.wallet.release(&transaction)
         }

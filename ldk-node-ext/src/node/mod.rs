@@ -2,6 +2,7 @@
 
 mod builder;
 mod channels;
+mod htlcs;
 mod ldk_events;
 mod net;
 mod payments;
@@ -10,7 +11,7 @@ mod restore;
 pub(crate) use restore::mark_void;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,8 +28,8 @@ use crate::error::Error;
 use crate::factory::Command;
 use crate::keys::Keys;
 use crate::ldk::{
-    Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, OnionMessenger, Outpoints,
-    PeerManager, Sweeper,
+    Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, HeldHtlcs, OnionMessenger,
+    Outpoints, PeerManager, Sweeper,
 };
 use crate::logger::Logger;
 use crate::store::events::Events;
@@ -72,9 +73,9 @@ pub(crate) struct Parts {
     pub(crate) payments_changed: watch::Sender<u64>,
     /// Smallest final expiry delta for invoices, from the factories' claim budgets, blocks.
     pub(crate) min_final_cltv: AtomicU16,
-    /// Blocks an HTLC on a factory channel has to have left when it is accepted: the largest claim
-    /// budget of the factories alive, and a margin.
-    pub(crate) claim_budget: AtomicU32,
+    /// HTLCs that our own commitments of factory channels carry.
+    pub(crate) held: Arc<HeldHtlcs>,
+    pub(crate) htlcs: htlcs::HtlcMemory,
     /// Nearest deadline over all factories, kept by the factory service.
     pub(crate) deadline: Mutex<Option<api::Deadline>>,
     /// Channels that are in no factory any more and whose money is accounted for elsewhere.

@@ -55,8 +55,16 @@ impl Service {
                 return Ok(Some((ExitReason::ChannelClosed, "the channel is closed".into(), *client)));
             }
         }
+        // Once the leaf is on the chain LDK sees to it alone.
         if there {
             return Ok(None);
+        }
+        for (outpoint, client) in &leaf.channels {
+            if let Some(htlc) = self.parts.htlc_alarm(&channel_id(*outpoint), height) {
+                let hash = hex::encode(htlc.payment_hash.0);
+                let why = format!("the payment {hash} on the channel expires at height {}", htlc.expiry);
+                return Ok(Some((ExitReason::Htlc, why, *client)));
+            }
         }
         if self.is_lsp() && self.is_distributed(factory, leaf) {
             let paid = "a distribution has paid the clients".to_owned();

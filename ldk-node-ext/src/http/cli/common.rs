@@ -48,6 +48,9 @@ crate::settings! {
         /// Most that the fee-paying children of one exit's path may cost together, sat [default: no bound]
         #[arg(value_name = "SAT")]
         pub exit_max_fee_sat: u64,
+        /// Blocks a payment over a factory channel must have left beyond the exit's claim budget, 1 to 144 [default: 12]
+        #[arg(value_name = "BLOCKS")]
+        pub claim_margin_blocks: u16,
         /// Name in announcements, at most 32 bytes
         #[arg(value_name = "NAME")]
         pub alias: String,
@@ -160,6 +163,7 @@ impl CommonSettings {
         if self.exit_max_fee_sat.is_some() {
             config.exit_max_fee_sat = self.exit_max_fee_sat;
         }
+        set(&mut config.claim_margin_blocks, self.claim_margin_blocks);
         if self.alias.is_some() {
             config.alias.clone_from(&self.alias);
         }
