@@ -192,6 +192,14 @@ impl Service {
                 let data = json!({"instance_id": hex::encode(id), "node_id": client.to_string()});
                 self.parts.events.push("client_left", data);
             }
+            let last = factory.channels()?.iter().filter_map(|(o, _)| index.spend(o)).map(|s| s.height).max();
+            let at_rest = factory.state.exits.values().all(|e| e.done);
+            if factory.all_left() && at_rest && last.is_none_or(|h| index.depth(h) >= FINAL_DEPTH) {
+                factory.state.stage = Stage::Exited;
+                factory.store_state(&self.parts.store)?;
+                self.parts.events.push("factory_exited", json!({"instance_id": hex::encode(id)}));
+                return Ok(());
+            }
         }
         let spent_by = index.spend(&factory.funding().outpoint).map(|s| s.txid);
         let root_out = spent_by.is_some() && spent_by == factory.root_txid();

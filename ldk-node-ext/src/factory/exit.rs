@@ -387,7 +387,10 @@ impl Service {
         let parent = self.parts.index.confirmation(&step.parent.txid).map_or(0, |c| c.height);
         let since = step.ready_at(parent).max(exit.started_at);
         let until = since.saturating_add(PATIENCE_BLOCKS);
-        let leaves_to_client = self.is_lsp() && exit.reason == ExitReason::ChannelClosed;
+        // A payment that hangs on the channel does not wait.
+        let leaves_to_client = self.is_lsp()
+            && exit.reason == ExitReason::ChannelClosed
+            && exit.leaving.iter().all(|o| self.parts.is_quiet(&channel_id(*o)));
         if leaves_to_client && self.parts.height() < until && self.publisher.child(&step.txid).is_none() {
             return Todo::Wait {
                 until: Some(until),

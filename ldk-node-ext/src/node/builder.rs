@@ -220,6 +220,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         peers,
         sweeper,
         bump,
+        bumps: Default::default(),
         commands,
         tip,
         synced: Arc::clone(&synced),

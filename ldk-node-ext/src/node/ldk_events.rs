@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 use bitcoin::Amount;
-use lightning::events::bump_transaction::BumpTransactionEvent;
 use lightning::events::{Event, FundingInfo, InboundChannelFunds, PaymentPurpose, ReplayEvent};
 use serde_json::json;
 
@@ -279,7 +278,7 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
                 .map_err(|()| replay(crate::Error::Store("spendable outputs".into())))?;
             p.sweep();
         }
-        Event::BumpTransaction(bump) => handle_bump(&p, bump),
+        Event::BumpTransaction(bump) => p.handle_bump(bump),
         Event::HTLCIntercepted {
             intercept_id,
             requested_next_hop_scid,
@@ -314,17 +313,4 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
         | Event::StaticInvoiceRequested { .. } => {}
     }
     Ok(())
-}
-
-/// Fee bumps of a factory channel's commitment wait until its leaf is on the chain; LDK repeats them
-/// with every block.
-fn handle_bump(p: &Parts, bump: BumpTransactionEvent) {
-    if let BumpTransactionEvent::ChannelClose { commitment_tx, channel_id, .. } = &bump {
-        let inputs: Vec<bitcoin::OutPoint> = commitment_tx.input.iter().map(|i| i.previous_output).collect();
-        if let crate::ldk::Gate::Held(_) = p.outpoints.gate(&inputs) {
-            tracing::debug!(channel = %channel_id, "commitment held: the leaf is not confirmed");
-            return;
-        }
-    }
-    p.bump.handle_event(&bump);
 }

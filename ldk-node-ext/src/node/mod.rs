@@ -1,6 +1,7 @@
 //! The node: everything wired together, and the methods a program calls.
 
 mod builder;
+mod bumps;
 mod channels;
 mod htlcs;
 mod ldk_events;
@@ -65,6 +66,7 @@ pub(crate) struct Parts {
     pub(crate) peers: Arc<PeerManager>,
     pub(crate) sweeper: Arc<Sweeper>,
     pub(crate) bump: BumpHandler,
+    pub(crate) bumps: bumps::BumpMemory,
     pub(crate) payments: Payments,
     pub(crate) events: Events,
     pub(crate) commands: mpsc::Sender<Command>,

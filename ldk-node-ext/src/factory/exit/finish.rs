@@ -76,9 +76,15 @@ impl Service {
         let Some(distribution) = plan.distributions.get(number) else { return Ok(()) };
         let Some(confirmed) = self.parts.index.confirmation(&distribution.txid) else { return Ok(()) };
         exit.distribution = Some(distribution.txid);
-        let leaf = self.factories.get(id).and_then(|f| f.leaves().into_iter().find(|l| l.first == first));
-        let channels: Vec<_> =
-            leaf.into_iter().flat_map(|l| l.channels).map(|(o, _)| channel_id(o)).collect();
+        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
+        let leaf = factory.leaves().into_iter().find(|l| l.first == first);
+        let members = leaf.map(|l| l.channels).unwrap_or_default();
+        // What is still open in LDK is over.
+        exit.leaving = members.iter().map(|(o, _)| *o).collect();
+        let news: Vec<_> =
+            members.iter().filter_map(|(_, c)| *c).filter(|c| !factory.state.left.contains(c)).collect();
+        factory.state.left.extend(news);
+        let channels: Vec<_> = members.iter().map(|(o, _)| channel_id(*o)).collect();
         lock(&self.parts.settled).extend(channels.iter().copied());
         if self.parts.index.depth(confirmed.height) < FINAL_DEPTH {
             exit.waits_for = format!("the distribution to be {FINAL_DEPTH} blocks deep");
