@@ -15,6 +15,7 @@ mod hexed;
 pub mod lifetime;
 pub mod musig;
 pub mod node;
+pub mod odometer;
 pub mod params;
 pub mod path;
 pub mod plan;

@@ -62,6 +62,8 @@ pub(crate) struct NodeSpec<'a> {
     pub input: OutPoint,
     pub value_sat: u64,
     pub layers: &'a [DwLayer],
+    /// The state of each of the layers.
+    pub states: &'a [u16],
     /// Children in order, for a leaf the channels and the stock; without the anchor.
     pub outputs: Vec<TxOut>,
     /// Set at the leaf level.
@@ -79,17 +81,27 @@ impl Node {
         let level = short(spec.level)?;
         let mut txs: Vec<TreeTx> = Vec::with_capacity(spec.layers.len().saturating_add(1));
         let mut input = spec.input;
-        if let Some((innermost, outer)) = spec.layers.split_last() {
+        if spec.layers.is_empty() {
+            push(&mut txs, &mut input, TxKind::Static { level }, &spends, 0, spec.outputs)?;
+        } else {
             let again = || vec![spends.clone()];
             push(&mut txs, &mut input, TxKind::Kickoff { level }, &spends, 0, again())?;
-            for (layer, dw) in outer.iter().enumerate() {
-                let kind = TxKind::State { level, layer: short(layer)?, state: 0 };
-                push(&mut txs, &mut input, kind, &spends, dw.sequence(0)?, again())?;
+            let innermost = spec.layers.len().saturating_sub(1);
+            let mut outputs = Some(spec.outputs);
+            for (layer, dw) in spec.layers.iter().enumerate() {
+                let state = spec.states.get(layer).copied();
+                let state = state.ok_or_else(|| crate::plan::index_error(layer, spec.states.len()))?;
+                let kind = TxKind::State { level, layer: short(layer)?, state };
+                let outputs = if layer == innermost { outputs.take() } else { None };
+                push(
+                    &mut txs,
+                    &mut input,
+                    kind,
+                    &spends,
+                    dw.sequence(state)?,
+                    outputs.unwrap_or_else(again),
+                )?;
             }
-            let kind = TxKind::State { level, layer: short(outer.len())?, state: 0 };
-            push(&mut txs, &mut input, kind, &spends, innermost.sequence(0)?, spec.outputs)?;
-        } else {
-            push(&mut txs, &mut input, TxKind::Static { level }, &spends, 0, spec.outputs)?;
         }
         let distributions = match spec.leaf {
             Some(leaf) => distributions(&txs, spec.input, &spends, spec.layers, leaf)?,

@@ -195,6 +195,7 @@ impl ClientPath {
             let text = format!("funding of {} sat, the root spends {root_value} sat", message.funding_sat);
             return Err(Refusal::new(RefuseCode::FundingValue, text));
         }
+        let states = plan.params.states_after(0).map_err(refuse(RefuseCode::Params))?;
         let mut nodes: Vec<Node> = Vec::with_capacity(plan.nodes.len());
         let mut input = message.funding_outpoint;
         let levels = plan.nodes.iter().zip(keys).zip(outputs.into_iter().zip(values));
@@ -210,6 +211,7 @@ impl ClientPath {
                 input,
                 value_sat,
                 layers: plan.params.shape.layers_at(place.level),
+                states: states.at(place.level),
                 outputs,
                 leaf,
             })

@@ -11,7 +11,8 @@ use bitcoin::{Amount, OutPoint, ScriptBuf, TxOut};
 use crate::geometry::{self, NodeRange};
 use crate::musig::AggKey;
 use crate::node::{client_keys, node_key, Node, NodeSpec};
-use crate::plan::{add, index_error, FactoryPlan};
+use crate::odometer::States;
+use crate::plan::{add, index_error, FactoryPlan, LeafSpec};
 use crate::Error;
 
 /// Keys and amounts of every node.
@@ -83,11 +84,29 @@ impl Layout {
         }
     }
 
-    /// Builds all transactions. `channel_scripts` has one P2WSH script per client in tree order.
+    /// Builds all transactions of a factory at its creation: every DW layer in its first state. `channel_scripts` has
+    /// one P2WSH script per client in tree order.
     ///
     /// # Errors
     /// [`Error::Count`] or [`Error::Script`] for wrong scripts, [`Error::Dust`] for an output that is too small.
     pub fn build(self, channel_scripts: &[ScriptBuf], funding: OutPoint) -> Result<Tree, Error> {
+        let states = self.plan.params.states_after(0)?;
+        self.build_at(channel_scripts, funding, &states)
+    }
+
+    /// Builds all transactions with every node at the same position of the odometer, which
+    /// [`Params::states_after`](crate::params::Params::states_after) has. Down to the first layer that differs, two
+    /// positions share their transactions.
+    ///
+    /// # Errors
+    /// As [`Layout::build`], and [`Error::OutOfRange`] for states of other parameters.
+    pub fn build_at(
+        self,
+        channel_scripts: &[ScriptBuf],
+        funding: OutPoint,
+        states: &States,
+    ) -> Result<Tree, Error> {
+        let distributed_at = self.plan.params.distribution_height(self.plan.expiry_height, states)?;
         let clients = self.plan.members.len();
         if channel_scripts.len() != clients {
             return Err(Error::Count {
@@ -109,8 +128,12 @@ impl Layout {
             let value_sat = self.values.get(i).copied().ok_or_else(|| missing(i))?;
             let input = inputs.get(i).copied().flatten().ok_or_else(|| missing(i))?;
             let below = self.children.get(i).ok_or_else(|| missing(i))?;
-            let leaf =
-                if range.level == leaf_level { Some(self.plan.leaf(range.first, range.end)?) } else { None };
+            let leaf = if range.level == leaf_level {
+                let leaf = self.plan.leaf(range.first, range.end)?;
+                Some(LeafSpec { expiry_height: distributed_at, ..leaf })
+            } else {
+                None
+            };
             let outputs = match &leaf {
                 Some(leaf) => leaf.outputs(
                     channel_scripts.get(range.first..range.end).ok_or_else(|| missing(range.first))?,
@@ -126,6 +149,7 @@ impl Layout {
                 input,
                 value_sat,
                 layers: self.plan.params.shape.layers_at(range.level),
+                states: states.at(range.level),
                 outputs,
                 leaf: leaf.as_ref(),
             })?;

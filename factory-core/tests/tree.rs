@@ -17,7 +17,8 @@ use factory_core::path::{ClientPath, ClientPlan};
 use factory_core::plan::{FactoryPlan, LeafMember, Member, PlanParts};
 use factory_core::planner::exit_steps;
 use factory_core::transaction::{anchor_output, TxKind};
-use factory_core::tree::Tree;
+use factory_core::tree::{Layout, Tree};
+use factory_core::Error;
 use proptest::prelude::*;
 
 fn channel_id(i: usize) -> [u8; 32] {
@@ -301,5 +302,61 @@ proptest! {
         prop_assert_eq!(path.funding_output(), &tree.funding_output().unwrap());
         prop_assert_eq!(own.index, i);
         prop_assert_eq!(&own.own().unwrap().payout_script, &payout(i));
+    }
+
+    /// Positions of the odometer: creation is position 0, a later one shares all transactions above the layer that
+    /// differs, is faster there, and hangs together.
+    #[test]
+    fn later_positions_win_where_they_differ((params, n) in any_params(), a in any::<prop::sample::Index>(), b in any::<prop::sample::Index>()) {
+        let plan = FactoryPlan::new(parts(params.clone(), n, 5_000, 3)).unwrap();
+        let scripts: Vec<_> = (0..n).map(|i| channel_script(&channel_id(i))).collect();
+        let funding = OutPoint::new("cc".repeat(32).parse().unwrap(), 0);
+        let layout = Layout::new(plan).unwrap();
+        let at = |updates| {
+            layout.clone().build_at(&scripts, funding, &params.states_after(updates).unwrap()).unwrap()
+        };
+        let created = layout.clone().build(&scripts, funding).unwrap();
+        let first = at(0);
+        prop_assert_eq!(first.nodes(), created.nodes());
+        let updates = params.path_updates().unwrap();
+        let exhausted = Error::OutOfRange { field: "updates", value: updates + 1, min: 0, max: updates };
+        prop_assert_eq!(params.states_after(updates + 1), Err(exhausted));
+        let (one, other) = (a.index(updates as usize + 1) as u64, b.index(updates as usize + 1) as u64);
+        let (older, newer) = (one.min(other), one.max(other));
+        let path = |tree: &Tree| -> Vec<_> {
+            let nodes = tree.path_nodes(n - 1).unwrap();
+            nodes.iter().flat_map(|node| tree.nodes()[*node].txs.clone()).collect()
+        };
+        for updates in [older, newer] {
+            let (tree, states) = (at(updates), params.states_after(updates).unwrap());
+            prop_assert_eq!(states.updates(), updates);
+            let mut parent = funding;
+            for tx in path(&tree) {
+                prop_assert_eq!(tx.tx.input[0].previous_output.txid, parent.txid);
+                parent = OutPoint::new(tx.txid(), 0);
+            }
+            let place = params.shape.layers.iter().flatten().zip(states.digits());
+            let number = place.fold(0, |sum, (layer, digit)| sum * u64::from(layer.states) + u64::from(digit));
+            prop_assert_eq!(number, updates);
+            let earlier = match params.distribution_spread().unwrap() {
+                0 => 0,
+                _ => updates as u32 * u32::from(params.distribution_step()),
+            };
+            let lock = tree.plan().expiry_height - earlier;
+            for distribution in tree.nodes().iter().flat_map(|node| &node.distributions) {
+                prop_assert_eq!(distribution.tx.lock_time.to_consensus_u32(), lock);
+            }
+        }
+        let (old, new) = (path(&at(older)), path(&at(newer)));
+        let differ = old.iter().zip(&new).position(|(old, new)| old.txid() != new.txid());
+        prop_assert_eq!(differ.is_none(), older == newer);
+        if let Some(differ) = differ {
+            prop_assert_eq!(&old[differ].tx.input, &{
+                let mut input = new[differ].tx.input.clone();
+                input[0].sequence = old[differ].tx.input[0].sequence;
+                input
+            });
+            prop_assert!(old[differ].relative_delay >= new[differ].relative_delay + params.race_window());
+        }
     }
 }

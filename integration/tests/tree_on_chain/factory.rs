@@ -1,12 +1,15 @@
 //! A factory whose keys the test holds all: signed at once, funded on regtest, published step by step.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::rc::Rc;
 
 use anyhow::{anyhow, bail, Context, Result};
 use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
 use bitcoin::{Address, Network, OutPoint, ScriptBuf, TxOut};
 use factory_core::lifetime::Lifetime;
 use factory_core::musig::{self, AggKey, SecretSession};
+use factory_core::node::Node;
 use factory_core::params::Params;
 use factory_core::plan::{FactoryPlan, LeafMember, Member, PlanParts};
 use factory_core::transaction::{SignedTx, TreeTx};
@@ -17,14 +20,43 @@ use integration::Bitcoind;
 /// Stock of each leaf, sat.
 pub const STOCK: u64 = 10_001;
 
+/// A bitcoind with its data folder, for one factory or for many.
+pub struct Chain {
+    bitcoind: Bitcoind,
+    _folder: tempfile::TempDir,
+}
+
+impl Chain {
+    pub fn start() -> Result<Rc<Self>> {
+        let folder = tempfile::tempdir()?;
+        Ok(Rc::new(Self { bitcoind: Bitcoind::start(folder.path())?, _folder: folder }))
+    }
+}
+
+impl Deref for Chain {
+    type Target = Bitcoind;
+
+    fn deref(&self) -> &Bitcoind {
+        &self.bitcoind
+    }
+}
+
+/// The secret of every signer.
+type Secrets = BTreeMap<PublicKey, [u8; 32]>;
+/// Transactions and distributions.
+type Signed = (Vec<SignedTx>, Vec<SignedTx>);
+
 /// A signed factory with a confirmed funding output.
 pub struct Factory {
-    pub bitcoind: Bitcoind,
+    pub bitcoind: Rc<Chain>,
     pub tree: Tree,
     /// Per node of the tree: its transactions and its distributions.
-    pub signed: Vec<(Vec<SignedTx>, Vec<SignedTx>)>,
+    pub signed: Vec<Signed>,
+    /// Height from which its distributions are valid.
+    pub expiry: u32,
+    layout: Layout,
+    secrets: Secrets,
     purse: Purse,
-    _folder: tempfile::TempDir,
 }
 
 /// Capacity of client `index`, sat: all different, so that a swap of two would be seen.
@@ -39,12 +71,15 @@ pub fn params(clients: usize, per_leaf: u16) -> Result<Params> {
 }
 
 impl Factory {
-    /// Builds, funds and signs the factory of `clients` clients.
+    /// Builds, funds and signs the factory of `clients` clients, on a chain of its own.
     pub fn create(clients: usize, params: Params) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let bitcoind = Bitcoind::start(folder.path())?;
+        Self::create_on(&Chain::start()?, clients, params, 0)
+    }
+
+    /// Builds, funds and signs a factory as it is after `updates` updates of all its leaves.
+    pub fn create_on(bitcoind: &Rc<Chain>, clients: usize, params: Params, updates: u64) -> Result<Self> {
         let secp = Secp256k1::new();
-        let mut secrets = BTreeMap::new();
+        let mut secrets = Secrets::new();
         let mut key = || -> Result<PublicKey> {
             let secret: [u8; 32] = rand::random();
             let public = SecretKey::from_slice(&secret)?.public_key(&secp);
@@ -52,6 +87,7 @@ impl Factory {
             Ok(public)
         };
         let birth = bitcoind.height()?;
+        let states = params.states_after(updates)?;
         let plan = FactoryPlan::new(PlanParts {
             instance_id: rand::random(),
             birth_height: birth,
@@ -72,24 +108,39 @@ impl Factory {
             leaf_stock_sat: STOCK,
             stock_script: stock_script(),
         })?;
+        let expiry = plan.params.distribution_height(plan.expiry_height, &states)?;
         let layout = Layout::new(plan)?;
         let output = layout.funding_output()?;
         let address = Address::from_script(&output.script_pubkey, Network::Regtest)?;
         let funding = bitcoind.fund(&[(address, output.value.to_sat())])?;
         let funding = *funding.first().ok_or_else(|| anyhow!("no funding"))?;
         let channels: Vec<ScriptBuf> = (0..clients).map(channel_script).collect();
-        let tree = layout.build(&channels, funding)?;
-        let mut signed = Vec::new();
-        let mut count = 0;
-        for node in tree.nodes() {
-            let sign = |tx: &TreeTx| sign(&secrets, &node.key, tx);
-            let txs = node.txs.iter().map(sign).collect::<Result<Vec<_>>>()?;
-            let distributions = node.distributions.iter().map(sign).collect::<Result<Vec<_>>>()?;
-            count += txs.len() + distributions.len();
-            signed.push((txs, distributions));
+        let tree = layout.clone().build_at(&channels, funding, &states)?;
+        let signed = tree.nodes().iter().map(|node| sign_node(&secrets, node)).collect::<Result<Vec<_>>>()?;
+        let count = signed.iter().map(|(txs, distributions)| txs.len() + distributions.len()).sum();
+        let purse = Purse::fill(bitcoind, count)?;
+        Ok(Self { bitcoind: bitcoind.clone(), tree, signed, expiry, layout, secrets, purse })
+    }
+
+    /// What client `index` holds from when the factory had made `updates` updates: its path and its leaf's
+    /// distributions.
+    pub fn at(&self, updates: u64, index: usize) -> Result<Signed> {
+        let states = self.tree.plan().params.states_after(updates)?;
+        let funding = self.tree.funding_outpoint();
+        let tree = self.layout.clone().build_at(self.tree.channel_scripts(), funding, &states)?;
+        let (mut path, mut distributions) = (Vec::new(), Vec::new());
+        for node in tree.path_nodes(index)? {
+            let (txs, below) = sign_node(&self.secrets, &tree.nodes()[node])?;
+            path.extend(txs);
+            distributions = below;
         }
-        let purse = Purse::fill(&bitcoind, count)?;
-        Ok(Self { bitcoind, tree, signed, purse, _folder: folder })
+        Ok((path, distributions))
+    }
+
+    /// More coins for children.
+    pub fn refill(&mut self, coins: usize) -> Result<()> {
+        self.purse = Purse::fill(&self.bitcoind, coins)?;
+        Ok(())
     }
 
     /// The path to client `index`, root first.
@@ -106,7 +157,7 @@ impl Factory {
     }
 
     /// The transactions and the distributions of client `index`'s leaf.
-    pub fn leaf(&self, index: usize) -> Result<(Vec<SignedTx>, Vec<SignedTx>)> {
+    pub fn leaf(&self, index: usize) -> Result<Signed> {
         let nodes = self.tree.path_nodes(index)?;
         let leaf = nodes.last().ok_or_else(|| anyhow!("no leaf"))?;
         Ok(self.signed[*leaf].clone())
@@ -120,7 +171,11 @@ impl Factory {
     /// Offers it with a child that pays for both.
     pub fn offer(&mut self, tx: &SignedTx) -> Result<()> {
         let child = self.purse.child(&tx.tx, tx.anchor_vout())?;
-        self.bitcoind.submit_package(&[&tx.tx, &child])
+        let result = self.bitcoind.submit_package(&[&tx.tx, &child]);
+        if result.is_err() {
+            self.purse.give_back(&child)?;
+        }
+        result
     }
 
     /// Checks that it is refused now for this reason.
@@ -197,7 +252,7 @@ impl Factory {
     }
 
     /// The clients of `index`'s leaf.
-    fn members(&self, index: usize) -> Result<Vec<usize>> {
+    pub fn members(&self, index: usize) -> Result<Vec<usize>> {
         let nodes = self.tree.path_nodes(index)?;
         let leaf =
             nodes.last().and_then(|node| self.tree.nodes().get(*node)).ok_or_else(|| anyhow!("no leaf"))?;
@@ -220,8 +275,14 @@ impl Factory {
     }
 }
 
+fn sign_node(secrets: &Secrets, node: &Node) -> Result<Signed> {
+    let sign = |tx: &TreeTx| sign(secrets, &node.key, tx);
+    let txs = node.txs.iter().map(sign).collect::<Result<_>>()?;
+    Ok((txs, node.distributions.iter().map(sign).collect::<Result<_>>()?))
+}
+
 /// Signs with every signer of `key`, in one session as BIP 327 has it.
-fn sign(secrets: &BTreeMap<PublicKey, [u8; 32]>, key: &AggKey, tx: &TreeTx) -> Result<SignedTx> {
+fn sign(secrets: &Secrets, key: &AggKey, tx: &TreeTx) -> Result<SignedTx> {
     let message = tx.sighash()?;
     let mut rng = rand::rng();
     let sessions = key
@@ -252,6 +313,6 @@ fn payout(index: usize) -> ScriptBuf {
     inner.to_p2wsh()
 }
 
-fn stock_script() -> ScriptBuf {
+pub fn stock_script() -> ScriptBuf {
     bitcoin::script::Builder::new().push_int(3).push_int(3).into_script().to_p2wsh()
 }

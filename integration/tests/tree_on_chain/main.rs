@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod factory;
+mod hostile;
 mod plans;
+mod reorganised;
+mod silent;
 
 use anyhow::Result;
 use factory::{params, Factory};

@@ -2,33 +2,45 @@
 //! whether it was right: what it publishes is accepted, and what it waits for is refused one block before.
 
 use anyhow::{bail, Result};
+use bitcoin::{Transaction, Txid};
 use factory_core::exit::{DistributionAction, ExitAction, ExitPlan, ExitStep, KnownChain, WaitReason};
 use factory_core::record::{FundingOutput, LspFactoryRecord, SignedNode, SignedPath, RECORD_VERSION};
 use factory_core::transaction::SignedTx;
+use integration::Bitcoind;
 
 use crate::factory::Factory;
 
 /// A view of the chain that is fed from bitcoind's blocks.
 pub struct Watched {
-    chain: KnownChain,
-    next: u32,
+    pub chain: KnownChain,
+    /// The transactions of each block that was read, from height 1.
+    blocks: Vec<Vec<Txid>>,
 }
 
 impl Watched {
     pub fn new() -> Self {
-        Self { chain: KnownChain::default(), next: 1 }
+        Self { chain: KnownChain::default(), blocks: Vec::new() }
     }
 
     /// Reads the blocks that are new and returns the height of the tip.
-    fn update(&mut self, factory: &Factory) -> Result<u32> {
-        let tip = factory.bitcoind.height()?;
-        while self.next <= tip {
-            for tx in factory.bitcoind.block(self.next)? {
-                self.chain.confirm(&tx, self.next);
+    pub fn update(&mut self, bitcoind: &Bitcoind) -> Result<u32> {
+        let tip = bitcoind.height()?;
+        for height in u32::try_from(self.blocks.len())? + 1..=tip {
+            let block = bitcoind.block(height)?;
+            for tx in &block {
+                self.chain.confirm(tx, height);
             }
-            self.next += 1;
+            self.blocks.push(block.iter().map(Transaction::compute_txid).collect());
         }
         Ok(tip)
+    }
+
+    /// Forgets the blocks above `height`.
+    pub fn unwind(&mut self, height: u32) {
+        let first = usize::try_from(height).expect("a height").min(self.blocks.len());
+        for txid in self.blocks.drain(first..).flatten() {
+            self.chain.unconfirm(&txid);
+        }
     }
 }
 
@@ -62,14 +74,14 @@ fn record(factory: &Factory) -> Result<LspFactoryRecord> {
 
 /// The plan of client `index`'s path after a round trip through its stored form.
 pub fn plan(factory: &Factory, index: usize) -> Result<ExitPlan> {
-    let path = record(factory)?.leaf_path(index)?;
+    let path = SignedPath { expiry_height: factory.expiry, ..record(factory)?.leaf_path(index)? };
     path.verify()?;
     let stored: SignedPath = serde_json::from_str(&serde_json::to_string(&path)?)?;
     assert_eq!(stored, path);
     Ok(stored.exit_plan()?)
 }
 
-fn signed(path: &[SignedTx], step: &ExitStep) -> SignedTx {
+pub fn signed(path: &[SignedTx], step: &ExitStep) -> SignedTx {
     path.iter().find(|tx| tx.txid() == step.txid).expect("a step of the path").clone()
 }
 
@@ -79,7 +91,7 @@ pub fn exit(factory: &mut Factory, view: &mut Watched, index: usize) -> Result<u
     let path = factory.path(index)?;
     let mut published = 0;
     loop {
-        let tip = view.update(factory)?;
+        let tip = view.update(&factory.bitcoind)?;
         match plan.next_action(&view.chain, tip) {
             ExitAction::Done => return Ok(published),
             ExitAction::Publish { step } => {
@@ -106,7 +118,7 @@ pub fn distribute(factory: &mut Factory, index: usize, published: usize) -> Resu
     factory.publish_path(&path[..published])?;
     let mut view = Watched::new();
     loop {
-        let tip = view.update(factory)?;
+        let tip = view.update(&factory.bitcoind)?;
         match plan.distribution_action(&view.chain, tip) {
             DistributionAction::Done { distribution } => {
                 factory.check_distribution(&distributions[distribution], index)?;
