@@ -283,11 +283,11 @@ impl Daemon {
 }
 
 impl Lsp {
-    /// Starts an LSP with its data under `folder`, against `bitcoind`.
+    /// Starts an LSP with its data under `folder`, against `bitcoind`; `flags` are added to those of `run`.
     ///
     /// # Errors
     /// If it does not come up.
-    pub fn start(folder: &Path, bitcoind: &Bitcoind) -> Result<Self> {
+    pub fn start(folder: &Path, bitcoind: &Bitcoind, flags: &[&str]) -> Result<Self> {
         let data_dir = folder.join("lsp");
         fs::create_dir_all(&data_dir)?;
         // Clients know the LSP by address, so it keeps its port over restarts.
@@ -299,6 +299,7 @@ impl Lsp {
             .args(["--network", "regtest", "--listen", &listen, "--api", "127.0.0.1:0"])
             .args(bitcoind_flags(bitcoind))
             .args(["--poll-ms", POLL_MS])
+            .args(flags)
             .env("RUST_LOG", &log_filter());
         let mut daemon = Daemon::new("lsp-server", process, data_dir);
         daemon.start()?;
@@ -349,11 +350,17 @@ impl Lsp {
 }
 
 impl Client {
-    /// Makes and starts the client number `index` with its data under `folder`.
+    /// Makes and starts the client number `index` with its data under `folder`; `flags` are added to those of `init`.
     ///
     /// # Errors
     /// If `init` fails or it does not come up.
-    pub fn start(folder: &Path, index: usize, bitcoind: &Bitcoind, lsp: &Lsp) -> Result<Self> {
+    pub fn start(
+        folder: &Path,
+        index: usize,
+        bitcoind: &Bitcoind,
+        lsp: &Lsp,
+        flags: &[&str],
+    ) -> Result<Self> {
         let name = format!("client-{index}");
         let data_dir = folder.join(&name);
         let program = binaries::workspace("client-app")?;
@@ -367,6 +374,7 @@ impl Client {
             .arg(&data_dir)
             .args(["--network", "regtest", "--lsp", &lsp.uri()])
             .args(bitcoind_flags(bitcoind))
+            .args(flags)
             .output()
             .context("run client-app init")?;
         if !init.status.success() {

@@ -245,8 +245,7 @@ impl Demo {
         let mut rest = factory.clone();
         rest.clients.retain(|member| member.node_id != leaver);
         world.wait_usable(&rest)?;
-        exit::settle_lsp(world)?;
-        let settled = Snapshot::take(world)?;
+        let settled = exit::settle_lsp(world, &before)?;
         let mut untouched = Ok(());
         for client in world.clients.iter().filter(|client| client.node_id() != leaver) {
             if settled.of(client.name())? != before.of(client.name())? {

@@ -5,10 +5,11 @@ use std::time::Duration;
 use anyhow::{anyhow, bail, Context, Result};
 use bitcoin::{OutPoint, Sequence, Transaction, Txid};
 
+use crate::ledger::{check_conserved, Snapshot};
 use crate::types::TreeTx;
 use crate::wait::{self, Seen};
 use crate::world::factory_channel;
-use crate::{Client, World};
+use crate::{Client, Daemon, World};
 
 /// How long the client may take to publish what is due.
 const PROMPT: Duration = Duration::from_secs(60);
@@ -79,14 +80,17 @@ pub fn drive(world: &World, index: usize, id: &str, progress: &mut dyn FnMut(Str
         world.bitcoind.confirmed(commitment)?.ok_or_else(|| anyhow!("{commitment} is not mined"))?.height;
     progress(format!("commitment confirmed at {commitment_height}: {commitment}"));
 
-    sweep(world, index, commitment_height)?;
-    let end = world.bitcoind.height()?;
-    Ok(ExitReport {
-        path: confirmed,
-        commitment: (commitment, commitment_height),
-        remote_sat: remote_sat(&tx, channel.capacity_sat, channel.local_msat)?,
-        fees_sat: world.bitcoind.fees(start + 1, end)?,
-        wallet_sat: (wallet_before, client.balance()?.onchain.confirmed_sat),
+    let remote_sat = remote_sat(&tx, channel.capacity_sat, channel.local_msat)?;
+    mine_until(world, client, "the client's wallet to hold its due", || {
+        let report = ExitReport {
+            path: confirmed.clone(),
+            commitment: (commitment, commitment_height),
+            remote_sat,
+            fees_sat: world.bitcoind.fees(start + 1, world.bitcoind.height()?)?,
+            wallet_sat: (wallet_before, client.balance()?.onchain.confirmed_sat),
+        };
+        report.check_wallet(channel.capacity_sat)?;
+        Ok(report)
     })
 }
 
@@ -122,41 +126,47 @@ fn confirm_step(world: &World, client: &Client, step: &TreeTx) -> Result<u32> {
     Ok(height)
 }
 
-/// Mines until the client says that all its money is confirmed in its wallet.
-fn sweep(world: &World, index: usize, commitment_height: u32) -> Result<()> {
-    let client = world.client(index)?;
+/// Mines until the money of a published channel is where it belongs: until `arrived` returns without an error, with
+/// nothing of this node on its way. Between two of its accounts (channel, sweep, wallet) a node shows money in neither
+/// for a moment; then this waits, and mines nothing.
+fn mine_until<T>(
+    world: &World,
+    daemon: &Daemon,
+    what: &str,
+    mut arrived: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let end = world.bitcoind.height()? + SWEEP_WITHIN;
     loop {
-        let balance = client.balance()?;
-        let (wallet, lightning) = (balance.onchain, balance.lightning);
-        let swept = lightning.local_msat == 0 && lightning.pending_sweep_sat == 0;
-        if swept && wallet.unconfirmed_sat == 0 && world.bitcoind.mempool()?.is_empty() {
-            return Ok(());
+        let there = wait::until(what, PROMPT, || {
+            let balance = daemon.balance()?;
+            let moving = balance.lightning.pending_sweep_sat > 0 || balance.onchain.unconfirmed_sat > 0;
+            match moving || !world.bitcoind.mempool()?.is_empty() {
+                true => Ok(Seen::Done(None)),
+                false => Ok(Seen::Done(Some(arrived()?))),
+            }
+        })?;
+        if let Some(value) = there {
+            return Ok(value);
         }
-        let height = world.bitcoind.height()?;
-        if height > commitment_height + SWEEP_WITHIN {
-            bail!("not swept {SWEEP_WITHIN} blocks after the commitment: {balance:?}");
+        if world.bitcoind.height()? > end {
+            bail!("no end of waiting for {what} in {SWEEP_WITHIN} blocks: {:?}", daemon.balance()?);
         }
-        world.mine_for(client, STRIDE)?;
+        world.mine_for(daemon, STRIDE)?;
     }
 }
 
-/// Mines until the LSP's share of a channel that a client published is confirmed in the LSP's wallet.
+/// Mines until the LSP's share of a channel that a client published is confirmed in the LSP's wallet: until nothing is
+/// missing of what all held `before` but the fees in the blocks. Returns what they hold then.
 ///
 /// # Errors
 /// If it does not get there.
-pub fn settle_lsp(world: &World) -> Result<()> {
-    let end = world.bitcoind.height()? + SWEEP_WITHIN;
-    loop {
-        let balance = world.lsp.balance()?;
-        let clean = balance.lightning.pending_sweep_sat == 0 && balance.onchain.unconfirmed_sat == 0;
-        if clean && world.bitcoind.mempool()?.is_empty() {
-            return world.sync();
-        }
-        if world.bitcoind.height()? > end {
-            bail!("the LSP still waits for its share of the published channel: {balance:?}");
-        }
-        world.mine_for(&world.lsp, STRIDE)?;
-    }
+pub fn settle_lsp(world: &World, before: &Snapshot) -> Result<Snapshot> {
+    mine_until(world, &world.lsp, "the LSP's share of the published channel", || {
+        world.sync()?;
+        let after = Snapshot::take(world)?;
+        check_conserved(world, before, &after)?;
+        Ok(after)
+    })
 }
 
 /// What the commitment pays the other side: the output worth its share. (The own share is in a script that only the

@@ -4,12 +4,13 @@
 //! mempool, what all parties held before is what they hold now and the fees in the blocks between. The fees are read
 //! from the blocks, not from what a party says it paid. (Blocks must hold no payment of bitcoind's own wallet.)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{anyhow, bail, Result};
+use bitcoin::Txid;
 
-use crate::types::Payment;
+use crate::types::{Payment, TreeTx};
 use crate::wait::{self, Seen};
 use crate::{Daemon, World};
 
@@ -172,17 +173,32 @@ pub fn check_conserved(world: &World, before: &Snapshot, after: &Snapshot) -> Re
     Ok(())
 }
 
-/// Liquidity stock of the factories whose funding output is unspent: the LSP's money, but in no channel and no coin.
+/// Liquidity stock that is the LSP's money, but in no channel and no coin: that of factories whose funding output is
+/// unspent, and, where the tree is being published, that of the leaves that are not on the chain.
 fn stock_sat(world: &World) -> Result<u64> {
     let mut sum = 0;
     for factory in world.lsp.factories()? {
         let Some(funding) = factory.funding else { continue };
-        if world.bitcoind.unspent(funding.into())?.is_none() {
-            continue;
-        }
         let members: u64 =
             factory.clients.iter().filter(|c| c.reason.is_none()).map(|client| client.capacity_sat).sum();
-        sum += factory.funding_sat.saturating_sub(members);
+        let stock = factory.funding_sat.saturating_sub(members);
+        if world.bitcoind.unspent(funding.into())?.is_some() {
+            sum += stock;
+        } else if stock > 0 {
+            let tree = world.lsp.factory(&factory.instance_id)?.tree;
+            let published =
+                |tx: &TreeTx| Ok::<_, anyhow::Error>(world.bitcoind.confirmed(tx.txid)?.is_some());
+            let root = tree.iter().find(|tx| tx.parent_txid == funding.txid);
+            // Otherwise it was closed: the closing transaction pays the stock to the LSP.
+            if root.map(published).transpose()? == Some(true) {
+                let parents: HashSet<Txid> = tree.iter().map(|tx| tx.parent_txid).collect();
+                let leaves: Vec<_> = tree.iter().filter(|tx| !parents.contains(&tx.txid)).collect();
+                let each = stock / u64::try_from(leaves.len())?;
+                for leaf in leaves {
+                    sum += if published(leaf)? { 0 } else { each };
+                }
+            }
+        }
     }
     Ok(sum)
 }

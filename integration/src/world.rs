@@ -60,9 +60,17 @@ impl World {
     /// # Errors
     /// If one of them does not come up.
     pub fn start(name: &str, clients: usize) -> Result<Self> {
+        Self::start_with(name, clients, &[])
+    }
+
+    /// As [`World::start`], with these flags of both programs on top.
+    ///
+    /// # Errors
+    /// As [`World::start`].
+    pub fn start_with(name: &str, clients: usize, flags: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix(&format!("scenario-{name}-")).tempdir()?;
         let path = dir.path().to_owned();
-        Self::start_in(path, Folder { dir: Some(dir), done: false }, clients)
+        Self::start_in(path, Folder { dir: Some(dir), done: false }, clients, flags)
     }
 
     /// As [`World::start`], in a folder that stays in any case.
@@ -70,15 +78,15 @@ impl World {
     /// # Errors
     /// As [`World::start`].
     pub fn start_at(path: &Path, clients: usize) -> Result<Self> {
-        Self::start_in(path.to_owned(), Folder { dir: None, done: false }, clients)
+        Self::start_in(path.to_owned(), Folder { dir: None, done: false }, clients, &[])
     }
 
-    fn start_in(path: PathBuf, folder: Folder, clients: usize) -> Result<Self> {
+    fn start_in(path: PathBuf, folder: Folder, clients: usize, flags: &[&str]) -> Result<Self> {
         let bitcoind = Bitcoind::start(&path)?;
-        let lsp = Lsp::start(&path, &bitcoind)?;
+        let lsp = Lsp::start(&path, &bitcoind, flags)?;
         let mut world = Self { peer: None, clients: Vec::new(), lsp, bitcoind, path, folder };
         for index in 0..clients {
-            let client = Client::start(&world.path, index, &world.bitcoind, &world.lsp)?;
+            let client = Client::start(&world.path, index, &world.bitcoind, &world.lsp, flags)?;
             world.clients.push(client);
         }
         world.fund()?;

@@ -107,8 +107,7 @@ fn a_neighbour_leaves_a_shared_leaf() -> Result<()> {
     let mut staying = factory.clone();
     staying.clients.retain(|member| member.node_id != leaver);
     world.wait_usable(&staying)?;
-    exit::settle_lsp(&world)?;
-    let after = Snapshot::take(&world)?;
+    let after = exit::settle_lsp(&world, &before)?;
     for index in rest {
         let name = format!("client-{index}");
         assert_eq!(after.of(&name)?, before.of(&name)?, "{name} lost money");

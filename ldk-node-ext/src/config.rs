@@ -10,6 +10,7 @@ use bitcoin::Network;
 
 use crate::error::Error;
 use crate::keys;
+use crate::store::StoreKind;
 
 /// How to log in to bitcoind's RPC.
 #[derive(Clone, Debug)]
@@ -91,6 +92,8 @@ pub struct FactoryPolicy {
 pub struct NodeConfig {
     /// Where everything is kept.
     pub data_dir: PathBuf,
+    /// In which kind of store; a data directory stays with the one it began with.
+    pub store: StoreKind,
     /// Bitcoin network.
     pub network: Network,
     /// bitcoind's RPC address.
@@ -155,6 +158,7 @@ impl NodeConfig {
     ) -> Self {
         Self {
             data_dir,
+            store: StoreKind::default(),
             network,
             bitcoind_rpc,
             bitcoind_auth,

@@ -28,6 +28,7 @@ use lightning_invoice::RawBolt11Invoice;
 
 use crate::error::Error;
 use crate::ldk::{FactorySigner, HeldHtlcs};
+use crate::store::private_dir;
 use crate::util::unix_now;
 use crate::wallet::Wallet;
 
@@ -45,7 +46,7 @@ fn io_error(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
 
 /// Makes a new seed file, readable by its owner only.
 pub(crate) fn create_seed(data_dir: &Path) -> Result<Seed, Error> {
-    fs::create_dir_all(data_dir).map_err(io_error(data_dir))?;
+    private_dir(data_dir).map_err(io_error(data_dir))?;
     let path = data_dir.join(SEED_FILE);
     if path.exists() {
         return Err(Error::Conflict(format!("{} exists already", path.display())));

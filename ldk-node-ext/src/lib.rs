@@ -32,3 +32,4 @@ mod wallet;
 pub use config::{init_seed, ClientSettings, FactoryPolicy, LspSettings, NodeConfig, RoleConfig, RpcAuth};
 pub use error::{Error, ErrorKind};
 pub use node::Node;
+pub use store::StoreKind;

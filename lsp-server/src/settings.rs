@@ -143,6 +143,9 @@ mod tests {
         let e = with_file("bitcoind_cookie = \"/c\"\nphase_timeout_secs = 0", RunArgs::default());
         let e = e.unwrap_err().to_string();
         assert!(e.contains("phase_timeout_secs = 0") && e.contains("3600"), "{e}");
+        let e = with_file("bitcoind_cookie = \"/c\"\nstore = \"postgres\"", RunArgs::default());
+        let e = e.unwrap_err().to_string();
+        assert!(e.contains("store = \"postgres\"") && e.contains("`filesystem`"), "{e}");
         let e = with_file("min_client = 3", RunArgs::default()).unwrap_err().to_string();
         assert!(e.contains("min_client;"), "{e}");
     }

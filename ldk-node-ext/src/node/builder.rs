@@ -49,11 +49,8 @@ const COMMAND_QUEUE: usize = 256;
 
 pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     config.validate()?;
-    std::fs::create_dir_all(&config.data_dir)
-        .map_err(|source| Error::Io { path: config.data_dir.display().to_string(), source })?;
-    let db = config.data_dir.join("node.sqlite");
-    let seed = keys::load_seed(&config.data_dir, db.exists())?;
-    let store = Arc::new(Store::open(&db)?);
+    let seed = keys::load_seed(&config.data_dir, Store::exists(&config.data_dir))?;
+    let store = Arc::new(Store::open_as(&config.data_dir, config.store)?);
     check_network(&store, config.network)?;
 
     let bitcoind = Arc::new(Bitcoind::new(&config)?);

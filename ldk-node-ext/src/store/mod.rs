@@ -1,21 +1,24 @@
 //! One key-value store for everything: LDK's objects, the wallet, factories, payments, events.
 //!
-//! The trait is LDK's [`KVStoreSync`]; [`SqliteStore`] is the default backend. Our own records are
-//! JSON with a version in front (see [`records`]), so that a person can read them and a newer
-//! version can migrate them.
+//! The trait is LDK's [`KVStoreSync`]. [`Store`] is one of two backends, chosen once for a data
+//! directory ([`StoreKind`]): [`SqliteStore`], the default, or [`FileStore`] on lightning-persister. Our
+//! own records are JSON with a version in front (see [`records`]), so that a person can read them and a
+//! newer version can migrate them.
 
+mod backend;
 pub mod events;
+mod files;
 pub mod payments;
 pub mod records;
 mod sqlite;
 pub(crate) mod tx;
 
+pub(crate) use backend::private_dir;
+pub use backend::{Store, StoreKind};
+pub use files::FileStore;
 pub use sqlite::SqliteStore;
 
 use lightning::util::persist::KVStoreSync;
-
-/// The store type the node uses.
-pub type Store = SqliteStore;
 
 /// Reads a key, `None` when it is not there.
 ///

@@ -79,12 +79,12 @@ pub fn all<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::SqliteStore;
+    use crate::store::Store;
 
     #[test]
     fn another_version_or_torn_bytes_are_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(&dir.path().join("db")).unwrap();
+        let store = Store::open(&dir.path().join("db")).unwrap();
         put(&store, "things", "a", 2, &vec![1u8]).unwrap();
         assert_eq!(get::<Vec<u8>>(&store, "things", "a", 2).unwrap(), Some(vec![1]));
         assert_eq!(get::<Vec<u8>>(&store, "things", "b", 2).unwrap(), None);

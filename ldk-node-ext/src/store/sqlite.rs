@@ -62,7 +62,7 @@ impl SqliteStore {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes several keys of one namespace in one transaction: all of them or none.
+    /// Writes several keys in one transaction: all of them or none.
     ///
     /// # Errors
     /// The database's error; nothing was written then.

@@ -8,13 +8,16 @@ use bitcoin::Network;
 
 use super::super::{ApiOptions, HttpError};
 use super::Settings;
-use crate::{Error, NodeConfig, RpcAuth};
+use crate::{Error, NodeConfig, RpcAuth, StoreKind};
 
 crate::settings! {
     /// Settings of both sides. No `Debug`: one of them is a password.
     pub struct CommonSettings {
         /// bitcoin, testnet4, signet or regtest [default: regtest]
         pub network: Network,
+        /// Where everything is kept: sqlite (one file) or filesystem (a file a key); cannot be changed later [default: sqlite]
+        #[arg(value_name = "KIND")]
+        pub store: StoreKind,
         /// Where to accept Lightning connections, ADDRESS:PORT [default: an LSP at 0.0.0.0:9735, a client nowhere]
         #[arg(value_name = "ADDRESS")]
         pub listen: SocketAddr,
@@ -158,6 +161,7 @@ impl CommonSettings {
         if let Some(ms) = self.poll_ms {
             config.poll_interval = Duration::from_millis(ms);
         }
+        set(&mut config.store, self.store);
         set(&mut config.fallback_feerate_sat_per_vb, self.fallback_feerate_sat_per_vb);
         set(&mut config.max_feerate_sat_per_vb, self.max_feerate_sat_per_vb);
         if self.exit_max_fee_sat.is_some() {
