@@ -16,7 +16,7 @@ use crate::config::RoleConfig;
 use crate::factory::{is_marked, ChannelOffer, Command, LdkEvent};
 
 impl Parts {
-    fn payment_changed(&self) {
+    pub(super) fn payment_changed(&self) {
         self.payments_changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
@@ -43,7 +43,7 @@ fn replay(e: crate::Error) -> ReplayEvent {
 
 /// Blocks before an HTLC's expiry at which LDK fails it back; `claim_deadline` is that much earlier
 /// (`HTLC_FAIL_BACK_BUFFER` of LDK 0.3, which is private).
-const HTLC_FAIL_BACK_BUFFER: u32 = 39;
+pub(super) const HTLC_FAIL_BACK_BUFFER: u32 = 39;
 
 /// Handles one event.
 pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
@@ -220,6 +220,19 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             let over_factory = receiving_channel_ids.iter().any(|(c, _)| p.outpoints.is_factory(c));
             let needed = p.height().saturating_add(p.claim_budget.load(Ordering::Acquire));
             let expiry = claim_deadline.map(|d| d.saturating_add(HTLC_FAIL_BACK_BUFFER));
+            let preimage = match &purpose {
+                PaymentPurpose::SpontaneousPayment(preimage) => Some(*preimage),
+                other => other.preimage(),
+            };
+            let Some(preimage) = preimage else {
+                // Without a deadline it could be held for too long.
+                let mut claim_by = claim_deadline.unwrap_or(0);
+                if over_factory {
+                    let budget = p.claim_budget.load(Ordering::Acquire);
+                    claim_by = claim_by.min(expiry.map_or(0, |e| e.saturating_sub(budget)));
+                }
+                return p.hold(&payment_hash, amount_msat, claim_by).map_err(replay);
+            };
             if over_factory && expiry.is_some_and(|e| e < needed) {
                 tracing::warn!(
                     ?expiry,
@@ -229,23 +242,19 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
                 p.manager.fail_htlc_backwards(&payment_hash);
                 return Ok(());
             }
-            let preimage = match &purpose {
-                PaymentPurpose::SpontaneousPayment(preimage) => Some(*preimage),
-                other => other.preimage(),
-            };
             p.payments
                 .record(&payment_hash, Direction::In, |payment| payment.amount_msat = amount_msat)
                 .map_err(replay)?;
-            match preimage {
-                Some(preimage) => p.manager.claim_funds(preimage),
-                None => p.manager.fail_htlc_backwards(&payment_hash),
-            }
+            p.manager.claim_funds(preimage);
         }
         Event::PaymentClaimed { payment_hash, amount_msat, .. } => {
+            p.holds.claimed(&payment_hash).map_err(replay)?;
             p.payments
                 .record(&payment_hash, Direction::In, |payment| {
                     payment.amount_msat = amount_msat;
                     payment.status = PaymentStatus::Succeeded;
+                    payment.failure = None;
+                    payment.claim_by_height = None;
                 })
                 .map_err(replay)?;
             p.events.push(

@@ -2,6 +2,7 @@
 
 mod builder;
 mod channels;
+mod holds;
 mod ldk_events;
 mod net;
 mod payments;
@@ -32,6 +33,7 @@ use crate::ldk::{
 };
 use crate::logger::Logger;
 use crate::store::events::Events;
+use crate::store::holds::Holds;
 use crate::store::payments::Payments;
 use crate::store::Store;
 use crate::util::lock;
@@ -65,6 +67,7 @@ pub(crate) struct Parts {
     pub(crate) sweeper: Arc<Sweeper>,
     pub(crate) bump: BumpHandler,
     pub(crate) payments: Payments,
+    pub(crate) holds: Holds,
     pub(crate) events: Events,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) tip: watch::Receiver<BlockLocator>,

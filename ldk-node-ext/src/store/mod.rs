@@ -5,6 +5,7 @@
 //! version can migrate them.
 
 pub mod events;
+pub mod holds;
 pub mod payments;
 pub mod records;
 mod sqlite;
