@@ -35,6 +35,11 @@ impl Limits {
         height.saturating_add(self.claim)
     }
 
+    /// Last height at which an HTLC with this expiry may be claimed.
+    pub(crate) fn last_claim(self, expiry: u32) -> u32 {
+        expiry.saturating_sub(self.claim)
+    }
+
     /// Least distance of incoming and outgoing expiry of an HTLC that comes from the channel, blocks.
     pub(crate) fn delta(self) -> u32 {
         self.claim.saturating_add(SETTLE_BLOCKS)

@@ -5,14 +5,17 @@ use std::sync::Mutex;
 
 use bitcoin::hashes::{sha256, Hash, HashEngine};
 use bitcoin::secp256k1::PublicKey;
-use lightning::ln::channel_state::{ChannelDetails, InboundHTLCStateDetails, OutboundHTLCStateDetails};
+use lightning::ln::channel_state::{
+    ChannelDetails, InboundHTLCDetails, InboundHTLCStateDetails, OutboundHTLCStateDetails,
+};
 use lightning::ln::channelmanager::InterceptId;
 use lightning::ln::types::ChannelId;
 use lightning::types::payment::PaymentHash;
 use serde_json::json;
 
 use super::Parts;
-use crate::api::Direction;
+use crate::api::{Direction, PaymentStatus};
+use crate::config::RoleConfig;
 use crate::htlc_rules::{
     alarm, check_expiry, check_forward, DueSince, HtlcAlarm, HtlcKind, Limits, PerBlock, Refusal, Side,
 };
@@ -22,7 +25,7 @@ use crate::util::lock;
 const REFUSAL_EVENTS: u32 = 50;
 /// Blocks before an HTLC's expiry at which LDK fails it back; `claim_deadline` is that much earlier
 /// (`HTLC_FAIL_BACK_BUFFER` of LDK 0.3, which is private).
-const HTLC_FAIL_BACK_BUFFER: u32 = 39;
+pub(super) const HTLC_FAIL_BACK_BUFFER: u32 = 39;
 
 /// What is remembered of HTLCs from one block to the next.
 #[derive(Default)]
@@ -88,6 +91,19 @@ impl Parts {
         self.manager.fail_htlc_backwards(payment_hash);
         self.refused(payment_hash, &refusal);
         false
+    }
+
+    /// The last height at which a payment that came over these channels may be claimed; without a deadline
+    /// it could be held for too long.
+    pub(super) fn claim_by(
+        &self,
+        channels: &[(ChannelId, Option<u128>)],
+        claim_deadline: Option<u32>,
+    ) -> u32 {
+        let Some(deadline) = claim_deadline else { return 0 };
+        let limits = self.strictest(channels.iter().map(|(id, _)| id));
+        let expiry = deadline.saturating_add(HTLC_FAIL_BACK_BUFFER);
+        limits.map_or(deadline, |l| deadline.min(l.last_claim(expiry)))
     }
 
     /// Forwards an HTLC, or fails it back. Harmless if repeated: LDK answers for each HTLC once.
@@ -159,8 +175,7 @@ impl Parts {
         let listed = channel
             .pending_inbound_htlcs
             .iter()
-            .filter(|h| h.state == Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill))
-            .filter(|h| !h.is_dust)
+            .filter(|h| !h.is_dust && self.is_claimed(h, all))
             .map(|h| (h.cltv_expiry, h.payment_hash));
         let held = self.held.claimed_inbound(&channel.channel_id);
         let mut pending: Vec<HtlcAlarm> = listed
@@ -180,6 +195,23 @@ impl Parts {
             kind: if self.is_own(&h.payment_hash, all) { HtlcKind::Own } else { HtlcKind::Forwarded },
         }));
         pending
+    }
+
+    /// Whether an inbound HTLC has been claimed. A claim that the peer was not there to hear of is not in
+    /// LDK's list; but one that waits for nothing any more can only have been claimed or failed, and for
+    /// one that was failed an exit too many is the price.
+    fn is_claimed(&self, htlc: &InboundHTLCDetails, all: &[ChannelDetails]) -> bool {
+        let undecided = match htlc.state {
+            Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill) => return true,
+            Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFail) => return false,
+            _ => htlc.payment_hash,
+        };
+        if let Ok(Some(payment)) = self.payments.get(&undecided, Direction::In) {
+            return !matches!(payment.status, PaymentStatus::Failed | PaymentStatus::Held);
+        }
+        let going_out =
+            |c: &ChannelDetails| c.pending_outbound_htlcs.iter().any(|h| h.payment_hash == undecided);
+        matches!(self.config.role, RoleConfig::Lsp(_)) && !all.iter().any(going_out)
     }
 
     /// Whether an outbound HTLC is for a payment of this node and of nobody else.
