@@ -12,7 +12,7 @@ use lightning::types::payment::PaymentHash;
 use serde_json::json;
 
 use super::Parts;
-use crate::api::Direction;
+use crate::api::{Direction, PaymentStatus};
 use crate::htlc_rules::{
     alarm, check_expiry, check_forward, DueSince, HtlcAlarm, HtlcKind, Limits, PerBlock, Refusal, Side,
 };
@@ -184,7 +184,8 @@ impl Parts {
 
     /// Whether an outbound HTLC is for a payment of this node and of nobody else.
     fn is_own(&self, hash: &PaymentHash, all: &[ChannelDetails]) -> bool {
-        let ours = matches!(self.payments.get(hash, Direction::Out), Ok(Some(_)));
+        let own = self.payments.get(hash, Direction::Out);
+        let ours = matches!(own, Ok(Some(p)) if p.status == PaymentStatus::Pending);
         let incoming = |c: &ChannelDetails| c.pending_inbound_htlcs.iter().any(|h| h.payment_hash == *hash);
         ours && !all.iter().any(incoming)
     }
