@@ -33,7 +33,8 @@ impl<R: Router> FactoryRouter<R> {
 
     /// Delta that the provider has to get for a payment over this channel, if it is a factory's, blocks.
     fn needed(&self, channel: &ChannelId) -> Option<u32> {
-        self.outpoints.get(channel).map(|c| Limits::new(c.claim_budget, self.margin).delta())
+        let budget = self.outpoints.get(channel)?.claim_budget?;
+        Some(Limits::new(Some(budget), self.margin).delta())
     }
 }
 

@@ -216,7 +216,8 @@ impl Parts {
 
     /// Whether an outbound HTLC is for a payment of this node and of nobody else.
     fn is_own(&self, hash: &PaymentHash, all: &[ChannelDetails]) -> bool {
-        let ours = matches!(self.payments.get(hash, Direction::Out), Ok(Some(_)));
+        let own = self.payments.get(hash, Direction::Out);
+        let ours = matches!(own, Ok(Some(p)) if p.status == PaymentStatus::Pending);
         let incoming = |c: &ChannelDetails| c.pending_inbound_htlcs.iter().any(|h| h.payment_hash == *hash);
         ours && !all.iter().any(incoming)
     }
