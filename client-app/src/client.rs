@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use ldk_node_ext::api::{
-    Balance, ChannelInfo, Deadline, EventRecord, ExitRequest, FactoryInfo, Invoice, InvoiceRequest, NodeInfo,
-    PayRequest, Payment,
+    Balance, ChannelInfo, ClaimRequest, Deadline, EventRecord, ExitRequest, FactoryInfo, FailRequest,
+    Invoice, InvoiceRequest, NodeInfo, PayRequest, Payment,
 };
 use ldk_node_ext::{Node, NodeConfig};
 
@@ -104,6 +104,24 @@ impl FactoryClient {
     /// [`Error::Node`] if the payment was not even begun.
     pub async fn pay(&self, request: PayRequest) -> Result<Payment, Error> {
         Ok(self.node.pay(request).await?)
+    }
+
+    /// Claims the payment that a hold invoice received; the event `payment_received` says when the money
+    /// is there.
+    ///
+    /// # Errors
+    /// [`Error::Node`] of kind `InvalidArgument`, `NotFound`, or `Conflict` if nothing is held or it is too
+    /// late.
+    pub fn claim_payment(&self, request: &ClaimRequest) -> Result<Payment, Error> {
+        Ok(self.node.claim_payment(request)?)
+    }
+
+    /// Gives the payment back that a hold invoice received.
+    ///
+    /// # Errors
+    /// [`Error::Node`] of kind `InvalidArgument`, `NotFound`, or `Conflict` if nothing is held.
+    pub fn fail_payment(&self, request: &FailRequest) -> Result<Payment, Error> {
+        Ok(self.node.fail_payment(request)?)
     }
 
     /// All payments, in and out.

@@ -49,8 +49,8 @@ mod lsp;
 
 pub use bitcoin::Network;
 pub use ldk_node_ext::api::{
-    Balance, ChannelInfo, Deadline, EventRecord, FactoryInfo, Invoice, InvoiceRequest, NodeInfo, PayRequest,
-    Payment,
+    Balance, ChannelInfo, ClaimRequest, Deadline, EventRecord, FactoryInfo, FailRequest, Invoice,
+    InvoiceRequest, NodeInfo, PayRequest, Payment,
 };
 pub use ldk_node_ext::{FactoryPolicy, NodeConfig, RpcAuth};
 

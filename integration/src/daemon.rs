@@ -257,6 +257,39 @@ impl Daemon {
         self.api()?.post("/v1/pay", &json!({ "invoice": invoice, "wait_secs": 90 }))
     }
 
+    /// Begins to pay an invoice and does not wait for the outcome.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn send(&self, invoice: &str) -> Result<Payment> {
+        self.api()?.post("/v1/pay", &json!({ "invoice": invoice, "wait_secs": 0 }))
+    }
+
+    /// A BOLT 11 invoice over a hash; what is paid on it is held.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn hold_invoice(&self, amount_msat: u64, payment_hash: &str) -> Result<Invoice> {
+        let body = json!({ "amount_msat": amount_msat, "payment_hash": payment_hash });
+        self.api()?.post("/v1/invoice", &body)
+    }
+
+    /// Claims a held payment.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn claim(&self, preimage: &str) -> Result<Payment> {
+        self.api()?.post("/v1/payments/claim", &json!({ "preimage": preimage }))
+    }
+
+    /// Gives a held payment back.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn fail(&self, payment_hash: &str) -> Result<Payment> {
+        self.api()?.post("/v1/payments/fail", &json!({ "payment_hash": payment_hash }))
+    }
+
     /// Asks for the cooperative close of a factory.
     ///
     /// # Errors

@@ -240,6 +240,7 @@ mod tests {
             amount_msat: 1,
             fee_msat: 0,
             failure: None,
+            claim_by_height: None,
         };
         assert!(Settled::new("a", "b", &payment).is_err());
         assert!(Settled::new("a", "b", &Payment { status: "succeeded".into(), ..payment }).is_ok());

@@ -14,6 +14,7 @@ pub mod cpfp;
 pub mod daemon;
 pub mod demo;
 pub mod exit;
+pub mod hold;
 pub mod http;
 pub mod ledger;
 pub mod payments;

@@ -46,6 +46,17 @@ pub struct PeerChannel {
     pub usable: bool,
 }
 
+/// A payment that the peer held since its start, whatever became of it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PeerHeld {
+    /// Payment hash, hex.
+    pub payment_hash: String,
+    /// Amount, msat.
+    pub amount_msat: u64,
+    /// Height at which the peer gives it back.
+    pub claim_by_height: Option<u32>,
+}
+
 #[derive(Deserialize)]
 struct PeerInfo {
     node_id: String,
@@ -184,6 +195,58 @@ impl Peer {
     /// If the call fails.
     pub fn pay(&self, invoice: &str) -> Result<Payment> {
         self.call(&json!({ "method": "pay", "invoice": invoice, "wait_secs": 90 }))
+    }
+
+    /// Begins to pay an invoice and does not wait for the outcome.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn send(&self, invoice: &str) -> Result<Payment> {
+        self.call(&json!({ "method": "pay", "invoice": invoice, "wait_secs": 0 }))
+    }
+
+    /// Every Lightning payment, in and out.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn payments(&self) -> Result<Vec<Payment>> {
+        self.call(&json!({ "method": "payments" }))
+    }
+
+    /// A BOLT 11 invoice over a hash; what is paid on it is held.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn hold_invoice(&self, amount_msat: u64, payment_hash: &str) -> Result<Invoice> {
+        let body =
+            json!({ "method": "hold_invoice", "amount_msat": amount_msat, "payment_hash": payment_hash });
+        self.call(&body)
+    }
+
+    /// The payments that were held since the start of the process, whatever became of them.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn held(&self) -> Result<Vec<PeerHeld>> {
+        self.call(&json!({ "method": "held" }))
+    }
+
+    /// Claims a held payment.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn claim(&self, preimage: &str) -> Result<()> {
+        self.call::<Value>(&json!({ "method": "hold_claim", "preimage": preimage }))?;
+        Ok(())
+    }
+
+    /// Gives a held payment back.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn fail(&self, payment_hash: &str) -> Result<()> {
+        self.call::<Value>(&json!({ "method": "hold_fail", "payment_hash": payment_hash }))?;
+        Ok(())
     }
 
     /// Connects to a node.

@@ -147,7 +147,7 @@ pub struct Invoice {
 pub struct Payment {
     /// Payment hash, hex.
     pub payment_hash: String,
-    /// `succeeded`, `failed` or `pending`.
+    /// `succeeded`, `failed`, `pending` or `held`.
     pub status: String,
     /// `in` or `out`.
     #[serde(default)]
@@ -159,6 +159,9 @@ pub struct Payment {
     /// Why it failed.
     #[serde(default)]
     pub failure: Option<String>,
+    /// Height at which it is given back, if it is held.
+    #[serde(default)]
+    pub claim_by_height: Option<u32>,
 }
 
 /// `GET /v1/clients` of the LSP.

@@ -1,16 +1,41 @@
 //! The requests that control the node, `{"method": "...", ...}`, and what is answered: `{"ok": ...}` or
 //! `{"error": "..."}`. Amounts carry their unit in the name.
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, Context, Result};
 use ldk_node::bitcoin::secp256k1::PublicKey;
 use ldk_node::lightning::ln::msgs::SocketAddress;
 use ldk_node::lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
+use ldk_node::lightning_types::payment::{PaymentHash, PaymentPreimage};
 use ldk_node::payment::{PaymentDetails, PaymentDirection, PaymentKind, PaymentStatus};
-use ldk_node::{ChannelDetails, Node};
+use ldk_node::{ChannelDetails, Event, Node};
 use serde::Deserialize;
 use serde_json::{json, Value};
+
+/// Payments that wait for an order, as the events told them: hash, amount (msat) and the height at which the node gives
+/// them back. Known as long as the process lives.
+#[derive(Default)]
+pub struct Held(Mutex<Vec<(PaymentHash, u64, Option<u32>)>>);
+
+impl Held {
+    /// Takes note of an event that tells of one.
+    pub fn note(&self, event: &Event) -> Result<()> {
+        let Event::PaymentClaimable { payment_hash, claimable_amount_msat, claim_deadline, .. } = event
+        else {
+            return Ok(());
+        };
+        let mut held = self.0.lock().map_err(|_| anyhow!("a thread panicked"))?;
+        held.retain(|(hash, ..)| hash != payment_hash);
+        held.push((*payment_hash, *claimable_amount_msat, *claim_deadline));
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Vec<(PaymentHash, u64, Option<u32>)>> {
+        Ok(self.0.lock().map_err(|_| anyhow!("a thread panicked"))?.clone())
+    }
+}
 
 /// One request line.
 #[derive(Deserialize)]
@@ -35,6 +60,19 @@ pub enum Request {
     },
     /// A BOLT 11 invoice.
     Invoice { amount_msat: u64, description: Option<String>, expiry_secs: Option<u32> },
+    /// A BOLT 11 invoice over a hash; what is paid on it is held until `hold_claim` or `hold_fail`.
+    HoldInvoice {
+        amount_msat: u64,
+        payment_hash: String,
+        description: Option<String>,
+        expiry_secs: Option<u32>,
+    },
+    /// Every payment that was held since the start of the process, whatever became of it.
+    Held,
+    /// Claims a held payment.
+    HoldClaim { preimage: String },
+    /// Gives a held payment back.
+    HoldFail { payment_hash: String },
     /// Pays an invoice and waits up to `wait_secs` (60 if not given) for the outcome.
     Pay { invoice: String, wait_secs: Option<u64> },
     /// Every Lightning payment, in and out.
@@ -46,7 +84,7 @@ pub enum Request {
 }
 
 /// Carries out one request.
-pub fn handle(node: &Node, request: Request) -> Result<Value> {
+pub fn handle(node: &Node, held: &Held, request: Request) -> Result<Value> {
     match request {
         Request::Info => {
             let status = node.status();
@@ -79,11 +117,39 @@ pub fn handle(node: &Node, request: Request) -> Result<Value> {
             Ok(json!({ "user_channel_id": channel.0.to_string() }))
         }
         Request::Invoice { amount_msat, description, expiry_secs } => {
-            let text = Description::new(description.unwrap_or_default()).context("description")?;
-            let description = Bolt11InvoiceDescription::Direct(text);
+            let description = describe(description)?;
             let payments = node.bolt11_payment();
-            let invoice = payments.receive(amount_msat, &description, expiry_secs.unwrap_or(3600))?;
-            Ok(json!({ "payment_hash": invoice.payment_hash().to_string(), "invoice": invoice.to_string() }))
+            invoice(&payments.receive(amount_msat, &description, expiry_secs.unwrap_or(3600))?)
+        }
+        Request::HoldInvoice { amount_msat, payment_hash, description, expiry_secs } => {
+            let hash = PaymentHash(parse_bytes(&payment_hash)?);
+            let description = describe(description)?;
+            let (payments, expiry) = (node.bolt11_payment(), expiry_secs.unwrap_or(3600));
+            invoice(&payments.receive_for_hash(amount_msat, &description, expiry, hash)?)
+        }
+        Request::Held => {
+            let list = held.list()?;
+            let each = list.iter().map(|(hash, amount_msat, claim_by_height)| {
+                json!({
+                    "payment_hash": hex(&hash.0),
+                    "amount_msat": amount_msat,
+                    "claim_by_height": claim_by_height,
+                })
+            });
+            Ok(each.collect())
+        }
+        Request::HoldClaim { preimage } => {
+            let preimage = PaymentPreimage(parse_bytes(&preimage)?);
+            let hash = PaymentHash::from(preimage);
+            let list = held.list()?;
+            let (_, amount_msat, _) =
+                list.iter().find(|(h, ..)| *h == hash).ok_or_else(|| anyhow!("nothing is held"))?;
+            node.bolt11_payment().claim_for_hash(hash, *amount_msat, preimage)?;
+            Ok(json!({}))
+        }
+        Request::HoldFail { payment_hash } => {
+            node.bolt11_payment().fail_for_hash(PaymentHash(parse_bytes(&payment_hash)?))?;
+            Ok(json!({}))
         }
         Request::Pay { invoice, wait_secs } => {
             pay(node, &invoice, Duration::from_secs(wait_secs.unwrap_or(60)))
@@ -92,6 +158,15 @@ pub fn handle(node: &Node, request: Request) -> Result<Value> {
         Request::Channels => Ok(channels(node)),
         Request::Stop => Ok(json!({})),
     }
+}
+
+fn describe(text: Option<String>) -> Result<Bolt11InvoiceDescription> {
+    let text = Description::new(text.unwrap_or_default()).context("description")?;
+    Ok(Bolt11InvoiceDescription::Direct(text))
+}
+
+fn invoice(invoice: &Bolt11Invoice) -> Result<Value> {
+    Ok(json!({ "payment_hash": invoice.payment_hash().to_string(), "invoice": invoice.to_string() }))
 }
 
 fn pay(node: &Node, invoice: &str, wait: Duration) -> Result<Value> {
@@ -165,6 +240,18 @@ fn local_msat(channel: &ChannelDetails) -> u64 {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn parse_bytes(text: &str) -> Result<[u8; 32]> {
+    let digits = text.as_bytes();
+    let mut bytes = [0; 32];
+    if digits.len() != 64 || !text.is_ascii() {
+        return Err(anyhow!("not 64 hex digits: {text}"));
+    }
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair)?, 16).with_context(|| text.to_owned())?;
+    }
+    Ok(bytes)
 }
 
 fn parse_node(text: &str) -> Result<PublicKey> {

@@ -22,6 +22,8 @@ use ldk_node::logger::LogLevel;
 use ldk_node::{Builder, Node};
 use serde_json::{json, Value};
 
+use crate::api::Held;
+
 /// The longest request line that is read, in bytes.
 const MAX_REQUEST: u64 = 64 * 1024;
 
@@ -38,18 +40,19 @@ fn main() -> Result<()> {
     write_whole(&Path::new(data_dir).join("api-address"), &format!("{address}\n"))?;
 
     let stop = Arc::new(AtomicBool::new(false));
+    let held = Arc::new(Held::default());
     let drain = std::thread::spawn({
-        let (node, stop) = (node.clone(), stop.clone());
-        move || drain_events(&node, &stop)
+        let (node, held, stop) = (node.clone(), held.clone(), stop.clone());
+        move || drain_events(&node, &held, &stop)
     });
     for connection in api.incoming() {
         if stop.load(Ordering::SeqCst) {
             break;
         }
         let connection = connection.context("accept on the control port")?;
-        let (node, stop) = (node.clone(), stop.clone());
+        let (node, held, stop) = (node.clone(), held.clone(), stop.clone());
         std::thread::spawn(move || {
-            if let Err(error) = serve(&node, &stop, connection, address) {
+            if let Err(error) = serve(&node, &held, &stop, connection, address) {
                 eprintln!("control connection: {error:#}");
             }
         });
@@ -74,13 +77,16 @@ fn build(data_dir: &str, listen: &str, rpc: &str, user: &str, password: &str) ->
     builder.build().context("build the node")
 }
 
-/// ldk-node stops handing out events until each is acknowledged; nothing here waits for one of them (states are read
-/// from the lists of payments and channels), so they go to the log.
-fn drain_events(node: &Node, stop: &AtomicBool) {
+/// ldk-node stops handing out events until each is acknowledged. Of payments that are held only an event tells; other
+/// states are read from the lists of payments and channels, so the rest goes to the log.
+fn drain_events(node: &Node, held: &Held, stop: &AtomicBool) {
     while !stop.load(Ordering::SeqCst) {
         match node.next_event() {
             Some(event) => {
                 eprintln!("event: {event:?}");
+                if let Err(error) = held.note(&event) {
+                    eprintln!("note an event: {error}");
+                }
                 if let Err(error) = node.event_handled() {
                     eprintln!("acknowledge an event: {error}");
                 }
@@ -90,17 +96,23 @@ fn drain_events(node: &Node, stop: &AtomicBool) {
     }
 }
 
-fn serve(node: &Node, stop: &AtomicBool, stream: TcpStream, own: std::net::SocketAddr) -> Result<()> {
+fn serve(
+    node: &Node,
+    held: &Held,
+    stop: &AtomicBool,
+    stream: TcpStream,
+    own: std::net::SocketAddr,
+) -> Result<()> {
     let mut line = String::new();
     BufReader::new(stream.try_clone()?.take(MAX_REQUEST)).read_line(&mut line)?;
     if line.is_empty() {
         return Ok(()); // the connection that wakes the accepting loop
     }
-    let answer = match serde_json::from_str(&line).context("not a request").and_then(|r| api::handle(node, r))
-    {
-        Ok(value) => json!({ "ok": value }),
-        Err(error) => json!({ "error": format!("{error:#}") }),
-    };
+    let answer =
+        match serde_json::from_str(&line).context("not a request").and_then(|r| api::handle(node, held, r)) {
+            Ok(value) => json!({ "ok": value }),
+            Err(error) => json!({ "error": format!("{error:#}") }),
+        };
     let stopping = matches!(serde_json::from_str::<Value>(&line), Ok(v) if v["method"] == "stop");
     let mut stream = stream;
     writeln!(stream, "{answer}")?;

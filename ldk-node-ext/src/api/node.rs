@@ -184,6 +184,8 @@ pub enum PaymentStatus {
     Succeeded,
     /// Failed; nothing was paid.
     Failed,
+    /// Received on a hold invoice: waits to be claimed or given back.
+    Held,
 }
 
 /// One payment.
@@ -202,6 +204,9 @@ pub struct Payment {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// For one on a hold invoice: at this height it is given back unless it was claimed before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim_by_height: Option<u32>,
     /// The last change, Unix seconds.
     pub updated_at: u64,
 }
@@ -219,6 +224,30 @@ pub struct InvoiceRequest {
     /// Lifetime in seconds, 3600 if none.
     #[serde(default)]
     pub expiry_secs: Option<u32>,
+    /// Payment hash, 64 hex digits: makes a hold invoice. Its payment is held until it is claimed with
+    /// the preimage or given back.
+    #[serde(default)]
+    pub payment_hash: Option<String>,
+    /// How long a payment of a hold invoice can be held at least, blocks (36 if none, 1008 at most).
+    /// Payers look for routes of a limited length in blocks, mostly 1008 in all.
+    #[serde(default)]
+    pub hold_blocks: Option<u16>,
+}
+
+/// Request to claim what a hold invoice received.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimRequest {
+    /// Preimage of the payment hash, 64 hex digits.
+    pub preimage: String,
+}
+
+/// Request to give back what a hold invoice received.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailRequest {
+    /// Payment hash, 64 hex digits.
+    pub payment_hash: String,
 }
 
 /// A new invoice.

@@ -11,8 +11,8 @@ use serde_json::{json, Value};
 
 use super::{ApiCode, ApiError, Body, Empty, Params, Shutdown};
 use crate::api::{
-    Balance, ChannelInfo, ConnectRequest, EventRecord, ExitRequest, FactoryInfo, Invoice, InvoiceRequest,
-    NodeInfo, PayRequest, Payment,
+    Balance, ChannelInfo, ClaimRequest, ConnectRequest, EventRecord, ExitRequest, FactoryInfo, FailRequest,
+    Invoice, InvoiceRequest, NodeInfo, PayRequest, Payment,
 };
 use crate::{Error, Node};
 
@@ -66,6 +66,8 @@ pub(super) fn quick(node: Node, shutdown: Shutdown) -> Router {
         .route("/v1/channels", get(channels))
         .route("/v1/invoice", post(invoice))
         .route("/v1/payments", get(payments))
+        .route("/v1/payments/claim", post(claim))
+        .route("/v1/payments/fail", post(fail))
         .route("/v1/payments/{payment_hash}", get(payment))
         .route("/v1/connect", post(connect))
         .route("/v1/factories", get(factories))
@@ -114,6 +116,14 @@ async fn payments(State(api): State<Api>) -> Answer<Vec<Payment>> {
 
 async fn payment(State(api): State<Api>, Path(payment_hash): Path<String>) -> Answer<Payment> {
     Ok(Json(api.node.payment(&payment_hash)?))
+}
+
+async fn claim(State(api): State<Api>, Body(request): Body<ClaimRequest>) -> Answer<Payment> {
+    Ok(Json(api.node.claim_payment(&request)?))
+}
+
+async fn fail(State(api): State<Api>, Body(request): Body<FailRequest>) -> Answer<Payment> {
+    Ok(Json(api.node.fail_payment(&request)?))
 }
 
 async fn connect(State(api): State<Api>, Body(request): Body<ConnectRequest>) -> Answer<Value> {

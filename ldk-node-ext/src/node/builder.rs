@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 
 use super::htlcs::HtlcMemory;
 use super::restore::{check_network, void_channels, Ldk};
-use super::{ldk_events, net, Node, Parts};
+use super::{holds, ldk_events, net, Node, Parts};
 use crate::chain::{
     Bitcoind, ChainFeed, ChainIndex, ChainSync, Fees, IndexListener, OwnParts, SubmitError, WalletListener,
 };
@@ -39,6 +39,7 @@ use crate::ldk::{
 use crate::logger::Logger;
 use crate::publish::Publisher;
 use crate::store::events::Events;
+use crate::store::holds::Holds;
 use crate::store::payments::Payments;
 use crate::store::Store;
 use crate::util::unix_now;
@@ -199,6 +200,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let parts = Arc::new(Parts {
         node_id: keys.node_id(),
         payments,
+        holds: Holds::open(Arc::clone(&store))?,
         events: Events::open(Arc::clone(&store))?,
         config,
         keys,
@@ -279,6 +281,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         peer_events,
         stop_receiver.clone(),
     ));
+    tasks.spawn(holds::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {
         tasks.spawn(net::accept(Arc::clone(&parts), listener, stop_receiver));

@@ -22,7 +22,7 @@ use crate::util::lock;
 const REFUSAL_EVENTS: u32 = 50;
 /// Blocks before an HTLC's expiry at which LDK fails it back; `claim_deadline` is that much earlier
 /// (`HTLC_FAIL_BACK_BUFFER` of LDK 0.3, which is private).
-const HTLC_FAIL_BACK_BUFFER: u32 = 39;
+pub(super) const HTLC_FAIL_BACK_BUFFER: u32 = 39;
 
 /// What is remembered of HTLCs from one block to the next.
 #[derive(Default)]
@@ -88,6 +88,19 @@ impl Parts {
         self.manager.fail_htlc_backwards(payment_hash);
         self.refused(payment_hash, &refusal);
         false
+    }
+
+    /// The height at which a held payment that came over these channels is given back: the last at which
+    /// it could still be claimed on the chain by the same rule. Without a deadline it is not held at all.
+    pub(super) fn claim_by(
+        &self,
+        channels: &[(ChannelId, Option<u128>)],
+        claim_deadline: Option<u32>,
+    ) -> u32 {
+        let Some(deadline) = claim_deadline else { return 0 };
+        let expiry = deadline.saturating_add(HTLC_FAIL_BACK_BUFFER);
+        let needed = self.strictest(channels.iter().map(|(id, _)| id)).map_or(0, |l| l.expiry(0));
+        deadline.min(expiry.saturating_sub(needed))
     }
 
     /// Forwards an HTLC, or fails it back. Harmless if repeated: LDK answers for each HTLC once.

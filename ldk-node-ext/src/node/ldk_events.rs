@@ -15,7 +15,7 @@ use crate::config::RoleConfig;
 use crate::factory::{is_marked, ChannelOffer, Command, LdkEvent};
 
 impl Parts {
-    fn payment_changed(&self) {
+    pub(super) fn payment_changed(&self) {
         self.payments_changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
@@ -209,26 +209,30 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             claim_deadline,
             ..
         } => {
-            if !p.accept_or_fail_back(&payment_hash, &receiving_channel_ids, claim_deadline) {
-                return Ok(());
-            }
             let preimage = match &purpose {
                 PaymentPurpose::SpontaneousPayment(preimage) => Some(*preimage),
                 other => other.preimage(),
             };
+            let Some(preimage) = preimage else {
+                let claim_by = p.claim_by(&receiving_channel_ids, claim_deadline);
+                return p.hold(&payment_hash, amount_msat, claim_by).map_err(replay);
+            };
+            if !p.accept_or_fail_back(&payment_hash, &receiving_channel_ids, claim_deadline) {
+                return Ok(());
+            }
             p.payments
                 .record(&payment_hash, Direction::In, |payment| payment.amount_msat = amount_msat)
                 .map_err(replay)?;
-            match preimage {
-                Some(preimage) => p.manager.claim_funds(preimage),
-                None => p.manager.fail_htlc_backwards(&payment_hash),
-            }
+            p.manager.claim_funds(preimage);
         }
         Event::PaymentClaimed { payment_hash, amount_msat, .. } => {
+            p.holds.claimed(&payment_hash).map_err(replay)?;
             p.payments
                 .record(&payment_hash, Direction::In, |payment| {
                     payment.amount_msat = amount_msat;
                     payment.status = PaymentStatus::Succeeded;
+                    payment.failure = None;
+                    payment.claim_by_height = None;
                 })
                 .map_err(replay)?;
             p.events.push(

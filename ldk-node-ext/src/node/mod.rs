@@ -3,6 +3,7 @@
 mod builder;
 mod bumps;
 mod channels;
+mod holds;
 mod htlcs;
 mod ldk_events;
 mod net;
@@ -34,6 +35,7 @@ use crate::ldk::{
 };
 use crate::logger::Logger;
 use crate::store::events::Events;
+use crate::store::holds::Holds;
 use crate::store::payments::Payments;
 use crate::store::Store;
 use crate::util::lock;
@@ -68,6 +70,7 @@ pub(crate) struct Parts {
     pub(crate) bump: BumpHandler,
     pub(crate) bumps: bumps::BumpMemory,
     pub(crate) payments: Payments,
+    pub(crate) holds: Holds,
     pub(crate) events: Events,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) tip: watch::Receiver<BlockLocator>,

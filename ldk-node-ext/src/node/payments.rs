@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use lightning::ln::channelmanager::{Bolt11InvoiceParameters, OptionalBolt11PaymentParams, PaymentId};
+use lightning::ln::channelmanager::{
+    Bolt11InvoiceParameters, OptionalBolt11PaymentParams, PaymentId, MIN_FINAL_CLTV_EXPIRY_DELTA,
+};
 use lightning::ln::outbound_payment::{Bolt11PaymentError, Retry, RetryableSendFailure};
 use lightning::types::payment::PaymentHash;
 use lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
@@ -18,13 +20,19 @@ const RETRY_FOR: Duration = Duration::from_secs(30);
 const MAX_WAIT_SECS: u64 = 600;
 /// Most msat there are.
 const MAX_MSAT: u64 = 21_000_000 * 100_000_000 * 1000;
+/// How long a payment can be held if the invoice does not say it, blocks.
+const HOLD_BLOCKS: u16 = 36;
+/// Longest hold, blocks: the longest route that payers look for by default.
+const MAX_HOLD_BLOCKS: u16 = 1008;
 
 impl Node {
     /// Makes an invoice. Its final expiry delta covers a unilateral exit of every factory this node
-    /// is in, so an HTLC that arrives can always be claimed on the chain.
+    /// is in, so an HTLC that arrives can always be claimed on the chain. With a payment hash it is a
+    /// hold invoice, and the delta covers the hold as well.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`].
+    /// [`Error::InvalidArgument`]; for a hold invoice [`Error::Conflict`] if the hash was used before or
+    /// there are too many, and [`Error::Store`].
     pub fn create_invoice(&self, request: InvoiceRequest) -> Result<Invoice, Error> {
         if request.amount_msat.is_some_and(|a| a == 0 || a > MAX_MSAT) {
             return Err(Error::invalid("amount_msat", format!("must be from 1 to {MAX_MSAT}")));
@@ -35,12 +43,30 @@ impl Node {
         if expiry == 0 || expiry > 31_536_000 {
             return Err(Error::invalid("expiry_secs", "must be from 1 to 31536000 (a year)"));
         }
-        let min_final = self.parts.min_final_cltv.load(Ordering::Acquire);
+        let mut min_final = self.parts.min_final_cltv.load(Ordering::Acquire);
+        let held = request.payment_hash.as_deref().map(parse_hash).transpose()?;
+        match (&held, request.hold_blocks) {
+            (None, None) => {}
+            (None, Some(_)) => return Err(Error::invalid("hold_blocks", "only with a payment_hash")),
+            (Some(_), Some(n)) if n == 0 || n > MAX_HOLD_BLOCKS => {
+                return Err(Error::invalid("hold_blocks", format!("must be from 1 to {MAX_HOLD_BLOCKS}")))
+            }
+            (Some(hash), blocks) => {
+                if self.parts.payments.get(hash, Direction::In)?.is_some() {
+                    return Err(Error::Conflict("a payment with this payment hash came in before".into()));
+                }
+                min_final =
+                    min_final.max(MIN_FINAL_CLTV_EXPIRY_DELTA).saturating_add(blocks.unwrap_or(HOLD_BLOCKS));
+                // On disk before anybody can pay it.
+                self.parts.holds.add(hash, expiry)?;
+            }
+        }
         let params = Bolt11InvoiceParameters {
             amount_msats: request.amount_msat,
             description: Bolt11InvoiceDescription::Direct(description),
             invoice_expiry_delta_secs: Some(expiry),
             min_final_cltv_expiry_delta: (min_final > 0).then_some(min_final),
+            payment_hash: held,
             ..Default::default()
         };
         let invoice =
@@ -138,10 +164,7 @@ impl Node {
     /// # Errors
     /// [`Error::NotFound`].
     pub fn payment(&self, payment_hash: &str) -> Result<Payment, Error> {
-        let mut hash = [0; 32];
-        hex::decode_to_slice(payment_hash, &mut hash)
-            .map_err(|_| Error::invalid("payment_hash", "must be 64 hex digits"))?;
-        let hash = PaymentHash(hash);
+        let hash = parse_hash(payment_hash)?;
         self.find(&hash, Direction::Out).or_else(|_| self.find(&hash, Direction::In))
     }
 
@@ -151,4 +174,11 @@ impl Node {
             .get(hash, direction)?
             .ok_or_else(|| Error::not_found(format!("payment {}", hex::encode(hash.0))))
     }
+}
+
+pub(super) fn parse_hash(text: &str) -> Result<PaymentHash, Error> {
+    let mut hash = [0; 32];
+    hex::decode_to_slice(text, &mut hash)
+        .map_err(|_| Error::invalid("payment_hash", "must be 64 hex digits"))
+        .map(|()| PaymentHash(hash))
 }

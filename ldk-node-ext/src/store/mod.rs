@@ -8,6 +8,7 @@
 mod backend;
 pub mod events;
 mod files;
+pub mod holds;
 pub mod payments;
 pub mod records;
 mod sqlite;

@@ -47,7 +47,9 @@ impl Payments {
             Some(PaymentStatus::Succeeded) => {
                 return Err(Error::Conflict("this invoice has been paid".into()))
             }
-            Some(PaymentStatus::Pending) => return Err(Error::Conflict("this invoice is being paid".into())),
+            Some(PaymentStatus::Pending | PaymentStatus::Held) => {
+                return Err(Error::Conflict("this invoice is being paid".into()))
+            }
             Some(PaymentStatus::Failed) | None => {}
         }
         let payment = Payment {
@@ -57,6 +59,7 @@ impl Payments {
             fee_msat: 0,
             status: PaymentStatus::Pending,
             failure: None,
+            claim_by_height: None,
             updated_at: unix_now(),
         };
         records::put(&*self.store, NAMESPACE, &key, VERSION, &payment)?;
@@ -106,6 +109,7 @@ impl Payments {
             fee_msat: 0,
             status: PaymentStatus::Pending,
             failure: None,
+            claim_by_height: None,
             updated_at: 0,
         });
         change(&mut payment);

@@ -9,7 +9,8 @@ use super::super::routes::EventPage;
 use super::super::{segment, show, ApiClient, HttpError};
 use super::{the_factory, Output};
 use crate::api::{
-    Balance, ChannelInfo, FactoryInfo, Invoice, InvoiceRequest, NodeInfo, PayRequest, Payment, PaymentStatus,
+    Balance, ChannelInfo, ClaimRequest, FactoryInfo, FailRequest, Invoice, InvoiceRequest, NodeInfo,
+    PayRequest, Payment, PaymentStatus,
 };
 
 /// How long one request waits for an event with `--follow`, seconds.
@@ -37,6 +38,22 @@ pub enum NodeCommand {
         /// Lifetime, seconds [default: 3600]
         #[arg(long, value_name = "SECONDS")]
         expiry_secs: Option<u32>,
+        /// Hold what is paid until `claim` or `fail`; the preimage of this hash is somebody else's
+        #[arg(long, value_name = "HASH")]
+        payment_hash: Option<String>,
+        /// How long that can be at least, blocks, up to 1008 [default: 36]
+        #[arg(long, value_name = "BLOCKS", requires = "payment_hash")]
+        hold_blocks: Option<u16>,
+    },
+    /// Claim what a hold invoice received
+    Claim {
+        /// Preimage of the payment hash
+        preimage: String,
+    },
+    /// Give back what a hold invoice received
+    Fail {
+        /// Payment hash
+        payment_hash: String,
     },
     /// Pay an invoice; exit code 1 if it fails, 3 if it is still undecided
     Pay {
@@ -94,9 +111,18 @@ impl NodeCommand {
             Self::Channels => {
                 output.show(&client.get::<Vec<ChannelInfo>>("/v1/channels")?, |list| show::channels(list))
             }
-            Self::Invoice { amount_msat, description, expiry_secs } => {
-                let request = InvoiceRequest { amount_msat, description, expiry_secs };
+            Self::Invoice { amount_msat, description, expiry_secs, payment_hash, hold_blocks } => {
+                let request =
+                    InvoiceRequest { amount_msat, description, expiry_secs, payment_hash, hold_blocks };
                 output.show(&client.post::<_, Invoice>("/v1/invoice", &request)?, show::invoice)
+            }
+            Self::Claim { preimage } => {
+                let request = ClaimRequest { preimage };
+                output.show(&client.post::<_, Payment>("/v1/payments/claim", &request)?, show::payment)
+            }
+            Self::Fail { payment_hash } => {
+                let request = FailRequest { payment_hash };
+                output.show(&client.post::<_, Payment>("/v1/payments/fail", &request)?, show::payment)
             }
             Self::Pay { invoice, amount_msat, wait_secs } => {
                 pay(client, output, PayRequest { invoice, amount_msat, wait_secs })
@@ -129,7 +155,7 @@ fn pay(client: &ApiClient, output: Output, request: PayRequest) -> Result<(), Ht
     match payment.status {
         PaymentStatus::Succeeded => Ok(()),
         PaymentStatus::Failed => Err(HttpError::Told { code: 1 }),
-        PaymentStatus::Pending => Err(HttpError::Told { code: 3 }),
+        PaymentStatus::Pending | PaymentStatus::Held => Err(HttpError::Told { code: 3 }),
     }
 }
 

@@ -101,6 +101,7 @@ fn status(s: PaymentStatus) -> &'static str {
         PaymentStatus::Pending => "pending",
         PaymentStatus::Succeeded => "succeeded",
         PaymentStatus::Failed => "failed",
+        PaymentStatus::Held => "held",
     }
 }
 
@@ -111,8 +112,12 @@ pub fn payment(p: &Payment) -> String {
         Direction::Out => "sent",
     };
     let failure = p.failure.as_ref().map(|f| format!("\nfailure       {f}")).unwrap_or_default();
+    let claim_by = match (p.status, p.claim_by_height) {
+        (PaymentStatus::Held, Some(height)) => format!("\nclaim before  height {height}"),
+        _ => String::new(),
+    };
     format!(
-        "payment hash  {}\nstatus        {}\n{way:<13} {}\nfee           {}\nlast change   {}{failure}",
+        "payment hash  {}\nstatus        {}\n{way:<13} {}\nfee           {}\nlast change   {}{claim_by}{failure}",
         p.payment_hash,
         status(p.status),
         msat(p.amount_msat),

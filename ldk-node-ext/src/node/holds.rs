@@ -1,0 +1,149 @@
+//! Payments that wait for an order: held from their arrival until they are claimed or given back.
+//!
+//! An order is stored first and carried out then; a start repeats all orders, which LDK ignores where
+//! there is nothing left to do.
+
+use std::sync::Arc;
+
+use lightning::types::payment::{PaymentHash, PaymentPreimage};
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::htlcs::HTLC_FAIL_BACK_BUFFER;
+use super::payments::parse_hash;
+use super::{Node, Parts};
+use crate::api::{ClaimRequest, Direction, FailRequest, Payment, PaymentStatus};
+use crate::error::Error;
+use crate::store::holds::{Arrival, HoldState};
+
+impl Node {
+    /// Claims the payment that a hold invoice received. Returns when the order is stored and given to
+    /// LDK, which says by the event `payment_received` when the money is ours.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`]; [`Error::NotFound`] if no hold invoice has the preimage's hash;
+    /// [`Error::Conflict`] if nothing is held (yet or any more) or it is too late; [`Error::Store`].
+    pub fn claim_payment(&self, request: &ClaimRequest) -> Result<Payment, Error> {
+        let mut preimage = [0; 32];
+        hex::decode_to_slice(&request.preimage, &mut preimage)
+            .map_err(|_| Error::invalid("preimage", "must be 64 hex digits"))?;
+        let p = &self.parts;
+        let preimage = PaymentPreimage(preimage);
+        let hash = p.holds.order_claim(&preimage, p.height())?;
+        let payment = p.payments.record(&hash, Direction::In, |payment| {
+            payment.status = PaymentStatus::Pending;
+        })?;
+        p.manager.claim_funds(preimage);
+        p.payment_changed();
+        Ok(payment)
+    }
+
+    /// Gives the payment back that a hold invoice received. Who pays the invoice again gets it back too.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`]; [`Error::NotFound`] if there is no such hold invoice;
+    /// [`Error::Conflict`] if nothing is held (yet or any more); [`Error::Store`].
+    pub fn fail_payment(&self, request: &FailRequest) -> Result<Payment, Error> {
+        let hash = parse_hash(&request.payment_hash)?;
+        self.parts.holds.order_fail(&hash)?;
+        self.parts.give_back(&hash, "given back by order")
+    }
+}
+
+impl Parts {
+    /// A payment for which LDK has no preimage has arrived: held if it is a hold invoice's, until
+    /// `claim_by_height`. May be called again for the same payment.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) fn hold(
+        &self,
+        hash: &PaymentHash,
+        amount_msat: u64,
+        claim_by_height: u32,
+    ) -> Result<(), Error> {
+        match self.holds.arrived(hash, self.height(), claim_by_height)? {
+            Arrival::GiveBack => self.manager.fail_htlc_backwards(hash),
+            Arrival::Claim(preimage) => self.manager.claim_funds(preimage),
+            Arrival::Held(claim_by_height) => {
+                self.payments.record(hash, Direction::In, |payment| {
+                    // An order may have come since.
+                    if payment.status == PaymentStatus::Pending {
+                        payment.status = PaymentStatus::Held;
+                    }
+                    payment.amount_msat = amount_msat;
+                    payment.claim_by_height = Some(claim_by_height);
+                })?;
+                self.events.push(
+                    "payment_held",
+                    json!({
+                        "payment_hash": hex::encode(hash.0),
+                        "amount_msat": amount_msat,
+                        "claim_by_height": claim_by_height,
+                    }),
+                );
+                self.payment_changed();
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out that a payment is given back; the order is stored.
+    fn give_back(&self, hash: &PaymentHash, why: &str) -> Result<Payment, Error> {
+        self.manager.fail_htlc_backwards(hash);
+        let payment = self.payments.record(hash, Direction::In, |payment| {
+            payment.status = PaymentStatus::Failed;
+            payment.failure = Some(why.to_owned());
+        })?;
+        let data = json!({"payment_hash": payment.payment_hash, "reason": why});
+        self.events.push("payment_given_back", data);
+        self.payment_changed();
+        Ok(payment)
+    }
+
+    /// Gives back what nobody has claimed in time.
+    fn give_back_overdue(&self) -> Result<(), Error> {
+        while let Some(hash) = self.holds.take_overdue(self.height(), HTLC_FAIL_BACK_BUFFER)? {
+            self.give_back(&hash, "not claimed in time")?;
+        }
+        Ok(())
+    }
+
+    /// Orders that the last process may not have carried out, or whose outcome it may not have stored.
+    fn repeat_orders(&self) -> Result<(), Error> {
+        for (hash, state) in self.holds.all() {
+            if let Some(preimage) = state.preimage() {
+                self.manager.claim_funds(preimage);
+                continue;
+            }
+            if state != HoldState::Failed {
+                continue;
+            }
+            let open = |s| matches!(s, PaymentStatus::Held | PaymentStatus::Pending);
+            match self.payments.get(&hash, Direction::In)? {
+                Some(payment) if open(payment.status) => {
+                    self.give_back(&hash, "given back")?;
+                }
+                _ => self.manager.fail_htlc_backwards(&hash),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Repeats the orders there are, then looks at what is held with every block.
+pub(super) async fn run(parts: Arc<Parts>, mut stop: watch::Receiver<bool>) {
+    if let Err(e) = parts.repeat_orders() {
+        tracing::error!(error = %e, "orders for held payments not repeated");
+    }
+    let mut tip = parts.tip.clone();
+    loop {
+        if let Err(e) = parts.give_back_overdue() {
+            tracing::error!(error = %e, "held payments: will be tried again with the next block");
+        }
+        tokio::select! {
+            changed = tip.changed() => if changed.is_err() { return },
+            _ = stop.changed() => return,
+        }
+    }
+}
