@@ -4,6 +4,7 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{bail, Context, Result};
+use bitcoin::hashes::{sha256, Hash};
 use integration::ledger::{check_conserved, wait_at_rest, Snapshot};
 use integration::wait::{self, Seen};
 use integration::world::{CEREMONY, CLIENT_COIN, PATIENCE};
@@ -13,6 +14,7 @@ use serde_json::Value;
 const CAPACITY: u64 = 300_000;
 const PUSH: u64 = 100_000;
 const PAID_SAT: u64 = 25_000;
+const HELD_SAT: u64 = 7_000;
 
 fn command(daemon: &Daemon, arguments: &[&str]) -> Result<Command> {
     let program = if daemon.name() == "lsp-server" { "lsp-server" } else { "client-app" };
@@ -31,6 +33,28 @@ fn run(daemon: &Daemon, arguments: &[&str]) -> Result<Value> {
         bail!("{} {arguments:?}: {}", daemon.name(), String::from_utf8_lossy(&output.stderr));
     }
     serde_json::from_slice(&output.stdout).with_context(|| format!("{} {arguments:?}", daemon.name()))
+}
+
+/// Client 0 pays a hold invoice of client 1, who then gives the order; returns the payer's last account of it.
+fn pay_held(world: &World, preimage: [u8; 32], order: &str) -> Result<Value> {
+    let (payer, payee) = (world.client(0)?, world.client(1)?);
+    let hash = hex::encode(sha256::Hash::hash(&preimage).to_byte_array());
+    let amount = (HELD_SAT * 1000).to_string();
+    let make = ["invoice", "--amount-msat", &amount, "--payment-hash", &hash, "--hold-blocks", "20"];
+    let invoice = run(payee, &make)?["invoice"].as_str().context("no invoice")?.to_owned();
+    let undecided = command(payer, &["pay", &invoice, "--wait-secs", "0"])?.output()?;
+    assert_eq!(undecided.status.code(), Some(3), "{}", String::from_utf8_lossy(&undecided.stdout));
+    let status = |daemon: &Daemon, wanted: &str| {
+        let what = format!("the payment to be {wanted} at {}", daemon.name());
+        wait::until_value(&what, PATIENCE, || run(daemon, &["payments", &hash]), |p| p["status"] == wanted)
+    };
+    status(payee, "held")?;
+    let (of, outcome) = match order {
+        "fail" => (hash.clone(), "failed"),
+        _ => (hex::encode(preimage), "succeeded"),
+    };
+    run(payee, &[order, &of])?;
+    status(payer, outcome)
 }
 
 #[test]
@@ -56,12 +80,15 @@ fn by_command_line_alone() -> Result<()> {
     let fee_msat = paid["fee_msat"].as_u64().context("no fee_msat")?;
     // Paid once, an invoice is not paid again, and the exit code says so.
     assert!(run(world.client(0)?, &["pay", invoice["invoice"].as_str().unwrap()]).is_err());
+    let held = pay_held(&world, [3; 32], "claim")?;
+    let fee_msat = fee_msat + held["fee_msat"].as_u64().context("no fee_msat")?;
+    pay_held(&world, [4; 32], "fail")?;
     let before = wait_at_rest(&world)?;
     let local = |index: usize| -> Result<Value> {
         Ok(run(world.client(index)?, &["balance"])?["lightning"]["local_msat"].clone())
     };
-    assert_eq!(local(0)?, (PUSH - PAID_SAT) * 1000 - fee_msat);
-    assert_eq!(local(1)?, (PUSH + PAID_SAT) * 1000);
+    assert_eq!(local(0)?, (PUSH - PAID_SAT - HELD_SAT) * 1000 - fee_msat);
+    assert_eq!(local(1)?, (PUSH + PAID_SAT + HELD_SAT) * 1000);
 
     // The command waits until the closing transaction is confirmed.
     let close =
@@ -77,7 +104,7 @@ fn by_command_line_alone() -> Result<()> {
     let output = close.wait_with_output()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     world.wait_state(&id, "closed", PATIENCE)?;
-    let wanted = CLIENT_COIN + PUSH + PAID_SAT;
+    let wanted = CLIENT_COIN + PUSH + PAID_SAT + HELD_SAT;
     wait::until_value(
         "the coins of client-1",
         PATIENCE,

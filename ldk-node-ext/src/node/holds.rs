@@ -30,10 +30,10 @@ impl Node {
         let p = &self.parts;
         let preimage = PaymentPreimage(preimage);
         let hash = p.holds.order_claim(&preimage, p.height())?;
+        p.manager.claim_funds(preimage);
         let payment = p.payments.record(&hash, Direction::In, |payment| {
             payment.status = PaymentStatus::Pending;
         })?;
-        p.manager.claim_funds(preimage);
         p.payment_changed();
         Ok(payment)
     }
