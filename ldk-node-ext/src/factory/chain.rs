@@ -8,6 +8,7 @@ use factory_core::close::LspClosePhase;
 use factory_core::exit::ChainView;
 use factory_core::params::FUNDING_GIVE_UP;
 use lightning::events::ClosureReason;
+use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::types::ChannelId;
 use serde_json::json;
 
@@ -46,8 +47,9 @@ impl Service {
         }
         self.creation_height(height).await;
         let ids: Vec<InstanceId> = self.factories.keys().copied().collect();
+        let open = self.parts.manager.list_channels();
         for id in ids {
-            if let Err(e) = self.factory_on_block(&id, height).await {
+            if let Err(e) = self.factory_on_block(&id, &open, height).await {
                 tracing::error!(instance = hex::encode(id), error = %e, "factory");
             }
         }
@@ -57,7 +59,12 @@ impl Service {
         self.refresh_limits(height);
     }
 
-    async fn factory_on_block(&mut self, id: &InstanceId, height: u32) -> Result<(), Error> {
+    async fn factory_on_block(
+        &mut self,
+        id: &InstanceId,
+        open: &[ChannelDetails],
+        height: u32,
+    ) -> Result<(), Error> {
         let Some(factory) = self.factories.get(id) else { return Ok(()) };
         let funding = factory.funding().outpoint;
         let confirmed =
@@ -86,7 +93,7 @@ impl Service {
         }
         if matches!(self.factories.get(id).map(|f| f.state.stage), Some(Stage::Live)) {
             self.look_at_spends(id).await?;
-            self.look_for_exits(id, height)?;
+            self.look_for_exits(id, open, height)?;
         }
         self.rebroadcast_close(id);
         Ok(())

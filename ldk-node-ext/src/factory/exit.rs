@@ -84,25 +84,15 @@ impl Service {
             self.put_exit(&id, leaf.first, changed)?;
             return self.run_exit(&id, leaf.first).await;
         }
-        if factory.state.close.as_ref().is_some_and(|c| c.signed.is_some()) {
-            return Err(Error::Conflict("the cooperative close is signed; it will confirm".into()));
-        }
         if self.is_lsp() && self.is_closing(factory) {
             return Err(Error::Conflict("the factory is being closed".into()));
         }
-        if self.parts.index.spend(&leaf.channels.first().map(|(o, _)| *o).unwrap_or_default()).is_some()
-            && leaf.channels.len() == 1
-        {
-            return Err(Error::Conflict("this leaf has been left already".into()));
+        let own = leaf.channels.iter().filter(|(_, c)| client.is_none() || *c == client);
+        if own.into_iter().all(|(o, _)| self.parts.index.spend(o).is_some()) {
+            return Err(Error::Conflict("this channel has been left already".into()));
         }
-        self.prepare_exit(
-            &id,
-            &leaf,
-            client,
-            ExitReason::Asked,
-            "asked for by the user",
-            request.max_fee_sat,
-        )?;
+        let limit = request.max_fee_sat.or(self.parts.config.exit_max_fee_sat);
+        self.prepare_exit(&id, &leaf, client, ExitReason::Asked, "asked for by the user", limit)?;
         self.run_exit(&id, leaf.first).await
     }
 

@@ -16,6 +16,7 @@ mod error;
 mod extract;
 mod files;
 mod logging;
+mod metrics;
 mod routes;
 mod run;
 mod server;

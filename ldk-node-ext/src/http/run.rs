@@ -63,7 +63,9 @@ pub async fn serve_node(
         _ = interrupt.recv() => return Ok(()),
     };
     let shutdown = Shutdown::default();
-    let quick = routes::quick(node.clone(), shutdown.clone()).merge(role_routes(node.clone()));
+    let quick = routes::quick(node.clone(), shutdown.clone())
+        .merge(super::metrics::routes(node.clone()))
+        .merge(role_routes(node.clone()));
     let waiting = routes::waiting(node.clone(), shutdown.clone());
     let app = secure(within(QUICK, quick).merge(within(WAITING, waiting)), token);
     let closing = shutdown.clone();

@@ -155,15 +155,16 @@ impl Parts {
     }
 
     /// The HTLC on a factory channel for which an exit has to start at `height`, if there is one. To be
-    /// asked at every block: it remembers since when an HTLC has been due.
-    pub(crate) fn htlc_alarm(&self, channel: &ChannelId, height: u32) -> Option<HtlcAlarm> {
+    /// asked at every block: it remembers since when an HTLC has been due. `all` are LDK's channels.
+    pub(crate) fn htlc_alarm(
+        &self,
+        channel: &ChannelId,
+        all: &[ChannelDetails],
+        height: u32,
+    ) -> Option<HtlcAlarm> {
         let claim_budget = self.outpoints.get(channel)?.claim_budget?;
-        let channels = self.manager.list_channels();
-        let pending = channels
-            .iter()
-            .find(|c| c.channel_id == *channel)
-            .map(|c| self.endangered(c, &channels))
-            .unwrap_or_default();
+        let known = all.iter().find(|c| c.channel_id == *channel);
+        let pending = known.map(|c| self.endangered(c, all)).unwrap_or_default();
         let mut due = lock(&self.htlcs.due);
         let found = alarm(&pending, claim_budget, height, due.entry(*channel).or_default());
         due.retain(|_, since| !since.is_empty());

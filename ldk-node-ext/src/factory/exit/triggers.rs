@@ -3,10 +3,8 @@
 //! Nothing here waits for an event: what the chain, LDK and the records say now decides, so that an event
 //! that was lost in a crash is made up for by the next block.
 
-use std::collections::HashSet;
-
 use factory_core::guard::{GuardAction, GuardWait};
-use lightning::ln::types::ChannelId;
+use lightning::ln::channel_state::ChannelDetails;
 use serde_json::json;
 
 use super::super::stored::{ExitReason, Factory, Leaf, Signed, Stage};
@@ -19,15 +17,19 @@ const WARNINGS: [u32; 4] = [432, 144, 36, 6];
 
 impl Service {
     /// Begins the exits that are due. They are stored here and run afterwards, the most urgent first.
-    pub(in crate::factory) fn look_for_exits(&mut self, id: &InstanceId, height: u32) -> Result<(), Error> {
-        let open: HashSet<ChannelId> =
-            self.parts.manager.list_channels().into_iter().map(|c| c.channel_id).collect();
+    /// `open` are LDK's channels.
+    pub(in crate::factory) fn look_for_exits(
+        &mut self,
+        id: &InstanceId,
+        open: &[ChannelDetails],
+        height: u32,
+    ) -> Result<(), Error> {
         let leaves = self.factories.get(id).map(Factory::leaves).unwrap_or_default();
         for leaf in leaves {
             let Some(factory) = self.factories.get(id).filter(|f| f.state.stage == Stage::Live) else {
                 return Ok(());
             };
-            let Some((reason, why, client)) = self.due(factory, &leaf, &open, height)? else { continue };
+            let Some((reason, why, client)) = self.due(factory, &leaf, open, height)? else { continue };
             let limit = self.parts.config.exit_max_fee_sat;
             self.prepare_exit(id, &leaf, client, reason, &why, limit)?;
         }
@@ -39,14 +41,15 @@ impl Service {
         &self,
         factory: &Factory,
         leaf: &Leaf,
-        open: &HashSet<ChannelId>,
+        open: &[ChannelDetails],
         height: u32,
     ) -> Result<Option<(ExitReason, String, Option<bitcoin::secp256k1::PublicKey>)>, Error> {
         let there =
             leaf.channels.first().is_some_and(|(o, _)| self.parts.index.confirmation(&o.txid).is_some());
         let spent = |o: &bitcoin::OutPoint| self.parts.index.spend(o).is_some();
         for (outpoint, client) in &leaf.channels {
-            let closed = !open.contains(&channel_id(*outpoint));
+            let channel = channel_id(*outpoint);
+            let closed = !open.iter().any(|c| c.channel_id == channel);
             if closed
                 && !spent(outpoint)
                 && !self.agreed(factory, *client)
@@ -60,7 +63,7 @@ impl Service {
             return Ok(None);
         }
         for (outpoint, client) in &leaf.channels {
-            if let Some(htlc) = self.parts.htlc_alarm(&channel_id(*outpoint), height) {
+            if let Some(htlc) = self.parts.htlc_alarm(&channel_id(*outpoint), open, height) {
                 let hash = hex::encode(htlc.payment_hash.0);
                 let why = format!("the payment {hash} on the channel expires at height {}", htlc.expiry);
                 return Ok(Some((ExitReason::Htlc, why, *client)));
