@@ -7,6 +7,7 @@ use ldk_node_ext::api::{
     Balance, ChannelInfo, ClaimRequest, Deadline, EventRecord, ExitRequest, FactoryInfo, FailRequest,
     Invoice, InvoiceRequest, NodeInfo, PayRequest, Payment,
 };
+use ldk_node_ext::watch::ExitFile;
 use ldk_node_ext::{Node, NodeConfig};
 
 use crate::{Error, FactoryClientBuilder};
@@ -164,6 +165,14 @@ impl FactoryClient {
     pub async fn exit_factory(&self, instance_id: &str, max_fee_sat: Option<u64>) -> Result<(), Error> {
         let request = ExitRequest { client: None, max_fee_sat };
         Ok(self.node.exit_factory(instance_id, request).await?)
+    }
+
+    /// What a watcher needs to guard the own leaf of a factory; it holds no secret.
+    ///
+    /// # Errors
+    /// [`Error::Node`] of kind `NotFound`, or `Conflict` if the factory is not alive.
+    pub async fn export_exit(&self, instance_id: &str) -> Result<ExitFile, Error> {
+        Ok(self.node.export_exit(instance_id).await?)
     }
 
     /// Asks the LSP to close a factory by agreement of all.

@@ -52,6 +52,7 @@ pub use ldk_node_ext::api::{
     Balance, ChannelInfo, ClaimRequest, Deadline, EventRecord, FactoryInfo, FailRequest, Invoice,
     InvoiceRequest, NodeInfo, PayRequest, Payment,
 };
+pub use ldk_node_ext::watch;
 pub use ldk_node_ext::{FactoryPolicy, NodeConfig, RpcAuth};
 
 pub use builder::FactoryClientBuilder;

@@ -15,15 +15,21 @@ use ldk_node_ext::http::{init_logging, serve_node, ApiClient, HttpError};
 use cli::commands::ClientCommand;
 use cli::init;
 use cli::settings::{resolve, RunArgs, PREFIX};
+use cli::watch::{self, WatchArgs};
 
 /// Where everything is kept unless told otherwise, below the home directory.
 const DATA_DIR: &str = ".client-app";
+/// The same of a watcher, which has a wallet of its own.
+const WATCH_DIR: &str = ".exit-watch";
 
 /// Lightning wallet with channels in factories.
 ///
 /// The data directory is --data-dir, else CLIENT_APP_DATA_DIR, else ~/.client-app. Every flag of `run`
 /// is also an environment variable (--poll-ms is CLIENT_APP_POLL_MS) and a key of the config file
 /// (poll_ms); a flag wins over the environment, and the environment over the file.
+///
+/// `watch` needs no wallet and may run elsewhere: its data directory is --data-dir, else
+/// EXIT_WATCH_DATA_DIR, else ~/.exit-watch, and its settings begin with EXIT_WATCH.
 #[derive(Parser)]
 #[command(name = "client-app", version)]
 struct Cli {
@@ -39,6 +45,10 @@ enum Command {
     Init(Box<RunArgs>),
     /// Run the wallet until `stop`, SIGTERM or SIGINT
     Run(Box<RunArgs>),
+    /// Guard leaves by their exit files, without any key of theirs, until SIGTERM or SIGINT
+    Watch(Box<WatchArgs>),
+    /// Show what the watcher of a data directory says
+    WatchStatus,
     #[command(flatten)]
     Client(ClientCommand),
     #[command(flatten)]
@@ -48,7 +58,10 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = cli.global.output();
-    let data_dir = cli.global.data_dir(PREFIX, DATA_DIR);
+    let data_dir = match cli.command {
+        Command::Watch(_) | Command::WatchStatus => cli.global.data_dir(watch::PREFIX, WATCH_DIR),
+        _ => cli.global.data_dir(PREFIX, DATA_DIR),
+    };
     finish(data_dir.and_then(|data_dir| execute(cli.command, data_dir, output)), output)
 }
 
@@ -60,6 +73,12 @@ fn execute(command: Command, data_dir: PathBuf, output: Output) -> Result<(), Ht
             let (config, api) = resolve(*args, data_dir, environment())?;
             block_on(serve_node(config, api, |_| axum::Router::new()))
         }
+        Command::Watch(args) => {
+            init_logging();
+            let (config, files) = watch::configure(*args, data_dir, environment())?;
+            block_on(watch::run(config, files, output))
+        }
+        Command::WatchStatus => watch::show(&data_dir, output),
         Command::Client(command) => command.execute(&ApiClient::open(&data_dir)?, output),
         Command::Node(command) => command.execute(&ApiClient::open(&data_dir)?, output),
     }
@@ -101,6 +120,10 @@ mod tests {
         for name in "info balance address invoice payments channels factories exit close stop".split(' ') {
             assert!(parse(&format!("client-app --data-dir /d {name} --json")).is_ok(), "{name}");
         }
+        for line in ["watch a.json b.json --max-fee-sat 50000", "watch-status", "export-exit a.json"] {
+            assert!(parse(&format!("client-app --data-dir /d {line}")).is_ok(), "{line}");
+        }
+        assert_eq!(parse("client-app watch").err(), Some(ClapError::MissingRequiredArgument));
         assert!(parse("client-app pay lnbcrt1 --amount-msat 5 --wait-secs 600").is_ok());
         assert_eq!(parse("client-app pay lnbcrt1 --wait-secs 601").err(), Some(ClapError::ValueValidation));
     }

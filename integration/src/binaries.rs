@@ -42,10 +42,11 @@ pub fn peer() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The settings in the environment that the programs under test would read (`LSP_SERVER_*`, `CLIENT_APP_*`). They are
-/// an operator's own and must not reach a scenario's processes.
+/// The settings in the environment that the programs under test would read (`LSP_SERVER_*`, `CLIENT_APP_*`,
+/// `EXIT_WATCH_*`). They are an operator's own and must not reach a scenario's processes.
 pub fn settings() -> Vec<OsString> {
-    let of_a_program = |name: &str| name.starts_with("LSP_SERVER_") || name.starts_with("CLIENT_APP_");
+    let prefixes = ["LSP_SERVER_", "CLIENT_APP_", "EXIT_WATCH_"];
+    let of_a_program = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix));
     std::env::vars_os().map(|(name, _)| name).filter(|name| of_a_program(&name.to_string_lossy())).collect()
 }
 

@@ -18,7 +18,7 @@ use crate::wait::{self, Seen};
 use crate::{binaries, Bitcoind};
 
 /// How often the daemons ask bitcoind for a new block, ms.
-const POLL_MS: &str = "200";
+pub(crate) const POLL_MS: &str = "200";
 /// How long a start or a stop may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long an API call may last: longer than the longest payment is waited for.
@@ -434,7 +434,7 @@ impl Client {
     }
 }
 
-fn bitcoind_flags(bitcoind: &Bitcoind) -> Vec<String> {
+pub(crate) fn bitcoind_flags(bitcoind: &Bitcoind) -> Vec<String> {
     let (user, password) = bitcoind.credentials();
     ["--bitcoind-rpc", bitcoind.rpc_address(), "--bitcoind-user", user, "--bitcoind-pass", password]
         .map(str::to_owned)
@@ -442,7 +442,7 @@ fn bitcoind_flags(bitcoind: &Bitcoind) -> Vec<String> {
 }
 
 /// `SCENARIO_LOG` in the environment, else `info`.
-fn log_filter() -> String {
+pub(crate) fn log_filter() -> String {
     std::env::var("SCENARIO_LOG").unwrap_or_else(|_| "info".into())
 }
 

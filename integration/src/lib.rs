@@ -22,9 +22,11 @@ pub mod peer;
 pub mod process;
 pub mod types;
 pub mod wait;
+pub mod watcher;
 pub mod world;
 
 pub use bitcoind::Bitcoind;
 pub use daemon::{Client, Daemon, Lsp};
 pub use peer::Peer;
+pub use watcher::Watcher;
 pub use world::World;

@@ -178,20 +178,8 @@ impl NodeConfig {
     /// # Errors
     /// [`Error::InvalidArgument`] naming the field.
     pub fn validate(&self) -> Result<(), Error> {
-        if self.fallback_feerate_sat_per_vb == 0
-            || self.fallback_feerate_sat_per_vb > self.max_feerate_sat_per_vb
-        {
-            return Err(Error::invalid(
-                "fallback_feerate_sat_per_vb",
-                format!("must be from 1 to max_feerate_sat_per_vb = {}", self.max_feerate_sat_per_vb),
-            ));
-        }
-        if self.max_feerate_sat_per_vb > 10_000 {
-            return Err(Error::invalid("max_feerate_sat_per_vb", "must be at most 10000"));
-        }
-        if self.poll_interval < Duration::from_millis(50) || self.poll_interval > Duration::from_secs(600) {
-            return Err(Error::invalid("poll_interval", "must be from 50 ms to 600 s"));
-        }
+        check_feerates(self.fallback_feerate_sat_per_vb, self.max_feerate_sat_per_vb)?;
+        check_poll_interval(self.poll_interval)?;
         if self.exit_max_fee_sat == Some(0) {
             return Err(Error::invalid("exit_max_fee_sat", "must be at least 1"));
         }
@@ -230,6 +218,26 @@ impl NodeConfig {
         }
         Ok(())
     }
+}
+
+/// Checks the feerates, sat/vB.
+pub(crate) fn check_feerates(fallback: u32, max: u32) -> Result<(), Error> {
+    if fallback == 0 || fallback > max {
+        let reason = format!("must be from 1 to max_feerate_sat_per_vb = {max}");
+        return Err(Error::invalid("fallback_feerate_sat_per_vb", reason));
+    }
+    if max > 10_000 {
+        return Err(Error::invalid("max_feerate_sat_per_vb", "must be at most 10000"));
+    }
+    Ok(())
+}
+
+/// Checks how often bitcoind is asked.
+pub(crate) fn check_poll_interval(interval: Duration) -> Result<(), Error> {
+    if interval < Duration::from_millis(50) || interval > Duration::from_secs(600) {
+        return Err(Error::invalid("poll_interval", "must be from 50 ms to 600 s"));
+    }
+    Ok(())
 }
 
 impl Default for LspSettings {

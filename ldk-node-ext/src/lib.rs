@@ -10,6 +10,7 @@
 //! - [`ldk`]: the wrappers at LDK's boundary, which hold back what must not leave yet.
 //! - `factory`: the service that drives the ceremonies, exits and closes.
 //! - [`store`]: one key-value store for everything.
+//! - [`watch`]: a program that guards leaves without any key of theirs.
 //! - [`api`]: the data a node answers with; [`http`]: the same over a local JSON API (feature `http`).
 
 pub mod api;
@@ -28,6 +29,7 @@ mod publish;
 pub mod store;
 mod util;
 mod wallet;
+pub mod watch;
 
 pub use config::{init_seed, ClientSettings, FactoryPolicy, LspSettings, NodeConfig, RoleConfig, RpcAuth};
 pub use error::{Error, ErrorKind};

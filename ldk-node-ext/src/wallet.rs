@@ -281,6 +281,14 @@ impl Wallet {
         Address::from_script(&self.new_script()?, self.network).map_err(wallet_error)
     }
 
+    /// A receiving address that nobody has paid to yet: the same one until somebody does.
+    pub(crate) fn unused_address(&self) -> Result<Address, Error> {
+        let mut inner = lock(&self.inner);
+        let address = inner.bdk.next_unused_address(KeychainKind::External).address;
+        self.persist(&mut inner)?;
+        Ok(address)
+    }
+
     /// Balance.
     pub(crate) fn balance(&self) -> OnchainBalance {
         let inner = lock(&self.inner);

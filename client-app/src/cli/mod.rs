@@ -3,3 +3,4 @@
 pub mod commands;
 pub mod init;
 pub mod settings;
+pub mod watch;

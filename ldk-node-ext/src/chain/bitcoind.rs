@@ -1,15 +1,17 @@
 //! bitcoind over JSON-RPC: what LDK's block source does not cover.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 
 use bitcoin::base64::prelude::{Engine, BASE64_STANDARD};
 use bitcoin::consensus::encode;
 use bitcoin::{Amount, BlockHash, FeeRate, Network, OutPoint, Transaction, Txid};
+use lightning::chain::BlockLocator;
 use lightning_block_sync::rpc::{RpcClient, RpcClientError};
 use lightning_block_sync::{BlockData, BlockHeaderData, BlockSource, BlockSourceResult};
 use serde_json::{json, Value};
 
-use crate::config::{NodeConfig, RpcAuth};
+use crate::config::RpcAuth;
 use crate::error::Error;
 use crate::util::{read, write};
 
@@ -59,9 +61,8 @@ fn rpc_error(e: RpcClientError) -> Error {
 }
 
 impl Bitcoind {
-    pub(crate) fn new(config: &NodeConfig) -> Result<Self, Error> {
-        let url = format!("http://{}", config.bitcoind_rpc);
-        let auth = config.bitcoind_auth.clone();
+    pub(crate) fn new(address: SocketAddr, auth: RpcAuth) -> Result<Self, Error> {
+        let url = format!("http://{address}");
         let login = login(&auth)?;
         let rpc = client(&login, &url);
         Ok(Self { rpc: RwLock::new((login, rpc)), auth, url })
@@ -108,6 +109,20 @@ impl Bitcoind {
             )));
         }
         Ok(())
+    }
+
+    /// The block of the best chain at a height.
+    pub(crate) async fn block_at(&self, height: u32) -> Result<BlockLocator, Error> {
+        let answer = self.call("getblockhash", &[json!(height)]).await.map_err(rpc_error)?;
+        let hash = answer.as_str().and_then(|hash| hash.parse().ok());
+        let hash = hash.ok_or_else(|| Error::Bitcoind("getblockhash: not a block hash".into()))?;
+        Ok(BlockLocator::new(hash, height))
+    }
+
+    /// The first block that is kept whole; 0 unless bitcoind prunes.
+    pub(crate) async fn first_block(&self) -> Result<u64, Error> {
+        let chain = self.call("getblockchaininfo", &[]).await.map_err(rpc_error)?;
+        Ok(chain.get("pruneheight").and_then(Value::as_u64).unwrap_or(0))
     }
 
     /// The estimate for confirmation within `blocks`, if bitcoind has one.

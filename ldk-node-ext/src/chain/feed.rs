@@ -126,7 +126,7 @@ impl ChainSync {
         self,
         tip: ValidatedBlockHeader,
         cache: HeaderCache,
-        feed: ChainFeed,
+        feed: impl Listen,
         mut stop: watch::Receiver<bool>,
     ) {
         let poller = ChainPoller::new(Arc::clone(&self.bitcoind), self.network);

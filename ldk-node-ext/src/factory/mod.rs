@@ -11,6 +11,7 @@ mod close_client;
 mod close_lsp;
 mod creating;
 mod exit;
+mod export;
 mod info;
 mod lsp;
 mod lsp_events;
@@ -35,6 +36,7 @@ use crate::error::Error;
 use crate::ldk::{InstanceId, PeerEvent};
 use crate::node::Parts;
 use crate::publish::Publisher;
+use crate::watch::ExitFile;
 
 pub(crate) use registry::{load, Loaded};
 use stored::Factory;
@@ -57,6 +59,7 @@ pub(crate) enum Command {
     Factory(InstanceId, Answer<api::FactoryInfo>),
     Close(InstanceId, Answer<()>),
     Exit(InstanceId, api::ExitRequest, Answer<()>),
+    ExportExit(InstanceId, Answer<ExitFile>),
     /// An event of LDK; answered when what follows from it has been stored.
     Ldk(LdkEvent, Answer<()>),
 }
@@ -215,6 +218,9 @@ impl Service {
             Command::Exit(id, request, answer) => {
                 let result = self.exit_command(id, request).await;
                 let _ = answer.send(result);
+            }
+            Command::ExportExit(id, answer) => {
+                let _ = answer.send(self.export_exit(&id));
             }
             Command::Ldk(event, handled) => {
                 let result = self.ldk_event(event).await;

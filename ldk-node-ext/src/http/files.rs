@@ -5,15 +5,16 @@
 //! written to a temporary file and renamed, so that a reader never sees half of one, and is readable
 //! by its owner alone.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder};
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use rand::RngCore;
 
 use super::HttpError;
+use crate::util;
 
 /// Name of the file with the bearer token.
 pub const TOKEN_FILE: &str = "api-token";
@@ -99,27 +100,7 @@ pub fn create_data_dir(data_dir: &Path) -> Result<(), HttpError> {
 /// # Errors
 /// [`HttpError::File`].
 pub fn write_private(path: &Path, text: &str) -> Result<(), HttpError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let written = write_and_rename(&temporary, path, text);
-    if written.is_err() {
-        // The rename did not happen: leave nothing half-written behind. The first error counts.
-        let _ = fs::remove_file(&temporary);
-    }
-    written.map_err(HttpError::file("write", path))
-}
-
-fn write_and_rename(temporary: &Path, path: &Path, text: &str) -> io::Result<()> {
-    let _ = fs::remove_file(temporary);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(temporary, path)?;
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => File::open(dir)?.sync_all(),
-        _ => Ok(()),
-    }
+    util::write_private(path, text).map_err(HttpError::file("write", path))
 }
 
 /// The address files of a running process; removed when this is dropped.

@@ -14,6 +14,7 @@ use crate::api::{
     Balance, ChannelInfo, ClaimRequest, ConnectRequest, EventRecord, ExitRequest, FactoryInfo, FailRequest,
     Invoice, InvoiceRequest, NodeInfo, PayRequest, Payment,
 };
+use crate::watch::ExitFile;
 use crate::{Error, Node};
 
 /// What a handler returns.
@@ -74,6 +75,7 @@ pub(super) fn quick(node: Node, shutdown: Shutdown) -> Router {
         .route("/v1/factories/{instance_id}", get(factory))
         .route("/v1/factories/{instance_id}/close", post(close_factory))
         .route("/v1/factories/{instance_id}/exit", post(exit_factory))
+        .route("/v1/factories/{instance_id}/exit-file", get(exit_file))
         .route("/v1/stop", post(stop))
         .with_state(Api { node, shutdown })
 }
@@ -146,6 +148,10 @@ async fn close_factory(
 ) -> Answer<Value> {
     detached(async move { api.node.close_factory(&instance_id).await }).await?;
     Ok(done())
+}
+
+async fn exit_file(State(api): State<Api>, Path(instance_id): Path<String>) -> Answer<ExitFile> {
+    Ok(Json(api.node.export_exit(&instance_id).await?))
 }
 
 async fn exit_factory(

@@ -54,7 +54,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let store = Arc::new(Store::open_as(&config.data_dir, config.store)?);
     check_network(&store, config.network)?;
 
-    let bitcoind = Arc::new(Bitcoind::new(&config)?);
+    let bitcoind = Arc::new(Bitcoind::new(config.bitcoind_rpc, config.bitcoind_auth.clone())?);
     bitcoind.check(config.network).await?;
     let source = Arc::clone(&bitcoind);
     let best = validate_best_block_header(&*source).await.map_err(|e| Error::Bitcoind(format!("{e:?}")))?;

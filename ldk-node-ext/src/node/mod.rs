@@ -10,7 +10,7 @@ mod net;
 mod payments;
 mod restore;
 
-pub(crate) use restore::mark_void;
+pub(crate) use restore::{check_network, mark_void};
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -40,6 +40,7 @@ use crate::store::payments::Payments;
 use crate::store::Store;
 use crate::util::lock;
 use crate::wallet::Wallet;
+use crate::watch::ExitFile;
 
 pub(crate) type BumpHandler = BumpTransactionEventHandlerSync<
     Arc<Broadcaster>,
@@ -246,6 +247,15 @@ impl Node {
     pub async fn close_factory(&self, instance_id: &str) -> Result<(), Error> {
         let id = parse_instance(instance_id)?;
         self.ask(|a| Command::Close(id, a)).await
+    }
+
+    /// What a watcher needs to guard the own leaf of a factory (client). It holds no secret.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Conflict`] on an LSP or if the factory is not alive.
+    pub async fn export_exit(&self, instance_id: &str) -> Result<ExitFile, Error> {
+        let id = parse_instance(instance_id)?;
+        self.ask(|a| Command::ExportExit(id, a)).await
     }
 
     /// Leaves a factory alone by publishing the own path (client), or leaves one client by its path (LSP).

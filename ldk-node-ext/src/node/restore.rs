@@ -222,7 +222,7 @@ pub(super) fn void_channels(store: &Store, monitors: &Monitors) -> Result<HashSe
 }
 
 /// Refuses a store of another network.
-pub(super) fn check_network(store: &Store, network: Network) -> Result<(), Error> {
+pub(crate) fn check_network(store: &Store, network: Network) -> Result<(), Error> {
     const NAMESPACE: &str = "node";
     match records::get::<Network>(store, NAMESPACE, "network", 1)? {
         Some(stored) if stored != network => {
