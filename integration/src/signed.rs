@@ -157,3 +157,24 @@ pub fn spender(bitcoind: &Bitcoind, outpoint: OutPoint, first: u32, last: u32) -
     }
     bail!("{outpoint} is not spent in blocks {first}..={last}")
 }
+
+/// The output of a transaction that is worth this much, sat.
+///
+/// # Errors
+/// If there is none.
+pub fn output_worth(tx: &Transaction, sat: u64) -> Result<OutPoint> {
+    let vout = tx.output.iter().position(|output| output.value.to_sat() == sat);
+    let vout = vout.with_context(|| format!("no output is worth {sat} sat: {tx:?}"))?;
+    Ok(OutPoint::new(tx.compute_txid(), u32::try_from(vout)?))
+}
+
+/// Waits until a confirmed output is spent, by a transaction of the mempool at least.
+///
+/// # Errors
+/// If it is not within a minute.
+pub fn wait_spent(bitcoind: &Bitcoind, outpoint: OutPoint) -> Result<()> {
+    wait::until(&format!("{outpoint} to be spent"), PATIENCE, || {
+        let spent = bitcoind.unspent(outpoint)?.is_none() || bitcoind.spent_by_mempool(outpoint)?.is_some();
+        Ok(if spent { Seen::Done(()) } else { Seen::not_yet("unspent") })
+    })
+}

@@ -2,13 +2,13 @@
 //! itself, whatever the LSP has published before. Then the LSP comes back and finds its books in order.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use anyhow::{anyhow, Result};
+use anyhow::{anyhow, ensure, Result};
 use bitcoin::Transaction;
 use factory_core::record::SignedPath;
-use integration::exit::settle_lsp;
+use integration::exit::mine_until;
 use integration::ledger::{wait_at_rest, wait_for, Snapshot};
 use integration::payments::{pay, Order, Party};
-use integration::signed::{tree_of, wait_published, Stranger, Way};
+use integration::signed::{output_worth, spender, tree_of, wait_published, wait_spent, Stranger, Way};
 use integration::types::Factory;
 use integration::wait;
 use integration::world::{CLIENT_COIN, PATIENCE};
@@ -271,6 +271,9 @@ fn what_the_lsp_publishes_before_t_does_not_help_it() -> Result<()> {
     }
     a.world.sync()?;
     a.world.mine(1)?;
+    let commitment = spender(&a.world.bitcoind, channel, first_of_lsp, expiry)?;
+    let held = a.before.of(a.world.client(closed)?.name())? / 1000;
+    wait_spent(&a.world.bitcoind, output_worth(&commitment, held - CLIENT_COIN)?)?;
     a.drive(&[untouched, kicked, stated, closed])?;
     let mut fees = 0;
     for (client, number) in [(untouched, 0), (kicked, 1), (stated, 2)] {
@@ -278,7 +281,6 @@ fn what_the_lsp_publishes_before_t_does_not_help_it() -> Result<()> {
     }
     // The last one has its balance, less its sweep.
     let client = a.world.client(closed)?;
-    let held = a.before.of(client.name())? / 1000;
     let balance = client.balance()?;
     let sweep = held - balance.total_sat;
     assert_eq!(balance.total_sat, balance.onchain.confirmed_sat);
@@ -288,12 +290,15 @@ fn what_the_lsp_publishes_before_t_does_not_help_it() -> Result<()> {
     // commitment's delay.
     a.world.lsp.start()?;
     a.world.sync()?;
-    settle_lsp(&a.world)?;
-    let all = a.world.bitcoind.fees(first_of_lsp, a.world.bitcoind.height()?)?;
-    let own_fees = all - (a.stranger.fees_sat - stranger_before) - fees - sweep;
     let of_client = a.before.of(&format!("client-{closed}"))? - CLIENT_COIN * 1000;
     let own = CAPACITY - of_client / 1000 + STOCK;
-    let coins = a.lsp_coins()? + own - own_fees;
+    let others = a.stranger.fees_sat - stranger_before + fees + sweep;
+    let coins = mine_until(&a.world, &a.world.lsp, "the LSP to have its share of one leaf", || {
+        let all = a.world.bitcoind.fees(first_of_lsp, a.world.bitcoind.height()?)?;
+        let (due, balance) = (a.lsp_coins()? + own - (all - others), a.world.lsp.balance()?);
+        ensure!(balance.total_msat() == due * 1000, "due {due} sat: {balance:?}");
+        Ok(due)
+    })?;
     a.lsp_comes_back(coins)?;
     a.world.finish();
     Ok(())

@@ -2,14 +2,14 @@
 //! before the expiry height T by itself, killed in between and short of coins, too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use anyhow::{anyhow, Result};
+use anyhow::{anyhow, ensure, Result};
 use bitcoin::OutPoint;
 use factory_core::lifetime::Lifetime;
 use factory_core::record::{LspFactoryRecord, SignedPath};
-use integration::exit::settle_lsp;
+use integration::exit::mine_until;
 use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
 use integration::payments::{pay, Order, Party};
-use integration::signed::{spender, tree_of, wait_published, Stranger, Way};
+use integration::signed::{output_worth, spender, tree_of, wait_published, wait_spent, Stranger, Way};
 use integration::wait::{self, Seen};
 use integration::world::{CLIENT_COIN, LSP_FUNDS, PATIENCE};
 use integration::{Bitcoind, World};
@@ -22,8 +22,8 @@ const ACTIVE: u32 = 155;
 const DYING: u32 = 10;
 /// Blocks in which the paths of all leaves are published, with coins to wait for.
 const PATHS_WITHIN: u32 = 60;
-/// Blocks in which a client that comes back has swept its output, six deep.
-const COME_BACK_WITHIN: u32 = 20;
+/// Blocks with which a client's sweep, once published, is deep enough.
+const SWEPT_WITHIN: u32 = 7;
 /// More than a client's sweep of one output costs, sat.
 const MAX_SWEEP_FEE: u64 = 3_000;
 /// What is left in the wallet of an LSP that has put nearly everything into a factory, its funding's fee included, sat.
@@ -158,31 +158,29 @@ fn come_back(
     held_msat: u64,
     from: u32,
 ) -> Result<()> {
+    let commitment = spender(&world.bitcoind, channel, from, world.bitcoind.height()?)?;
+    let due = held_msat / 1000;
+    let output = output_worth(&commitment, due)?;
     world.client_mut(index)?.start()?;
     let client = world.client(index)?;
-    for _ in 0..COME_BACK_WITHIN {
-        client.wait_synced(&world.bitcoind)?;
-        let balance = client.balance()?;
+    client.wait_synced(&world.bitcoind)?;
+    world.mine_for(client, 1)?;
+    wait_spent(&world.bitcoind, output)?;
+    world.mine_for(client, SWEPT_WITHIN)?;
+    let balance = wait::until(&format!("{} to have left with coins only", client.name()), PATIENCE, || {
+        let (state, balance) = (client.factory(id)?.state, client.balance()?);
         let coins = balance.onchain.confirmed_sat == balance.total_sat;
-        if coins && client.factory(id)?.state == "exited" {
-            break;
-        }
-        world.mine_for(client, 1)?;
-    }
-    let balance = client.balance()?;
-    let to = world.bitcoind.height()?;
-    let commitment = spender(&world.bitcoind, channel, from, to)?;
-    let due = held_msat / 1000;
-    let vout = commitment.output.iter().position(|o| o.value.to_sat() == due);
-    let vout = vout.unwrap_or_else(|| panic!("{due} sat are not paid by {commitment:?}"));
-    let output = OutPoint::new(commitment.compute_txid(), u32::try_from(vout)?);
-    let sweep = spender(&world.bitcoind, output, from, to)?;
+        Ok(if coins && state == "exited" {
+            Seen::Done(balance)
+        } else {
+            Seen::NotYet(format!("{state} {balance:?}"))
+        })
+    })?;
+    let sweep = spender(&world.bitcoind, output, from, world.bitcoind.height()?)?;
     assert_eq!(sweep.input.len(), 1, "{sweep:?}");
     let swept: u64 = sweep.output.iter().map(|o| o.value.to_sat()).sum();
     assert!(swept < due && due - swept < MAX_SWEEP_FEE, "{} sat for a sweep", due - swept);
     assert_eq!(balance.onchain.confirmed_sat, CLIENT_COIN + swept, "{}", client.name());
-    assert_eq!(balance.total_sat, balance.onchain.confirmed_sat, "all of it in coins");
-    assert_eq!(client.factory(id)?.state, "exited");
     Ok(())
 }
 
@@ -214,7 +212,16 @@ fn settles_in_time(name: &str, params: Value) -> Result<()> {
     let from = world.bitcoind.height()?;
     world.bitcoind.mine_to(life.dying_until())?;
     settle(&mut world, &id, &paths, &[1, 4, 11])?;
-    settle_lsp(&world)?;
+    // Parts of a satoshi of a client's balance go to fees.
+    let held: Vec<u64> =
+        before.parties.iter().filter(|(name, _)| *name != "lsp").map(|(_, held)| held % 1000).collect();
+    let due = before.of("lsp")? + held.iter().sum::<u64>();
+    mine_until(&world, &world.lsp, "the LSP to have its share of all channels", || {
+        let fees = world.bitcoind.fees(before.height + 1, world.bitcoind.height()?)?;
+        let balance = world.lsp.balance()?;
+        ensure!(balance.total_msat() == due - fees * 1000, "due {due} msat less {fees} sat: {balance:?}");
+        Ok(())
+    })?;
     // It says so when the last sweep is deep enough.
     world.mine_for(&world.lsp, 6)?;
     wait::until_value(
@@ -313,13 +320,13 @@ fn a_settlement_goes_on_when_a_coin_arrives() -> Result<()> {
     let funded = world.bitcoind.height()?;
     let given = world.bitcoind.fees(funded, funded)?;
     settle(&mut world, &id, &paths, &[])?;
-    settle_lsp(&world)?;
+    mine_until(&world, &world.lsp, "the LSP to have its share of both channels", || {
+        let fees = world.bitcoind.fees(before.height + 1, world.bitcoind.height()?)? - given;
+        let (due, balance) = (before.of("lsp")? / 1000 + 2 * COIN - fees, world.lsp.balance()?);
+        ensure!(balance.total_msat() == due * 1000, "due {due} sat: {balance:?}");
+        Ok(())
+    })?;
     assert!(world.bitcoind.height()? < life.expiry(), "all of it before T");
-
-    let lsp = world.lsp.balance()?;
-    assert_eq!(lsp.onchain.confirmed_sat, lsp.total_sat, "all of it in coins");
-    let fees = world.bitcoind.fees(before.height + 1, world.bitcoind.height()?)? - given;
-    assert_eq!(lsp.total_sat, before.of("lsp")? / 1000 + 2 * COIN - fees);
     world.finish();
     Ok(())
 }
