@@ -13,7 +13,7 @@ use serde_json::{json, Value};
 use crate::bitcoind::free_port;
 use crate::http::Api;
 use crate::process::Proc;
-use crate::types::{Balance, Channel, Factory, Info, Invoice, Payment, WaitingClient};
+use crate::types::{Balance, Channel, Event, Factory, Info, Invoice, Payment, WaitingClient};
 use crate::wait::{self, Seen};
 use crate::{binaries, Bitcoind};
 
@@ -226,6 +226,27 @@ impl Daemon {
     /// If the call fails.
     pub fn payments(&self) -> Result<Vec<Payment>> {
         self.api()?.get("/v1/payments")
+    }
+
+    /// The events of one kind, oldest first; all pages of `GET /v1/events`.
+    ///
+    /// # Errors
+    /// If a call fails.
+    pub fn events(&self, kind: &str) -> Result<Vec<Event>> {
+        #[derive(Deserialize)]
+        struct Page {
+            events: Vec<Event>,
+            next: u64,
+        }
+        let (mut after, mut found) = (0, Vec::new());
+        loop {
+            let page: Page = self.api()?.get(&format!("/v1/events?after={after}"))?;
+            if page.events.is_empty() {
+                return Ok(found);
+            }
+            found.extend(page.events.into_iter().filter(|event| event.kind == kind));
+            after = page.next;
+        }
     }
 
     /// A new on-chain address.

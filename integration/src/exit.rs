@@ -129,7 +129,10 @@ fn confirm_step(world: &World, client: &Client, step: &TreeTx) -> Result<u32> {
 /// Mines until the money of a published channel is where it belongs: until `arrived` returns without an error, with
 /// nothing of this node on its way. Between two of its accounts (channel, sweep, wallet) a node shows money in neither
 /// for a moment; then this waits, and mines nothing.
-fn mine_until<T>(
+///
+/// # Errors
+/// If the money does not get there.
+pub fn mine_until<T>(
     world: &World,
     daemon: &Daemon,
     what: &str,

@@ -20,6 +20,7 @@ pub mod ledger;
 pub mod payments;
 pub mod peer;
 pub mod process;
+pub mod signed;
 pub mod types;
 pub mod wait;
 pub mod watcher;

@@ -206,6 +206,29 @@ pub struct Factory {
     pub close: Option<Close>,
     /// Exits.
     pub exits: Vec<Exit>,
+    /// What leaving costs, as long as the factory is alive.
+    #[serde(default)]
+    pub exit_reserve: Option<Reserve>,
+}
+
+/// What publishing all own leaves costs, and what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Reserve {
+    /// Cost, sat.
+    pub needed_sat: u64,
+    /// Confirmed coins, sat.
+    pub available_sat: u64,
+}
+
+/// An entry of `GET /v1/events`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Event {
+    /// Its number.
+    pub index: u64,
+    /// What has happened.
+    pub kind: String,
+    /// To what.
+    pub data: serde_json::Value,
 }
 
 /// A client of a factory.
@@ -294,6 +317,10 @@ pub struct Exit {
     pub commitment_height: Option<u32>,
     /// Fees paid, sat.
     pub fees_sat: u64,
+    /// The distribution that took the leaf's place.
+    pub distribution_txid: Option<Txid>,
+    /// A coin is missing: what it has to be worth, sat.
+    pub needs_coin_sat: Option<u64>,
 }
 
 /// One step of an exit.

@@ -294,7 +294,7 @@ impl Service {
         tracing::warn!(%channel, %reason, "factory channel closed");
         // The money in a closed channel comes home by its path only.
         let leaf = factory.leaf_of(&known.outpoint).filter(|_| factory.state.stage == Stage::Live);
-        let Some(leaf) = leaf else { return Ok(()) };
+        let Some(leaf) = leaf.filter(|l| !self.is_distributed(factory, l)) else { return Ok(()) };
         if factory.exit_under_way(leaf.first).is_some_and(|e| e.leaving.contains(&known.outpoint)) {
             return Ok(());
         }

@@ -144,14 +144,16 @@ impl Service {
         let height = self.parts.height();
         let Some(factory) = self.factories.get(id) else { return Ok(()) };
         let mut exit = match factory.exit_under_way(leaf.first) {
-            Some(exit) if exit.reason <= reason && leaving.iter().all(|o| exit.leaving.contains(o)) => {
+            Some(exit)
+                if !reason.replaces(exit.reason) && leaving.iter().all(|o| exit.leaving.contains(o)) =>
+            {
                 return Ok(())
             }
             Some(exit) => exit.clone(),
             None => StoredExit::new(height, reason, why, Vec::new()),
         };
         exit.leaving.extend(leaving.iter().filter(|o| !exit.leaving.contains(o)).collect::<Vec<_>>());
-        if reason <= exit.reason {
+        if reason.replaces(exit.reason) {
             (exit.reason, exit.why) = (reason, why.to_owned());
         }
         exit.max_fee_sat = exit.max_fee_sat.or(max_fee_sat);

@@ -119,6 +119,11 @@ impl Service {
             .flatten()
             .collect();
         lock(&self.parts.settled).extend(settled);
+        let distributed = self.factories.values().flat_map(|f| {
+            let paid = move |first| f.state.exits.get(&first).is_some_and(|e| e.distribution.is_some());
+            f.leaves().into_iter().filter(move |l| paid(l.first)).flat_map(|l| l.channels)
+        });
+        lock(&self.parts.settled).extend(distributed.map(|(o, _)| channel_id(o)));
         // A client keeps the channels of what it has abandoned, see [`Self::abandon`].
         let is_lsp = self.is_lsp();
         let alive: Vec<ChannelId> = self

@@ -70,6 +70,15 @@ pub(crate) enum ExitReason {
     Settlement,
 }
 
+impl ExitReason {
+    /// Whether an exit under way for another reason goes on for this one: if it is more urgent, and in any case if it
+    /// only guards the leaf.
+    pub(crate) fn replaces(self, other: Self) -> bool {
+        let wanted = |reason| reason != Self::Guard;
+        wanted(self) && (self < other || !wanted(other))
+    }
+}
+
 /// An exit of one leaf, under way or done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StoredExit {
@@ -185,7 +194,7 @@ pub(crate) struct State {
     /// Highest number of a try to close.
     #[serde(default)]
     pub(crate) close_attempts: u16,
-    /// LSP: clients that have left by themselves.
+    /// LSP: clients whose channel was spent or whose leaf was distributed.
     #[serde(default)]
     pub(crate) left: Vec<PublicKey>,
 }

@@ -90,6 +90,8 @@ impl Service {
             exit.waits_for = format!("the distribution to be {FINAL_DEPTH} blocks deep");
             return Ok(());
         }
+        // A distribution that was deep when this node first saw it leaves no other block to close them.
+        self.close_leaving(id, exit);
         for channel in channels {
             mark_void(&self.parts.store, &channel, "paid out by a distribution")?;
         }

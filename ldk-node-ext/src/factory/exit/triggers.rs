@@ -46,8 +46,15 @@ impl Service {
     ) -> Result<Option<(ExitReason, String, Option<bitcoin::secp256k1::PublicKey>)>, Error> {
         let there =
             leaf.channels.first().is_some_and(|(o, _)| self.parts.index.confirmation(&o.txid).is_some());
+        if !self.is_lsp() && !there && height >= factory.expiry_height() {
+            let why = format!("the factory's expiry height {} has come", factory.expiry_height());
+            return Ok(factory.exit_due(leaf.first).then_some((ExitReason::Expiry, why, None)));
+        }
         let spent = |o: &bitcoin::OutPoint| self.parts.index.spend(o).is_some();
-        for (outpoint, client) in &leaf.channels {
+        // Channels that leave were closed by this node itself.
+        let leaves =
+            |o: &bitcoin::OutPoint| factory.exit_under_way(leaf.first).is_some_and(|e| e.leaving.contains(o));
+        for (outpoint, client) in leaf.channels.iter().filter(|(o, _)| !leaves(o)) {
             let channel = channel_id(*outpoint);
             let closed = !open.iter().any(|c| c.channel_id == channel);
             if closed
@@ -62,6 +69,10 @@ impl Service {
         if there {
             return Ok(None);
         }
+        if self.is_lsp() && self.is_distributed(factory, leaf) {
+            let paid = "a distribution has paid the clients".to_owned();
+            return Ok(factory.exit_due(leaf.first).then_some((ExitReason::Settlement, paid, None)));
+        }
         for (outpoint, client) in &leaf.channels {
             if let Some(htlc) = self.parts.htlc_alarm(&channel_id(*outpoint), open, height) {
                 let hash = hex::encode(htlc.payment_hash.0);
@@ -69,21 +80,15 @@ impl Service {
                 return Ok(Some((ExitReason::Htlc, why, *client)));
             }
         }
-        if self.is_lsp() && self.is_distributed(factory, leaf) {
-            let paid = "a distribution has paid the clients".to_owned();
-            return Ok(factory.exit_due(leaf.first).then_some((ExitReason::Settlement, paid, None)));
-        }
-        if !self.is_lsp() && height >= factory.expiry_height() {
-            let why = format!("the factory's expiry height {} has come", factory.expiry_height());
-            return Ok(factory.exit_due(leaf.first).then_some((ExitReason::Expiry, why, None)));
-        }
-        if self.root_is_out(factory) && self.guard_is_called(factory, leaf, height)? {
-            let why = "somebody has begun to publish the leaf".to_owned();
-            return Ok(Some((ExitReason::Guard, why, None)));
-        }
         if self.is_lsp() && height >= self.settle_from(factory)? {
             let why = format!("settled before the expiry height {}", factory.expiry_height());
             return Ok(Some((ExitReason::Settlement, why, None)));
+        }
+        // What this node has begun itself needs no guard.
+        let begun = factory.exit_under_way(leaf.first).is_some();
+        if !begun && self.root_is_out(factory) && self.guard_is_called(factory, leaf, height)? {
+            let why = "somebody has begun to publish the leaf".to_owned();
+            return Ok(Some((ExitReason::Guard, why, None)));
         }
         Ok(None)
     }
@@ -165,11 +170,9 @@ impl Service {
 }
 
 impl Factory {
-    /// Whether a leaf has no exit under way and none that has ended for good.
+    /// Whether a leaf has no exit under way and none that has ended for good. A guard's is neither: it may have
+    /// begun before T with what cannot end in time.
     fn exit_due(&self, first: u32) -> bool {
-        self.state
-            .exits
-            .get(&first)
-            .is_none_or(|e| e.done && e.reason == ExitReason::Guard && e.distribution.is_none())
+        self.state.exits.get(&first).is_none_or(|e| e.reason == ExitReason::Guard && e.distribution.is_none())
     }
 }
