@@ -20,13 +20,17 @@ ifneq ($(NEXTEST),)
 UNIT := $(CARGO) nextest run --locked --workspace -E 'not package(integration)'
 QUICK := $(CARGO) nextest run --locked --workspace -E 'package(integration)'
 EVERY := $(QUICK) --run-ignored all
+EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
+	-E 'binary(scenario_exit_reorg) + binary(scenario_mass_exit) + binary(scenario_variants)'
 else
 UNIT := true
 QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=1
 EVERY := $(QUICK) --include-ignored
+EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_reorg --test scenario_mass_exit \
+	--test scenario_variants -- --test-threads=1 --ignored
 endif
 
-.PHONY: help demo test scenarios build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,6 +45,9 @@ test: build peer ## unit tests and the quick scenarios
 
 scenarios: build peer ## every scenario, the long ones too
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(EVERY)
+
+exits: build peer ## the long exits: mass exit, every reorganisation, large trees (each ends after ten minutes)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(EXITS)
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind

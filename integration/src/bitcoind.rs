@@ -206,6 +206,39 @@ impl Bitcoind {
         Ok(())
     }
 
+    /// Takes the best `depth` blocks off the chain and mines one block more in their place, all empty. What was in
+    /// them is in the mempool again, as far as the node takes it.
+    ///
+    /// # Errors
+    /// If the node refuses.
+    pub fn reorganize(&self, depth: u32) -> Result<()> {
+        let first =
+            self.height()?.checked_sub(depth.max(1) - 1).ok_or_else(|| anyhow!("no {depth} blocks"))?;
+        let hash: BlockHash = self.rpc.call("getblockhash", json!([first]))?;
+        self.rpc.call::<Value>("invalidateblock", json!([hash]))?;
+        // Paid to somebody else, lest an empty block come out as the one that was just called invalid.
+        let script = ScriptBuf::from_bytes(rand::random::<[u8; 32]>().to_vec());
+        let other = Address::p2wsh(&script, Network::Regtest).to_string();
+        for _ in 0..=depth {
+            let _: Value = self.rpc.call("generateblock", json!([other, []]))?;
+        }
+        Ok(())
+    }
+
+    /// The transaction in the mempool that spends an output.
+    ///
+    /// # Errors
+    /// If the node does not answer.
+    pub fn mempool_spender(&self, outpoint: OutPoint) -> Result<Option<Txid>> {
+        #[derive(Deserialize)]
+        struct Answer {
+            spendingtxid: Option<Txid>,
+        }
+        let asked = json!([[{ "txid": outpoint.txid, "vout": outpoint.vout }]]);
+        let found: Vec<Answer> = self.rpc.call("gettxspendingprevout", asked)?;
+        Ok(found.into_iter().next().and_then(|answer| answer.spendingtxid))
+    }
+
     fn mine_to_wallet(&self) -> Result<Vec<BlockHash>> {
         self.rpc.call("generatetoaddress", json!([1, self.new_address()?]))
     }

@@ -32,12 +32,20 @@ impl Purse {
     /// # Errors
     /// If bitcoind cannot pay.
     pub fn fill(bitcoind: &Bitcoind, coins: usize) -> Result<Self> {
+        Self::fill_with(bitcoind, coins, 2 * CHILD_FEE)
+    }
+
+    /// As [`Purse::fill`], with coins of `each` sat.
+    ///
+    /// # Errors
+    /// As [`Purse::fill`].
+    pub fn fill_with(bitcoind: &Bitcoind, coins: usize, each: u64) -> Result<Self> {
         let secp = Secp256k1::new();
         let secret = SecretKey::from_slice(&rand::random::<[u8; 32]>())?;
         let public =
             CompressedPublicKey::from_private_key(&secp, &PrivateKey::new(secret, Network::Regtest))?;
         let mut purse = Self { secp, secret, public, coins: Vec::new() };
-        let (each, count) = (2 * CHILD_FEE, u64::try_from(coins)?);
+        let count = u64::try_from(coins)?;
         // Paid in one sum and split by a transaction of its own, at 40 sat a coin for its fee.
         let total = (each + 40) * count + 1_000;
         let address = Address::p2wpkh(&public, Network::Regtest);
@@ -64,14 +72,48 @@ impl Purse {
     /// # Errors
     /// If no coin is left.
     pub fn child(&mut self, parent: &Transaction, anchor: u32) -> Result<Transaction> {
+        self.child_with(parent, anchor, 1, CHILD_FEE)
+    }
+
+    /// As [`Purse::child`], with this fee in sat and so many outputs, that is as fat as wanted.
+    ///
+    /// # Errors
+    /// As [`Purse::child`].
+    pub fn child_with(
+        &mut self,
+        parent: &Transaction,
+        anchor: u32,
+        outputs: usize,
+        fee: u64,
+    ) -> Result<Transaction> {
+        let anchor = OutPoint::new(parent.compute_txid(), anchor);
+        self.spend(Version::non_standard(3), Some(anchor), outputs, fee)
+    }
+
+    /// A transaction that spends one coin into so many outputs and pays `fee` sat.
+    ///
+    /// # Errors
+    /// If no coin is left.
+    pub fn divide(&mut self, outputs: usize, fee: u64) -> Result<Transaction> {
+        self.spend(Version::TWO, None, outputs, fee)
+    }
+
+    fn spend(
+        &mut self,
+        version: Version,
+        anchor: Option<OutPoint>,
+        outputs: usize,
+        fee: u64,
+    ) -> Result<Transaction> {
         let (coin, sat) = self.coins.pop().ok_or_else(|| anyhow!("the purse is empty"))?;
-        let mut tx = Transaction {
-            version: Version::non_standard(3),
-            lock_time: LockTime::ZERO,
-            input: vec![input(OutPoint::new(parent.compute_txid(), anchor)), input(coin)],
-            output: vec![TxOut { value: Amount::from_sat(sat - CHILD_FEE), script_pubkey: self.script() }],
-        };
-        self.sign(&mut tx, 1, sat)?;
+        let rest = sat.checked_sub(fee).ok_or_else(|| anyhow!("the coin has {sat} sat, the fee is {fee}"))?;
+        let share = rest.checked_div(u64::try_from(outputs)?).ok_or_else(|| anyhow!("no outputs"))?;
+        let output = TxOut { value: Amount::from_sat(share), script_pubkey: self.script() };
+        let inputs: Vec<TxIn> = anchor.into_iter().chain([coin]).map(input).collect();
+        let last = inputs.len() - 1;
+        let mut tx =
+            Transaction { version, lock_time: LockTime::ZERO, input: inputs, output: vec![output; outputs] };
+        self.sign(&mut tx, last, sat)?;
         Ok(tx)
     }
 

@@ -321,6 +321,10 @@ pub struct Exit {
     pub distribution_txid: Option<Txid>,
     /// A coin is missing: what it has to be worth, sat.
     pub needs_coin_sat: Option<u64>,
+    /// What the next child needs, if the budget is too small for it, sat.
+    pub over_budget_sat: Option<u64>,
+    /// Bound of all fees, sat.
+    pub max_fee_sat: Option<u64>,
 }
 
 /// One step of an exit.
@@ -334,4 +338,8 @@ pub struct ExitStep {
     pub delay_blocks: u16,
     /// Confirmation height.
     pub confirmed_height: Option<u32>,
+    /// Our newest child.
+    pub child_txid: Option<Txid>,
+    /// First block that it can be in.
+    pub earliest_height: Option<u32>,
 }

@@ -381,7 +381,13 @@ async fn broadcast(
             }
             // LDK and the factory service try again with the next block.
             Err(SubmitError::Rejected(reason)) => {
-                tracing::warn!(what, ?txids, reason, "not accepted by bitcoind")
+                tracing::warn!(what, ?txids, reason, "not accepted by bitcoind");
+                // After a restart it may be there already, with a child that is as good.
+                for tx in &txs {
+                    if matches!(parts.bitcoind.mempool_entry(tx.compute_txid()).await, Ok(Some(_))) {
+                        parts.outpoints.set_published(tx);
+                    }
+                }
             }
             Err(SubmitError::Unreachable(reason)) => {
                 tracing::warn!(what, ?txids, reason, "bitcoind cannot be asked")

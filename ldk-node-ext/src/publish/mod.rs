@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::store::tx::StoredTx;
 use crate::store::{records, Store};
 use crate::wallet::{Child, ChildRequest, Rival, Wallet, MAX_SPLIT};
-use standing::{Attempt, Standing};
+use standing::{Attempt, Seen, Standing};
 
 const NAMESPACE: &str = "published";
 const VERSION: u32 = 1;
@@ -51,8 +51,8 @@ impl StoredChild {
 struct Carried {
     /// Our newest child.
     child: Option<StoredChild>,
-    /// Height at which the transaction was first seen in the mempool.
-    seen_at: Option<u32>,
+    /// Since when the transaction has been in the mempool as it is there now.
+    seen: Option<Seen>,
 }
 
 /// On what terms a transaction is carried.
@@ -170,15 +170,17 @@ impl Publisher {
         Ok(())
     }
 
-    /// Remembers since when a transaction has been in the mempool.
-    fn note_seen(&mut self, txid: &Txid, there: bool, height: u32) -> Result<Option<u32>, Error> {
-        let known = self.carried.get(txid).and_then(|c| c.seen_at);
-        let now = there.then(|| known.unwrap_or(height));
+    /// Remembers since when a transaction has been in the mempool at this feerate.
+    fn note_seen(&mut self, txid: &Txid, there: Option<FeeRate>, height: u32) -> Result<Option<u32>, Error> {
+        let carried = self.carried.get(txid);
+        let known = carried.and_then(|c| c.seen);
+        let now =
+            Seen::next(known, there, carried.and_then(|c| c.child.as_ref()), height, self.fees.urgent());
         if now != known {
-            self.carried.entry(*txid).or_default().seen_at = now;
+            self.carried.entry(*txid).or_default().seen = now;
             self.write(txid)?;
         }
-        Ok(now)
+        Ok(now.map(|s| s.at))
     }
 
     /// Publishes a step with a child, or replaces the child of one that lingers. Called again with every
@@ -207,10 +209,13 @@ impl Publisher {
                 self.wallet.saw_unconfirmed(&own.tx.0);
             }
         }
+        // Alone it goes nowhere: a reorganization can bring it back to the mempool without its child.
+        let carried = entry.as_ref().filter(|e| e.descendant_vsize > e.vsize);
+        let there = carried.map(MempoolEntry::feerate);
         let standing = Standing {
-            there: entry.as_ref().map(MempoolEntry::feerate),
+            there,
             own: own.as_ref(),
-            seen_at: self.note_seen(&step.txid, entry.is_some(), height)?,
+            seen_at: self.note_seen(&step.txid, there, height)?,
             height,
             urgent: self.fees.urgent(),
             max: self.fees.max(),

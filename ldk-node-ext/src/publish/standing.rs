@@ -5,6 +5,7 @@
 //! child of ours that displaces the one it has, whosever that is.
 
 use bitcoin::FeeRate;
+use serde::{Deserialize, Serialize};
 
 use super::StoredChild;
 
@@ -13,13 +14,43 @@ const BUMP_AFTER_BLOCKS: u32 = 2;
 /// Each bump raises the feerate by this part, per cent.
 const BUMP_PERCENT: u64 = 25;
 
+/// A step in the mempool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Seen {
+    /// Height at which it was first seen there at this feerate.
+    pub(super) at: u32,
+    /// Feerate of the step and its child, sat per 1000 weight units.
+    sat_per_kwu: u64,
+}
+
+impl Seen {
+    /// What is known after another look. Who finds that somebody else has bumped it as he would have done leaves it at
+    /// that for a while: all who share a step look at it with the same block, and would outbid each other. Less than
+    /// that buys no time, or a stranger could hold a step back with one cheap child after the other.
+    pub(super) fn next(
+        known: Option<Self>,
+        there: Option<FeeRate>,
+        own: Option<&StoredChild>,
+        height: u32,
+        urgent: FeeRate,
+    ) -> Option<Self> {
+        let sat_per_kwu = there?.to_sat_per_kwu();
+        let Some(seen) = known else { return Some(Self { at: height, sat_per_kwu }) };
+        let before = seen.sat_per_kwu.max(own.map_or(0, |c| c.sat_per_kwu));
+        // Feerates of the same package differ by what is rounded.
+        let bumped = before.saturating_mul(100 + BUMP_PERCENT - 5) / 100;
+        let raised = sat_per_kwu >= bumped && sat_per_kwu >= urgent.to_sat_per_kwu();
+        Some(Self { at: if raised { height } else { seen.at }, sat_per_kwu })
+    }
+}
+
 /// Where a step stands.
 pub(super) struct Standing<'a> {
-    /// Feerate of the step and its child in the mempool, whosever that is; none if it is not there.
+    /// Feerate of the step and its child in the mempool, whosever that is; none if they are not there.
     pub(super) there: Option<FeeRate>,
     /// Our newest child of it, whether or not it is in the mempool.
     pub(super) own: Option<&'a StoredChild>,
-    /// Height at which the step was first seen in the mempool.
+    /// Height at which the step was first seen in the mempool at that feerate.
     pub(super) seen_at: Option<u32>,
     /// Height of the tip.
     pub(super) height: u32,
@@ -102,6 +133,27 @@ mod tests {
         assert_eq!(attempt(Some(MAX - 1), None, Some(100), 102), at(MAX));
         // beyond the user's bound nobody is outbid
         assert_eq!(attempt(Some(MAX), None, Some(100), 150), Attempt::Wait);
+    }
+
+    #[test]
+    fn who_is_outbid_waits_again() {
+        let look = |known, there: u64, own: Option<&StoredChild>, height| {
+            let urgent = FeeRate::from_sat_per_kwu(1200);
+            Seen::next(known, Some(FeeRate::from_sat_per_kwu(there)), own, height, urgent)
+        };
+        let since = |seen: Option<Seen>| seen.map(|s| s.at);
+        let first = look(None, 1000, None, 100);
+        assert_eq!(since(first), Some(100));
+        assert_eq!(since(look(first, 1001, None, 102)), Some(100));
+        // somebody else's child in place of the one before
+        let raised = look(first, 1250, None, 102);
+        assert_eq!(since(raised), Some(102));
+        assert_eq!(since(look(raised, 1250, None, 103)), Some(102));
+        // by little, or to less than what is urgent
+        assert_eq!(since(look(raised, 1400, None, 103)), Some(102));
+        assert_eq!(since(look(look(None, 500, None, 100), 1000, None, 102)), Some(100));
+        // our own counts from when it was sent
+        assert_eq!(since(look(first, 1250, Some(&child(102, 1249)), 103)), Some(100));
     }
 
     #[test]

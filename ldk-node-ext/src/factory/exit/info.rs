@@ -12,14 +12,21 @@ use crate::error::Error;
 use crate::ldk::channel_id;
 
 impl Service {
-    /// Exits of this node, and clients of ours that left by themselves.
+    /// Exits of this node, and clients of ours that left by themselves: one for each channel that leaves.
     pub(in crate::factory) fn exits(&self, factory: &Factory) -> Result<Vec<ExitInfo>, Error> {
         let mut list = Vec::new();
         for leaf in factory.leaves() {
             let stored = factory.state.exits.get(&leaf.first);
-            let left = leaf.channels.iter().any(|(_, c)| c.is_some_and(|c| factory.state.left.contains(&c)));
-            if stored.is_some() || left {
-                list.push(self.exit_info(factory, &leaf, stored)?);
+            let leaves = |o: &OutPoint| stored.is_some_and(|e| e.leaving.contains(o));
+            let left = |c: &Option<PublicKey>| c.is_some_and(|c| factory.state.left.contains(&c));
+            let mut shown: Vec<_> = leaf.channels.iter().filter(|(o, c)| leaves(o) || left(c)).collect();
+            if shown.is_empty() && stored.is_some() {
+                shown.extend(leaf.channels.first());
+            }
+            for channel in shown {
+                // Who left by itself has nothing to do with an exit that came after.
+                let stored = stored.filter(|_| leaves(&channel.0) || !left(&channel.1));
+                list.push(self.exit_info(factory, &leaf, stored, channel)?);
             }
         }
         Ok(list)
@@ -30,25 +37,16 @@ impl Service {
         factory: &Factory,
         leaf: &Leaf,
         stored: Option<&StoredExit>,
+        (outpoint, whose): &(OutPoint, Option<PublicKey>),
     ) -> Result<ExitInfo, Error> {
         let index = &self.parts.index;
         let height = self.parts.height();
         let plan = factory.exit_plan(leaf.first)?;
         let cost = self.publisher.cost(&plan, &**index);
         let steps = self.steps(&plan, stored);
-        // The channel that is shown: one that leaves, else one that has left.
-        let leaves = |o: &OutPoint| stored.is_some_and(|e| e.leaving.contains(o));
-        let shown = leaf
-            .channels
-            .iter()
-            .find(|(o, _)| leaves(o))
-            .or_else(|| leaf.channels.iter().find(|(o, _)| index.spend(o).is_some()))
-            .or(leaf.channels.first());
-        let outpoint = shown.map(|(o, _)| *o);
         let node_of = |c: Option<PublicKey>| c.unwrap_or(self.parts.node_id).to_string();
-        let spend = outpoint.and_then(|o| index.spend(&o));
-        let published =
-            outpoint.and_then(|o| self.parts.outpoints.get(&channel_id(o))).and_then(|c| c.published);
+        let spend = index.spend(outpoint);
+        let published = self.parts.outpoints.get(&channel_id(*outpoint)).and_then(|c| c.published);
         let phase = match (stored, spend) {
             (Some(e), _) if e.done => "done",
             (Some(e), _) if e.distribution.is_some() => "distribution",
@@ -68,7 +66,7 @@ impl Service {
         };
         let over = stored.is_none_or(|e| e.done || e.distribution.is_some());
         Ok(ExitInfo {
-            node_id: node_of(shown.and_then(|(_, c)| *c)),
+            node_id: node_of(*whose),
             clients: leaf.channels.iter().map(|(_, c)| node_of(*c)).collect(),
             reason: stored.map_or_else(|| "left by itself".to_owned(), |e| e.why.clone()),
             phase: phase.to_owned(),

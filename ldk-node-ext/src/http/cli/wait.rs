@@ -61,7 +61,8 @@ pub fn exiting(
 
 /// The exit that is meant: that of a client's leaf, or the only one.
 pub fn exit_of<'a>(f: &'a FactoryInfo, whose: Option<&str>) -> Option<&'a ExitInfo> {
-    f.exits.iter().find(|e| whose.is_none_or(|node| e.clients.iter().any(|c| c == node)))
+    let own = f.exits.iter().find(|e| whose.is_none_or(|node| e.node_id == node));
+    own.or_else(|| f.exits.iter().find(|e| e.clients.iter().any(|c| Some(c.as_str()) == whose)))
 }
 
 fn look_at_creation(f: &FactoryInfo) -> Look {
