@@ -151,11 +151,15 @@ impl Scene {
         // Senders add blocks at random.
         incoming.sort_by_key(|held| held.claim_by_height);
         if !plan.asked {
+            // One block for the payments that are to come, one for the claim.
             world.bitcoind.mine_to(incoming[0].claim_by_height - 2)?;
             world.sync()?;
         }
-        let [one, other] = OUT.map(|amount| hold(client, Party::Peer, amount));
-        let outgoing = [one?, other?];
+        let one = hold(client, Party::Peer, OUT[0])?;
+        // LDK 0.3.0-rc3 requests the claims of its own commitment again for a preimage that comes late, and does not
+        // recognize timeouts that it has put together since they expire at once: an assertion fails in a debug build.
+        world.mine(1)?;
+        let outgoing = [one, hold(client, Party::Peer, OUT[1])?];
         let claim_budget = claim_budget(plan.small)?;
         let id = factory.instance_id;
         Ok(Self {
@@ -218,14 +222,20 @@ impl Scene {
         Ok(exits.into_iter().find(|exit| exit.node_id.as_deref() == Some(leaver)))
     }
 
+    /// Waits for those that can look at the chain. The ordinary node does so every two seconds only; when nothing is on
+    /// its channel any more, it need not keep up.
     fn sync(&self) -> Result<()> {
-        if !self.frozen {
-            return self.world.sync();
+        let bitcoind = &self.world.bitcoind;
+        if self.world.lsp.is_up() && !self.frozen {
+            self.world.lsp.wait_synced(bitcoind)?;
         }
-        for client in &self.world.clients {
-            client.wait_synced(&self.world.bitcoind)?;
+        for client in self.world.clients.iter().filter(|client| client.is_up()) {
+            client.wait_synced(bitcoind)?;
         }
-        self.world.peer()?.wait_synced(&self.world.bitcoind)
+        match self.ordinary {
+            0 => Ok(()),
+            _ => self.world.peer()?.wait_synced(bitcoind),
+        }
     }
 
     /// Waits until one HTLC less is on the channel of LSP and ordinary node.
