@@ -307,6 +307,10 @@ pub struct Payout {
 pub struct Exit {
     /// Whose.
     pub node_id: Option<String>,
+    /// Why it began.
+    pub reason: String,
+    /// Height at which it began.
+    pub started_height: Option<u32>,
     /// Where it stands.
     pub phase: String,
     /// The path, in order.
