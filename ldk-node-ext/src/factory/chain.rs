@@ -174,6 +174,9 @@ impl Service {
             if !is_root && index.depth(spend.height) >= FINAL_DEPTH {
                 factory.state.stage = Stage::Closed;
                 factory.store_state(&self.parts.store)?;
+                for first in factory.state.exits.keys() {
+                    self.publisher.drop_lost(&factory.exit_plan(*first)?, &**index)?;
+                }
                 let data = json!({"instance_id": hex::encode(id), "txid": spend.txid.to_string()});
                 self.parts.events.push("factory_closed", data);
                 for channel in factory.channel_ids()? {

@@ -12,11 +12,11 @@ mod reserve;
 mod triggers;
 
 use bitcoin::secp256k1::PublicKey;
-use factory_core::exit::{DistributionAction, ExitAction, ExitPlan, ExitStep, WaitReason};
+use factory_core::exit::{ExitAction, ExitPlan, ExitStep, WaitReason};
 use factory_core::guard::{GuardAction, GuardWait, PATIENCE_BLOCKS};
 use serde_json::json;
 
-use super::stored::{ExitReason, Leaf, Stage, StoredClose, StoredExit};
+use super::stored::{ExitReason, Leaf, Stage, StoredExit};
 use super::Service;
 use crate::api::ExitRequest;
 use crate::config::RoleConfig;
@@ -71,21 +71,24 @@ impl Service {
             return Err(Error::invalid("max_fee_sat", "must be at least 1"));
         }
         if let Some(exit) = factory.state.exits.get(&leaf.first).filter(|e| !e.done) {
-            let Some(limit) = request.max_fee_sat else {
-                let forced = exit.reason != ExitReason::Guard && exit.reason != ExitReason::Settlement;
-                let known = leaf.channels.iter().filter(|(_, c)| *c == client || client.is_none());
-                if forced && known.into_iter().all(|(o, _)| exit.leaving.contains(o)) {
-                    return Err(Error::Conflict("the exit is under way".into()));
-                }
-                return self.begin_exit(&id, &leaf, client, ExitReason::Asked, "asked for by the user").await;
-            };
-            let mut changed = exit.clone();
-            changed.max_fee_sat = Some(limit);
-            self.put_exit(&id, leaf.first, changed)?;
-            return self.run_exit(&id, leaf.first).await;
+            let forced = exit.reason != ExitReason::Guard && exit.reason != ExitReason::Settlement;
+            let mut own = leaf.channels.iter().filter(|(_, c)| *c == client || client.is_none());
+            let same = forced && own.all(|(o, _)| exit.leaving.contains(o));
+            if let Some(limit) = request.max_fee_sat {
+                let mut changed = exit.clone();
+                changed.max_fee_sat = Some(limit);
+                self.put_exit(&id, leaf.first, changed)?;
+            } else if same {
+                return Err(Error::Conflict("the exit is under way".into()));
+            }
+            if same {
+                return self.run_exit(&id, leaf.first).await;
+            }
+            return self.begin_exit(&id, &leaf, client, ExitReason::Asked, "asked for by the user").await;
         }
-        if self.is_lsp() && self.is_closing(factory) {
-            return Err(Error::Conflict("the factory is being closed".into()));
+        // A close that waits for somebody who is away is what an exit may be the answer to.
+        if self.is_lsp() && factory.state.close.as_ref().is_some_and(|c| c.signed.is_some()) {
+            return Err(Error::Conflict("the cooperative close is signed, and will confirm".into()));
         }
         let own = leaf.channels.iter().filter(|(_, c)| client.is_none() || *c == client);
         if own.into_iter().all(|(o, _)| self.parts.index.spend(o).is_some()) {
@@ -157,10 +160,23 @@ impl Service {
             (exit.reason, exit.why) = (reason, why.to_owned());
         }
         exit.max_fee_sat = exit.max_fee_sat.or(max_fee_sat);
+        let lsp = self.is_lsp();
+        let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
+        let before = factory.state.clone();
         if !keeps_channels {
-            self.call_off_close(id, &leaving);
+            factory.call_off_close(lsp);
         }
-        self.put_exit(id, leaf.first, exit)?;
+        factory.state.exits.insert(leaf.first, exit);
+        if let Err(e) = factory.store_state(&self.parts.store) {
+            // Nothing that is not on disk is begun.
+            factory.state = before;
+            return Err(e);
+        }
+        if !keeps_channels {
+            self.closing.remove(id);
+            let channels: Vec<_> = leaving.iter().map(|o| channel_id(*o)).collect();
+            lock(&self.parts.settled).retain(|c| !channels.contains(c));
+        }
         let clients = self.clients_of(id, leaf.first);
         let data = json!({
             "instance_id": hex::encode(id), "clients": clients, "reason": reason, "why": why,
@@ -168,32 +184,6 @@ impl Service {
         });
         self.parts.events.push("exit_started", data);
         Ok(())
-    }
-
-    /// The money comes by the path, not by a close that may have been agreed to or signed before.
-    fn call_off_close(&mut self, id: &InstanceId, leaving: &[bitcoin::OutPoint]) {
-        self.closing.remove(id);
-        let lsp = self.is_lsp();
-        let Some(factory) = self.factories.get_mut(id) else { return };
-        let reason = "a leaf is left by its path";
-        if let Some(close) = factory.state.close.as_mut() {
-            if lsp {
-                // What is signed stays: it may confirm as long as the root has not.
-                let (signed, paid, to_fees) = (
-                    close.signed.take(),
-                    std::mem::take(&mut close.paid),
-                    std::mem::take(&mut close.to_fees),
-                );
-                let fee_sat = close.fee_sat;
-                *close = StoredClose { signed, paid, to_fees, fee_sat, ..StoredClose::default() };
-            } else {
-                close.payout_script = None;
-                close.machine = None;
-            }
-            close.reason = Some(reason.into());
-        }
-        let channels: Vec<_> = leaving.iter().map(|o| channel_id(*o)).collect();
-        lock(&self.parts.settled).retain(|c| !channels.contains(c));
     }
 
     /// Closes the channels that leave, so that no payment is made on them any more. Idempotent.
@@ -227,7 +217,11 @@ impl Service {
                 exit.is_some_and(|e| e.needs_coin_sat.is_some())
             })
             .collect();
-        self.run_exits(waiting).await;
+        // Only what has changed in the wallet can help between blocks.
+        let coins = if waiting.is_empty() { (0, 0) } else { self.parts.wallet.free_coins() };
+        if std::mem::replace(&mut self.coins_seen, coins) != coins {
+            self.run_exits(waiting).await;
+        }
     }
 
     /// All exits under way, the most urgent first.
@@ -259,19 +253,19 @@ impl Service {
             return Ok(());
         };
         let Some(before) = factory.exit_under_way(first).cloned() else { return Ok(()) };
+        let life = factory.lifetime()?;
         self.close_leaving(id, &before);
         let plan = factory.exit_plan(first)?;
+        // What was overtaken gives its coin back: the next step may have no other.
+        self.publisher.drop_lost(&plan, &*self.parts.index)?;
         let mut exit = before.clone();
         (exit.waits_until, exit.needs_coin_sat, exit.over_budget_sat) = (None, None, None);
-        match self.todo(&plan, &before) {
+        match self.todo(&plan, &before, life.dying_until()) {
             Todo::Wait { until, text } => (exit.waits_until, exit.waits_for) = (until, text),
-            Todo::Carry(step) => self.carry_step(&plan, &mut exit, &before, &step).await,
+            Todo::Carry(step) => self.carry_step(&plan, &mut exit, &before, &step, life.settle_by()).await,
             Todo::Finish => self.finish_exit(id, first, &mut exit)?,
             Todo::Distributed(number) => self.finish_distributed(id, first, &plan, number, &mut exit)?,
-            Todo::Blocked(text) => {
-                exit.waits_for = text;
-                self.publisher.drop_lost(&plan, &*self.parts.index)?;
-            }
+            Todo::Blocked(text) => exit.waits_for = text,
         }
         self.save_exit(id, first, &plan, &before, exit)
     }
@@ -283,6 +277,7 @@ impl Service {
         exit: &mut StoredExit,
         before: &StoredExit,
         step: &ExitStep,
+        settle_by: u32,
     ) {
         let height = self.parts.height();
         let steps = || plan.steps.iter().chain(&plan.distributions);
@@ -290,17 +285,16 @@ impl Service {
         let paid = others.map(|s| self.publisher.paid_sat(&s.txid)).fold(0, u64::saturating_add);
         let limit_sat = exit.max_fee_sat.map(|max| max.saturating_sub(paid));
         let (free, available_sat) = self.parts.wallet.free_coins();
-        let frugal = exit.reason == ExitReason::Settlement && free <= SPARE_COINS;
+        let frugal = exit.reason == ExitReason::Settlement && free <= SPARE_COINS && height < settle_by;
         let unpaid = self.publisher.paid_sat(&step.txid) == 0;
-        let result = if frugal && unpaid && self.parts.wallet.coin_count() > 2 * SPARE_COINS {
-            exit.needs_coin_sat = Some(self.publisher.estimate_sat(step));
+        if frugal && unpaid && self.parts.wallet.coin_count() > 2 * SPARE_COINS {
             exit.waits_for =
                 format!("a coin for the {}; the last {SPARE_COINS} are kept for others", step.kind);
             return;
-        } else {
-            let waiting = self.exits_under_way().len();
-            self.publisher.carry(step, height, Terms { limit_sat, outputs: split(waiting, free) }).await
-        };
+        }
+        let waiting = self.exits_under_way().len();
+        let terms = Terms { limit_sat, outputs: split(waiting, free) };
+        let result = self.publisher.carry(step, height, terms).await;
         exit.waits_for = match result {
             Ok(()) => format!("the {} to confirm", step.kind),
             Err(Error::InsufficientFunds { needed_sat, .. }) => {
@@ -329,7 +323,7 @@ impl Service {
         }
     }
 
-    fn todo(&self, plan: &ExitPlan, exit: &StoredExit) -> Todo {
+    fn todo(&self, plan: &ExitPlan, exit: &StoredExit, dying_until: u32) -> Todo {
         let (view, height) = (&*self.parts.index, self.parts.height());
         let paid = plan.distributions.iter().position(|d| self.parts.index.confirmation(&d.txid).is_some());
         if let Some(number) = paid {
@@ -337,21 +331,12 @@ impl Service {
         }
         let step = |i: usize| plan.steps.get(i).cloned().map_or(Todo::Finish, Todo::Carry);
         match exit.reason {
-            ExitReason::Expiry => match plan.distribution_action(view, height) {
-                DistributionAction::Wait { until_height, reason } => wait(plan, until_height, reason),
-                DistributionAction::PublishPath { step: i } => step(i),
-                DistributionAction::Publish { distribution } => {
-                    plan.distributions.get(distribution).cloned().map_or(Todo::Finish, Todo::Carry)
-                }
-                DistributionAction::Done { distribution } => Todo::Distributed(distribution),
-                DistributionAction::Settled => Todo::Finish,
-                DistributionAction::Blocked { outpoint, spent_by } => {
-                    Todo::Blocked(format!("nothing: {outpoint} was spent by {spent_by}"))
-                }
-            },
-            ExitReason::Guard => match plan.guard_action(view, height) {
+            ExitReason::Expiry | ExitReason::Guard => match plan.guard_action(view, height) {
                 GuardAction::Wait { until_height, reason } => guard_wait(plan, until_height, reason),
                 GuardAction::PublishPath { step: i } => step(i),
+                GuardAction::PublishDistribution { distribution } if exit.reason == ExitReason::Expiry => {
+                    plan.distributions.get(distribution).cloned().map_or(Todo::Finish, Todo::Carry)
+                }
                 // The LSP never pays itself out of its channels, a client has the expiry's own exit for it.
                 GuardAction::PublishDistribution { .. } => {
                     Todo::Wait { until: None, text: "the settlement".into() }
@@ -364,7 +349,7 @@ impl Service {
             },
             _ => match plan.next_action(view, height) {
                 ExitAction::Wait { until_height, reason } => wait(plan, until_height, reason),
-                ExitAction::Publish { step: i } => self.patient(plan, exit, i),
+                ExitAction::Publish { step: i } => self.patient(plan, exit, i, dying_until),
                 ExitAction::Done => Todo::Finish,
                 ExitAction::Blocked { outpoint, spent_by, .. } => {
                     Todo::Blocked(format!("nothing: {outpoint} was spent by {spent_by}"))
@@ -374,14 +359,17 @@ impl Service {
     }
 
     /// The LSP leaves the steps of a client that goes by itself to that client, for a while.
-    fn patient(&self, plan: &ExitPlan, exit: &StoredExit, i: usize) -> Todo {
+    fn patient(&self, plan: &ExitPlan, exit: &StoredExit, i: usize, dying_until: u32) -> Todo {
         let Some(step) = plan.steps.get(i) else { return Todo::Finish };
         let parent = self.parts.index.confirmation(&step.parent.txid).map_or(0, |c| c.height);
         let since = step.ready_at(parent).max(exit.started_at);
         let until = since.saturating_add(PATIENCE_BLOCKS);
-        // A payment that hangs on the channel does not wait.
+        // A payment that hangs on the channel does not wait, nor a newer state; and once the LSP settles
+        // it has no time to give away.
         let leaves_to_client = self.is_lsp()
             && exit.reason == ExitReason::ChannelClosed
+            && !step.is_raced()
+            && self.parts.height() < dying_until
             && exit.leaving.iter().all(|o| self.parts.is_quiet(&channel_id(*o)));
         if leaves_to_client && self.parts.height() < until && self.publisher.child(&step.txid).is_none() {
             return Todo::Wait {
@@ -435,8 +423,12 @@ impl Service {
     /// Writes an exit as it is at this moment.
     fn put_exit(&mut self, id: &InstanceId, first: u32, exit: StoredExit) -> Result<(), Error> {
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
-        factory.state.exits.insert(first, exit);
-        factory.store_state(&self.parts.store)
+        let before = factory.state.exits.insert(first, exit);
+        let stored = factory.store_state(&self.parts.store);
+        if let (Err(_), Some(before)) = (&stored, before) {
+            factory.state.exits.insert(first, before);
+        }
+        stored
     }
 
     /// Node ids of a leaf's clients, as far as this node knows them.

@@ -138,6 +138,8 @@ pub(crate) struct Service {
     publisher: Publisher,
     /// Factories whose way out the wallet cannot pay for, and whose user has been told.
     reserve_low: HashSet<InstanceId>,
+    /// Free coins when exits that wait for one were tried last: number and sum.
+    coins_seen: (usize, u64),
 }
 
 impl Loaded {
@@ -163,6 +165,7 @@ impl Loaded {
             closing: HashMap::new(),
             publisher,
             reserve_low: HashSet::new(),
+            coins_seen: (0, 0),
         };
         service.refresh_limits(service.parts.height());
         service.clean_up_after_restart();

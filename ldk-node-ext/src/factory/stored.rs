@@ -337,6 +337,18 @@ impl Factory {
         self.state.exits.get(&first).filter(|e| !e.done)
     }
 
+    /// Calls a cooperative close off: the money comes by the path, not by what may have been agreed to or
+    /// signed before. What an LSP has signed stays: it may confirm as long as the root has not.
+    pub(crate) fn call_off_close(&mut self, lsp: bool) {
+        let Some(close) = self.state.close.as_mut() else { return };
+        if lsp {
+            close.own_msat = None;
+        }
+        close.machine = None;
+        close.payout_script = None;
+        close.reason = Some("a leaf is left by its path".into());
+    }
+
     /// Whether any leaf is on its way to the chain because this node wants it there.
     pub(crate) fn is_exiting(&self) -> bool {
         self.state.exits.values().any(|e| !e.done && e.reason != ExitReason::Guard)

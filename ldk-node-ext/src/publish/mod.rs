@@ -241,7 +241,12 @@ impl Publisher {
         let reusable = own.as_ref().map(|c| spent_by(&c.tx.0)).unwrap_or_default();
         let dearest = request(step, feerate, rival, &reusable, terms.outputs);
         let wanted = within(dearest, terms.limit_sat, standing.there)?;
-        let child = self.wallet.child_for(wanted)?;
+        let mut child = self.wallet.child_for(wanted)?;
+        if wanted.outputs > 1 && terms.limit_sat.is_some_and(|limit| child.fee.to_sat() > limit) {
+            // Dividing the change is a favour to others.
+            self.wallet.release(&child.tx);
+            child = self.wallet.child_for(ChildRequest { outputs: 1, ..wanted })?;
+        }
         if terms.limit_sat.is_some_and(|limit| child.fee.to_sat() > limit) {
             // Several small coins cost more than one.
             self.wallet.release(&child.tx);

@@ -24,7 +24,8 @@ impl Service {
             // Channels were kept open until now; on the chain they cost nobody a tree any more, but the
             // LSP's money in a dead client's channel comes home only if it is closed.
             let leaf = factory.leaves().into_iter().find(|l| l.first == first);
-            exit.leaving = leaf.into_iter().flat_map(|l| l.channels).map(|(o, _)| o).collect();
+            let channels = leaf.into_iter().flat_map(|l| l.channels).map(|(o, _)| o);
+            exit.leaving = channels.filter(|o| self.parts.index.spend(o).is_none()).collect();
             exit.waits_for = "the commitment transactions to confirm".into();
             return Ok(());
         }

@@ -32,18 +32,29 @@ impl Service {
             })
             .map(|s| self.publisher.estimate_sat(s))
             .fold(0, u64::saturating_add);
-        ExitReserve { needed_sat, available_sat: self.parts.wallet.balance().confirmed_sat }
+        ExitReserve { needed_sat, available_sat: self.parts.wallet.free_coins().1 }
     }
 
     /// Tells once when the wallet cannot pay for this node's way out, and again when it could in between.
     pub(in crate::factory) fn check_reserves(&mut self) {
-        let low: Vec<(InstanceId, ExitReserve)> = self
+        // One that leaves already says itself when it wants a coin.
+        let mut alive: Vec<_> = self
             .factories
             .iter()
-            .filter(|(_, f)| matches!(f.state.stage, Stage::Funded | Stage::Live))
-            .map(|(id, f)| (*id, self.exit_reserve(f)))
-            .filter(|(_, r)| r.available_sat < r.needed_sat)
+            .filter(|(_, f)| matches!(f.state.stage, Stage::Funded | Stage::Live) && !f.is_exiting())
             .collect();
+        alive.sort_by_key(|(id, f)| (f.expiry_height(), **id));
+        // The same coins cannot pay for two: those that expire first come first.
+        let mut before_sat: u64 = 0;
+        let mut low: Vec<(InstanceId, ExitReserve)> = Vec::new();
+        for (id, factory) in alive {
+            let own = self.exit_reserve(factory);
+            before_sat = before_sat.saturating_add(own.needed_sat);
+            let reserve = ExitReserve { needed_sat: before_sat, ..own };
+            if own.needed_sat > 0 && reserve.available_sat < reserve.needed_sat {
+                low.push((*id, reserve));
+            }
+        }
         for (id, reserve) in &low {
             if !self.reserve_low.contains(id) {
                 let data = json!({"instance_id": hex::encode(id), "needed_sat": reserve.needed_sat,

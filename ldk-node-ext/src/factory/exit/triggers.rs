@@ -65,9 +65,14 @@ impl Service {
                 return Ok(Some((ExitReason::ChannelClosed, "the channel is closed".into(), *client)));
             }
         }
-        // Once the leaf is on the chain LDK sees to it alone.
+        // Once the leaf is on the chain LDK sees to it alone; but what nobody has closed by the time of
+        // settlement would stay there for good.
         if there {
-            return Ok(None);
+            let open = leaf.channels.iter().any(|(o, _)| !spent(o));
+            let idle = factory.exit_under_way(leaf.first).is_none();
+            let due = self.is_lsp() && open && idle && height >= self.settle_from(factory)?;
+            let why = "channels of a leaf on the chain, closed at the end of the dying period";
+            return Ok(due.then(|| (ExitReason::Settlement, why.to_owned(), None)));
         }
         if self.is_lsp() && self.is_distributed(factory, leaf) {
             let paid = "a distribution has paid the clients".to_owned();
