@@ -262,7 +262,9 @@ impl Service {
         (exit.waits_until, exit.needs_coin_sat, exit.over_budget_sat) = (None, None, None);
         match self.todo(&plan, &before, life.dying_until()) {
             Todo::Wait { until, text } => (exit.waits_until, exit.waits_for) = (until, text),
-            Todo::Carry(step) => self.carry_step(&plan, &mut exit, &before, &step, life.settle_by()).await,
+            Todo::Carry(step) => {
+                self.carry_step(id, &plan, &mut exit, &before, &step, life.settle_by()).await
+            }
             Todo::Finish => self.finish_exit(id, first, &mut exit)?,
             Todo::Distributed(number) => self.finish_distributed(id, first, &plan, number, &mut exit)?,
             Todo::Blocked(text) => exit.waits_for = text,
@@ -273,6 +275,7 @@ impl Service {
     /// Publishes a step, and says what the exit waits for then.
     async fn carry_step(
         &mut self,
+        id: &InstanceId,
         plan: &ExitPlan,
         exit: &mut StoredExit,
         before: &StoredExit,
@@ -316,7 +319,7 @@ impl Service {
         if before.needs_coin_sat.is_none() {
             if let Some(needed_sat) = exit.needs_coin_sat {
                 let address = self.parts.wallet.new_address().map(|a| a.to_string()).ok();
-                let data = json!({"needed_sat": needed_sat, "available_sat": available_sat, "address": address,
+                let data = json!({"instance_id": hex::encode(id), "needed_sat": needed_sat, "available_sat": available_sat, "address": address,
                     "for": step.kind.to_string()});
                 self.parts.events.push("exit_needs_coin", data);
             }
@@ -393,10 +396,12 @@ impl Service {
             return Ok(());
         }
         let cost = self.publisher.cost(plan, &*self.parts.index);
+        let over = exit.done || exit.distribution.is_some();
+        let to_come_sat = if over { 0 } else { cost.to_come_sat };
         let news = json!({
             "instance_id": hex::encode(id), "clients": self.clients_of(id, first),
             "waits_for": exit.waits_for, "waits_until": exit.waits_until,
-            "fees_sat": cost.so_far_sat, "to_come_sat": cost.to_come_sat,
+            "fees_sat": cost.so_far_sat, "to_come_sat": to_come_sat,
         });
         let (told, done) = (exit.waits_for != before.waits_for, exit.done);
         let is_lsp = self.is_lsp();
