@@ -60,9 +60,7 @@ fn both_ways_out(name: &str, clients: usize, params: Option<Value>) -> Result<()
     world.lsp.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &body)?;
     pace::drive(&world, std::slice::from_ref(&by_lsp), LIMIT, &mut |_| Ok(())).context("the LSP's exit")?;
     world.client_mut(DEAD)?.start()?;
-    pace::rest(&world)?;
-    let after = Snapshot::take(&world)?;
-    check_conserved(&world, &before, &after)?;
+    let after = pace::rest_until(&world, |after| check_conserved(&world, &before, after))?;
     let mut rest = factory.clone();
     rest.clients.retain(|member| member.node_id != leaving.node_id && member.node_id != by_lsp.node_id);
     for index in (0..clients.min(AWAKE)).filter(|index| ![LEAVER, DEAD].contains(index)) {
