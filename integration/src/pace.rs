@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{anyhow, bail, Result};
 use bitcoin::{OutPoint, Transaction, Txid};
 
+use crate::ledger::Snapshot;
 use crate::payments::Party;
 use crate::types::Exit;
 use crate::wait::{self, Seen};
@@ -227,6 +228,23 @@ pub fn rest(world: &World) -> Result<()> {
             bail!("money is on its way still: {waiting:?}");
         }
         world.bitcoind.mine(STRIDE)?;
+    }
+}
+
+/// As [`rest`], and until `check` finds what everybody holds to be right. Between a commitment and its sweep there are
+/// moments in which a process that has just come back shows the money nowhere.
+///
+/// # Errors
+/// If it takes too many blocks: what `check` said last.
+pub fn rest_until(world: &World, mut check: impl FnMut(&Snapshot) -> Result<()>) -> Result<Snapshot> {
+    let end = world.bitcoind.height()? + SWEEP_WITHIN;
+    loop {
+        rest(world)?;
+        match Snapshot::take(world).and_then(|held| check(&held).map(|()| held)) {
+            Ok(held) => return Ok(held),
+            Err(error) if world.bitcoind.height()? > end => return Err(error),
+            Err(_) => world.bitcoind.mine(STRIDE)?,
+        };
     }
 }
 

@@ -82,9 +82,7 @@ fn leaves_through(name: &str, depths: impl Fn(u32) -> Vec<u32>) -> Result<()> {
     assert_eq!(done.len(), 6);
 
     world.lsp.start()?;
-    pace::rest(&world)?;
-    let after = Snapshot::take(&world)?;
-    check_conserved(&world, &before, &after)?;
+    let after = pace::rest_until(&world, |after| check_conserved(&world, &before, after))?;
     assert_eq!(after.of("client-1")?, before.of("client-1")?);
     // All fees of these blocks were the client's, but for the sweep of the LSP's own output.
     let lsp = before.of("lsp")? - after.of("lsp")?;
@@ -251,10 +249,11 @@ fn an_exit_in_want_of_coin_and_budget_with_a_stranger_in_its_way() -> Result<()>
     // The LSP's share arrives, too.
     world.lsp.start()?;
     let from = world.bitcoind.height()?;
-    pace::rest(&world)?;
-    let fees = world.bitcoind.fees(from + 1, world.bitcoind.height()?)?;
-    let after = Snapshot::take(&world)?;
-    assert_eq!(after.of("lsp")?, before.of("lsp")? - fees * 1000);
+    let after = pace::rest_until(&world, |after| {
+        let due = before.of("lsp")? - world.bitcoind.fees(from + 1, after.height)? * 1000;
+        ensure!(after.of("lsp")? == due, "the LSP is due {due} msat: {after:?}");
+        Ok(())
+    })?;
     assert_eq!(after.of("client-1")?, before.of("client-1")?);
     world.finish();
     Ok(())

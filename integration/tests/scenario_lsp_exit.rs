@@ -102,11 +102,9 @@ fn the_lsp_leaves_a_dead_client_and_the_others_live_on() -> Result<()> {
 
     // The dead client comes back to its money.
     world.client_mut(DEAD)?.start()?;
-    pace::rest(&world)?;
+    let after = pace::rest_until(&world, |after| check_conserved(&world, &before, after))?;
     let now = world.client(DEAD)?.balance()?;
     assert_eq!(now.onchain.confirmed_sat, now.total_sat, "{now:?}");
-    let after = Snapshot::take(&world)?;
-    check_conserved(&world, &before, &after)?;
     let due = before.after(&made)?;
     for index in [one, other] {
         let name = format!("client-{index}");

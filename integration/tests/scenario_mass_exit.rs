@@ -9,7 +9,7 @@ use bitcoin::{Network, Txid};
 use factory_core::params::Params;
 use factory_core::planner::exit_steps;
 use factory_core::sizes;
-use integration::ledger::{wait_at_rest, Snapshot};
+use integration::ledger::wait_at_rest;
 use integration::pace::{self, Leaving};
 use integration::traffic::{self, Traffic};
 use integration::World;
@@ -133,10 +133,11 @@ fn all_leave(name: &str, clients: usize, traffic_vb: u64) -> Result<()> {
     }
 
     world.lsp.start()?;
-    pace::rest(&world)?;
-    let after = Snapshot::take(&world)?;
-    let fees = world.bitcoind.fees(before.height + 1, after.height)? - foreign_sat;
-    assert_eq!(before.total(), after.total() + fees * 1000, "{before:?} {after:?}");
+    pace::rest_until(&world, |after| {
+        let fees = world.bitcoind.fees(before.height + 1, after.height)? - foreign_sat;
+        ensure!(before.total() == after.total() + fees * 1000, "{before:?} {after:?}");
+        Ok(())
+    })?;
     world.finish();
     Ok(())
 }
