@@ -42,7 +42,7 @@ const FINAL: u32 = 6;
 const STRIDE: u32 = 12;
 /// Blocks within which a claim that is due confirms.
 const CLAIM_WITHIN: u32 = 6;
-/// How long a claim may take to appear before another block is mined.
+/// How long a claim or an exit may take to appear before another block is mined.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Who brings its commitment to the chain.
@@ -89,6 +89,8 @@ struct Scene {
     /// The ordinary node has given back what it is not to claim.
     given_back: bool,
     frozen: bool,
+    /// Who was away has been back.
+    returned: bool,
 }
 
 /// Plays it.
@@ -173,6 +175,7 @@ impl Scene {
             ordinary: 4,
             given_back: false,
             frozen: false,
+            returned: false,
         })
     }
 
@@ -292,12 +295,21 @@ impl Scene {
         let due = self.expiry(&first) - self.claim_budget;
         self.advance(due - 1)?;
         ensure!(self.exit()?.is_none(), "an exit at {}, due at {due}", due - 1);
+        for _ in 0..=PEER_BLOCKS {
+            self.world.mine_for(self.exiter()?, 1)?;
+        }
         let exit = loop {
             let height = self.world.bitcoind.height()?;
-            match self.exit()? {
-                Some(exit) => break exit,
-                None if height > due + 2 * PEER_BLOCKS => bail!("no exit at {height}, due at {due}"),
-                None => self.world.mine_for(self.exiter()?, 1)?,
+            let begun = wait::until("the exit to begin", CLAIM_PATIENCE, || {
+                Ok(self.exit()?.map_or_else(|| Seen::not_yet("none"), Seen::Done))
+            });
+            match begun {
+                Ok(exit) => break exit,
+                Err(error) if height > due + 2 * PEER_BLOCKS => {
+                    return Err(error.context(format!("at {height}, due at {due}")))
+                }
+                // What was due may have been looked at a block later.
+                Err(_) => self.world.mine_for(self.exiter()?, 1)?,
             }
         };
         let (reason, started) = (exit.reason, exit.started_height.unwrap_or_default());
@@ -327,9 +339,14 @@ impl Scene {
             parent = self.confirmed_at(step.txid)?;
             ensure!(parent == expected, "{} confirmed at {parent}, expected {expected}", step.kind);
             println!("{} confirmed at {parent}", step.kind);
-            // On a long path the outer channel's deadlines come before its end: the LSP is away for a while only.
-            if number == 1 && !self.plan.small && self.plan.exiter == Exiter::Client {
-                self.come_back()?;
+            // On a long path the outer channel's deadlines come before its end. The LSP is there for them, and away
+            // again when the commitments are due: only one of the two can be the client's.
+            if !self.plan.small && self.plan.exiter == Exiter::Client {
+                if number == 1 {
+                    self.come_back()?;
+                } else if number + 2 == exit.steps.len() {
+                    self.world.lsp.kill()?;
+                }
             }
         }
         let txid = wait::until("the commitment transaction", PATIENCE, || {
@@ -354,7 +371,6 @@ impl Scene {
     /// The side that was away is there again, and the claims come that were not made before.
     fn come_back(&mut self) -> Result<()> {
         match self.plan.exiter {
-            Exiter::Client if self.world.lsp.is_up() && !self.frozen => return Ok(()),
             Exiter::Client => {
                 if self.frozen {
                     self.world.lsp.kill()?;
@@ -366,6 +382,9 @@ impl Scene {
         }
         self.sync()?;
         self.world.wait_peer_usable()?;
+        if std::mem::replace(&mut self.returned, true) {
+            return Ok(());
+        }
         if self.claims_late() {
             self.incoming[0].claim(&self.world)?;
         }
