@@ -21,13 +21,13 @@ UNIT := $(CARGO) nextest run --locked --workspace -E 'not package(integration)'
 QUICK := $(CARGO) nextest run --locked --workspace -E 'package(integration)'
 EVERY := $(QUICK) --run-ignored all
 EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
-	-E 'binary(scenario_exit_reorg) + binary(scenario_mass_exit) + binary(scenario_variants)'
+	-E 'binary(scenario_exit_reorg) + binary(scenario_mass_exit) + binary(scenario_variants) + binary(~scenario_htlc)'
 else
 UNIT := true
 QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=1
 EVERY := $(QUICK) --include-ignored
 EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_reorg --test scenario_mass_exit \
-	--test scenario_variants -- --test-threads=1 --ignored
+	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
 endif
 
 .PHONY: help demo test scenarios exits build peer bitcoind fmt clippy clean-demo
@@ -46,7 +46,7 @@ test: build peer ## unit tests and the quick scenarios
 scenarios: build peer ## every scenario, the long ones too
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(EVERY)
 
-exits: build peer ## the long exits: mass exit, every reorganisation, large trees (each ends after ten minutes)
+exits: build peer ## the long exits: in a crowd, every reorganisation, large trees, default delays (each ends after ten minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(EXITS)
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.

@@ -60,6 +60,9 @@ pub fn configure(
         ("api", common.api.map(|v| v.to_string())),
         ("dangerously_expose_api", common.dangerously_expose_api.map(|v| v.to_string())),
         ("alias", common.alias.clone()),
+        ("store", common.store.map(|v| format!("{v:?}").to_lowercase())),
+        ("exit_max_fee_sat", common.exit_max_fee_sat.map(|v| v.to_string())),
+        ("claim_margin_blocks", common.claim_margin_blocks.map(|v| v.to_string())),
     ];
     if let Some((key, Some(value))) = unused.into_iter().find(|(_, value)| value.is_some()) {
         return Err(bad(key, value, "a watcher has no use for it"));

@@ -291,6 +291,8 @@ impl Service {
         let frugal = exit.reason == ExitReason::Settlement && free <= SPARE_COINS && height < settle_by;
         let unpaid = self.publisher.paid_sat(&step.txid) == 0;
         if frugal && unpaid && self.parts.wallet.coin_count() > 2 * SPARE_COINS {
+            // Nobody has to send one: they come back with the next block.
+            exit.needs_coin_sat = Some(self.publisher.estimate_sat(step));
             exit.waits_for =
                 format!("a coin for the {}; the last {SPARE_COINS} are kept for others", step.kind);
             return;
