@@ -112,7 +112,8 @@ pub struct NodeConfig {
     /// is bounded.
     pub exit_max_fee_sat: Option<u64>,
     /// Blocks that an HTLC on a factory channel must have beyond the factory's claim budget, for heights that
-    /// differ between nodes and for reaction, 1 to 144.
+    /// differ between nodes and for reaction, 1 to 144. The LSP's must not exceed its clients', who offer as
+    /// much as their own asks for: else it refuses their payments.
     pub claim_margin_blocks: u16,
     /// Name in announcements, at most 32 bytes.
     pub alias: Option<String>,

@@ -58,6 +58,8 @@ pub(crate) enum Refusal {
     ExpiresTooSoon { expiry: u32, limit: u32 },
     #[error("too few blocks between incoming and outgoing expiry for a factory channel")]
     DeltaTooSmall { delta: u32, limit: u32 },
+    #[error("has to be claimed too soon to be held")]
+    TooLateToHold { claim_by: u32, limit: u32 },
     #[error("its incoming channel is not known any more")]
     UnknownSource,
     #[error("its outgoing channel is not usable")]
@@ -68,9 +70,9 @@ impl Refusal {
     /// What the HTLC has and what it must have, blocks or heights, where that is the reason.
     pub(crate) fn numbers(&self) -> Option<(u32, u32)> {
         match *self {
-            Self::ExpiresTooSoon { expiry: has, limit } | Self::DeltaTooSmall { delta: has, limit } => {
-                Some((has, limit))
-            }
+            Self::ExpiresTooSoon { expiry: has, limit }
+            | Self::DeltaTooSmall { delta: has, limit }
+            | Self::TooLateToHold { claim_by: has, limit } => Some((has, limit)),
             Self::UnknownSource | Self::NotUsable => None,
         }
     }

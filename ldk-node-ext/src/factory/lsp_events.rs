@@ -143,9 +143,7 @@ impl Service {
                 let reason = "this channel id belongs to a plan".to_owned();
                 let _ = self.parts.manager.force_close_broadcasting_latest_txn(&temporary, &peer, reason);
             }
-            LdkEvent::ChannelPending { .. }
-            | LdkEvent::ChannelReady { .. }
-            | LdkEvent::ChannelClosed { .. } => {}
+            LdkEvent::ChannelPending { .. } | LdkEvent::ChannelClosed { .. } => {}
         }
     }
 

@@ -80,8 +80,6 @@ pub(crate) enum LdkEvent {
         outpoint: OutPoint,
         redeem_script: Option<ScriptBuf>,
     },
-    /// `channel_ready` passed both ways.
-    ChannelReady { channel: ChannelId },
     /// A channel is closed.
     ChannelClosed {
         channel: ChannelId,
@@ -261,9 +259,6 @@ impl Service {
 
     async fn ldk_event(&mut self, event: LdkEvent) -> Result<(), Error> {
         match event {
-            LdkEvent::ChannelReady { channel } => {
-                tracing::debug!(%channel, "channel ready");
-            }
             LdkEvent::ChannelClosed { channel, outpoint, reason, local_msat, capacity_sat } => {
                 return self.channel_closed(channel, outpoint, reason, local_msat, capacity_sat).await;
             }

@@ -62,7 +62,12 @@ fn text(info: &NodeInfo, balance: &Balance, factories: &[FactoryInfo]) -> Result
     };
     for f in factories.iter().filter(alive) {
         let labels: Labels = vec![("instance_id", f.instance_id.clone())];
-        for (family, what) in [(&settlement, "settlement begins"), (&expiry, "(T)")] {
+        // Where nothing has been agreed, or all have left, nothing is due.
+        let past = f.expiry_height > 0 && info.height > f.expiry_height;
+        let due = !f.deadlines.is_empty() || past;
+        for (family, what) in
+            [(&settlement, "settlement begins"), (&expiry, "(T)")].into_iter().filter(|_| due)
+        {
             // A deadline that has passed is not listed any more.
             let blocks = f.deadlines.iter().find(|d| d.what.contains(what)).map_or(0, |d| d.blocks);
             family.get_or_create(&labels).set(blocks);
@@ -121,5 +126,12 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
         }
         assert!(!text.contains(&over.instance_id), "{text}");
+        assert!(text.contains("expiry_blocks{"), "{text}");
+        f.deadlines.clear();
+        let nothing_due = super::text(&info, &balance, &[f.clone()]).unwrap();
+        assert!(!nothing_due.contains("_blocks{"), "{nothing_due}");
+        f.expiry_height = 499;
+        let past = super::text(&info, &balance, &[f]).unwrap();
+        assert!(past.contains("expiry_blocks{") && past.contains("settlement_blocks{"), "{past}");
     }
 }

@@ -5,18 +5,26 @@
 //! signature keeps the HTLC alive without anything in the list to show for it. The signer sees both: each
 //! new commitment of ours, and with each commitment of the peer the preimages of what was claimed.
 //!
-//! In memory only: after a restart a channel is unknown until its next commitment.
+//! On disk before the signer returns, so that a restart forgets nothing. A channel without inbound HTLCs has
+//! no record and costs no write.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use bitcoin::OutPoint;
 use lightning::ln::chan_utils::HTLCOutputInCommitment;
 use lightning::ln::types::ChannelId;
 use lightning::types::payment::{PaymentHash, PaymentPreimage};
+use lightning::util::persist::KVStoreSync;
+use serde::{Deserialize, Serialize};
 
 use super::{channel_id, Outpoints};
+use crate::error::Error;
+use crate::store::{records, Store};
 use crate::util::lock;
+
+const NAMESPACE: &str = "held_htlcs";
+const VERSION: u32 = 1;
 
 /// An inbound HTLC with an output on our newest commitment whose preimage we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,21 +34,77 @@ pub(crate) struct HeldHtlc {
     pub(crate) payment_hash: PaymentHash,
 }
 
-#[derive(Default)]
-struct Held {
-    inbound: Vec<HeldHtlc>,
-    claimed: HashSet<PaymentHash>,
+/// An inbound HTLC with an output on our newest commitment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Inbound {
+    expiry: u32,
+    /// Hex.
+    #[serde(with = "hex::serde")]
+    payment_hash: [u8; 32],
+    claimed: bool,
 }
+
+type Channels = HashMap<ChannelId, Vec<Inbound>>;
 
 /// The HTLCs of every factory channel; at most LDK's 50 a channel.
 pub struct HeldHtlcs {
     outpoints: Arc<Outpoints>,
-    channels: Mutex<HashMap<ChannelId, Held>>,
+    store: Arc<Store>,
+    channels: Mutex<Channels>,
 }
 
 impl HeldHtlcs {
-    pub(crate) fn new(outpoints: Arc<Outpoints>) -> Self {
-        Self { outpoints, channels: Mutex::default() }
+    /// Knows of nothing before [`Self::load`].
+    pub(crate) fn new(outpoints: Arc<Outpoints>, store: Arc<Store>) -> Self {
+        Self { outpoints, store, channels: Mutex::default() }
+    }
+
+    /// Reads what the last process knew of channels that are still a factory's, and removes the rest. The
+    /// factories must be known.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Corrupt`].
+    pub(crate) fn load(&self) -> Result<(), Error> {
+        let mut channels = lock(&self.channels);
+        for (key, inbound) in records::all::<Vec<Inbound>>(&*self.store, NAMESPACE, VERSION)? {
+            let mut id = [0; 32];
+            hex::decode_to_slice(&key, &mut id)
+                .map_err(|e| Error::Corrupt { key: format!("{NAMESPACE}/{key}"), reason: e.to_string() })?;
+            let channel = ChannelId(id);
+            if self.outpoints.is_factory(&channel) {
+                channels.insert(channel, inbound);
+            } else {
+                self.write(&channel, &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, channel: &ChannelId, inbound: &[Inbound]) -> Result<(), Error> {
+        let key = hex::encode(channel.0);
+        if inbound.is_empty() {
+            return self
+                .store
+                .remove(NAMESPACE, "", &key, false)
+                .map_err(|e| Error::Store(format!("{NAMESPACE}/{key}: {e}")));
+        }
+        records::put(&*self.store, NAMESPACE, &key, VERSION, &inbound)
+    }
+
+    /// Takes over what a channel carries now.
+    fn set(&self, channels: &mut Channels, channel: ChannelId, inbound: Vec<Inbound>) {
+        if channels.get(&channel).map_or(&[][..], |old| old) == inbound {
+            return;
+        }
+        // The channel goes on: to stop the signer would close it, and LDK's list has most of this too.
+        if let Err(e) = self.write(&channel, &inbound) {
+            tracing::error!(%channel, error = %e, "HTLCs of a commitment not stored; a restart may forget them");
+        }
+        if inbound.is_empty() {
+            channels.remove(&channel);
+        } else {
+            channels.insert(channel, inbound);
+        }
     }
 
     /// Our newest commitment carries these HTLCs, and no others.
@@ -50,30 +114,36 @@ impl HeldHtlcs {
             return;
         }
         let mut channels = lock(&self.channels);
-        let held = channels.entry(channel).or_default();
-        held.inbound = htlcs
+        let old = channels.get(&channel).map_or(&[][..], |old| old);
+        let claimed = |hash: &[u8; 32]| old.iter().any(|h| h.claimed && h.payment_hash == *hash);
+        let inbound = htlcs
             .iter()
             .filter(|h| !h.offered)
-            .map(|h| HeldHtlc { expiry: h.cltv_expiry, payment_hash: h.payment_hash })
+            .map(|h| Inbound {
+                expiry: h.cltv_expiry,
+                payment_hash: h.payment_hash.0,
+                claimed: claimed(&h.payment_hash.0),
+            })
             .collect();
-        held.claimed.retain(|hash| held.inbound.iter().any(|h| h.payment_hash == *hash));
-        if held.inbound.is_empty() {
-            channels.remove(&channel);
-        }
+        self.set(&mut channels, channel, inbound);
     }
 
     /// The peer's next commitment leaves out inbound HTLCs that were claimed with these preimages.
     pub(super) fn claimed(&self, funding: OutPoint, preimages: &[PaymentPreimage]) {
+        let channel = channel_id(funding);
         let mut channels = lock(&self.channels);
-        let Some(held) = channels.get_mut(&channel_id(funding)) else { return };
-        let hashes = preimages.iter().map(|p| PaymentHash::from(*p));
-        held.claimed.extend(hashes.filter(|hash| held.inbound.iter().any(|h| h.payment_hash == *hash)));
+        let Some(mut inbound) = channels.get(&channel).cloned() else { return };
+        let hashes: Vec<[u8; 32]> = preimages.iter().map(|p| PaymentHash::from(*p).0).collect();
+        for htlc in &mut inbound {
+            htlc.claimed |= hashes.contains(&htlc.payment_hash);
+        }
+        self.set(&mut channels, channel, inbound);
     }
 
     /// Claimed inbound HTLCs that are still on our newest commitment of a channel.
     pub(crate) fn claimed_inbound(&self, channel: &ChannelId) -> Vec<HeldHtlc> {
         let channels = lock(&self.channels);
-        let Some(held) = channels.get(channel) else { return Vec::new() };
-        held.inbound.iter().filter(|h| held.claimed.contains(&h.payment_hash)).copied().collect()
+        let claimed = channels.get(channel).into_iter().flatten().filter(|h| h.claimed);
+        claimed.map(|h| HeldHtlc { expiry: h.expiry, payment_hash: PaymentHash(h.payment_hash) }).collect()
     }
 }

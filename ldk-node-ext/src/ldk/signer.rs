@@ -174,12 +174,14 @@ impl EcdsaChannelSigner for FactorySigner {
 mod tests {
     use super::super::{channel_id, HeldHtlc, Outpoints};
     use super::*;
+    use crate::store::Store;
     use bitcoin::hashes::Hash;
     use lightning::chain::transaction::OutPoint;
     use lightning::ln::chan_utils::CounterpartyChannelTransactionParameters;
     use lightning::sign::{KeysManager, SignerProvider};
     use lightning::types::features::ChannelTypeFeatures;
     use lightning::types::payment::PaymentHash;
+    use lightning::util::persist::KVStoreSync;
 
     const OURS: (bool, u8, u32) = (true, 1, 500);
 
@@ -214,7 +216,14 @@ mod tests {
             channel_value_satoshis: 100_000,
         };
         let outpoints = Arc::new(Outpoints::default());
-        let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints)));
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&dir.path().join("db")).unwrap());
+        let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store)));
+        let restarted = || {
+            let held = HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store));
+            held.load().unwrap();
+            held
+        };
         let signer = FactorySigner::new(inner(1), Arc::clone(&held));
         let funding = bitcoin::OutPoint { txid, vout: 0 };
         let (channel, point) = (channel_id(funding), signer.get_per_commitment_point(9, &secp).unwrap());
@@ -251,7 +260,16 @@ mod tests {
         sign(&commitment(&[], false), vec![preimage(2), preimage(1)]);
         let claimed = [HeldHtlc { expiry: 600, payment_hash: PaymentHash::from(preimage(2)) }];
         assert_eq!(held.claimed_inbound(&channel), claimed, "inbound and claimed alone");
+        assert_eq!(restarted().claimed_inbound(&channel), claimed, "after a restart too");
         assert_eq!(receive(&[OURS, (false, 2, 600)]), claimed, "still on our commitment");
         assert!(receive(&[OURS]).is_empty(), "the peer has signed it away");
+        let records = || store.list("held_htlcs", "").unwrap().len();
+        assert_eq!(records(), 0, "nothing to remember");
+
+        receive(&[(false, 2, 600)]);
+        assert_eq!(records(), 1);
+        let others = HeldHtlcs::new(Arc::default(), Arc::clone(&store));
+        others.load().unwrap();
+        assert_eq!(records(), 0, "of no factory any more");
     }
 }

@@ -63,7 +63,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let logger = Arc::new(Logger);
     let wallet = Arc::new(Wallet::open(seed.root(config.network)?, config.network, Arc::clone(&store), tip)?);
     let outpoints = Arc::new(Outpoints::default());
-    let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints)));
+    let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store)));
     let keys = Arc::new(Keys::new(&seed, config.network, Arc::clone(&wallet), Arc::clone(&held))?);
     let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip)?);
     let fees = Arc::new(Fees::new(config.fallback_feerate_sat_per_vb, config.max_feerate_sat_per_vb));
@@ -74,6 +74,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     // The factories tell what to watch and what to hold; that comes before anything of LDK moves.
     let factories = factory::load(&store, &config)?;
     factories.register(&outpoints, &index, &wallet)?;
+    held.load()?;
 
     let ldk = Ldk {
         config: &config,

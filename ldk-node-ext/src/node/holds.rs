@@ -1,7 +1,7 @@
 //! Payments that wait for an order: held from their arrival until they are claimed or given back.
 //!
 //! An order is stored first and carried out then; a start repeats all orders, which LDK ignores where
-//! there is nothing left to do.
+//! there is nothing left to do. A claim is not begun at its last height or later, whenever it was ordered.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use super::payments::parse_hash;
 use super::{htlcs, Node, Parts};
 use crate::api::{ClaimRequest, Direction, FailRequest, Payment, PaymentStatus};
 use crate::error::Error;
+use crate::htlc_rules::Refusal;
 use crate::store::holds::{Arrival, HoldState};
 
 impl Node {
@@ -29,7 +30,8 @@ impl Node {
         let p = &self.parts;
         let preimage = PaymentPreimage(preimage);
         let hash = p.holds.order_claim(&preimage, p.height())?;
-        p.manager.claim_funds(preimage);
+        // What its onion asks for was looked at when it arrived.
+        p.manager.claim_funds_with_known_custom_tlvs(preimage);
         let payment = p.payments.record(&hash, Direction::In, |payment| {
             payment.status = PaymentStatus::Pending;
         })?;
@@ -63,7 +65,12 @@ impl Parts {
     ) -> Result<(), Error> {
         match self.holds.arrived(hash, self.height(), claim_by_height)? {
             Arrival::GiveBack => self.manager.fail_htlc_backwards(hash),
-            Arrival::Claim(preimage) => self.manager.claim_funds(preimage),
+            Arrival::TooLate => {
+                self.manager.fail_htlc_backwards(hash);
+                let limit = self.height().saturating_add(1);
+                self.refused(hash, &Refusal::TooLateToHold { claim_by: claim_by_height, limit });
+            }
+            Arrival::Claim(preimage) => self.manager.claim_funds_with_known_custom_tlvs(preimage),
             Arrival::Held(claim_by_height) => {
                 self.payments.record(hash, Direction::In, |payment| {
                     // An order may have come since.
@@ -109,22 +116,33 @@ impl Parts {
     }
 
     /// Orders that the last process may not have carried out, or whose outcome it may not have stored.
-    fn repeat_orders(&self) -> Result<(), Error> {
-        for (hash, state) in self.holds.all() {
-            if let Some(preimage) = state.preimage() {
-                self.manager.claim_funds(preimage);
-                continue;
-            }
-            if state != HoldState::Failed {
-                continue;
-            }
-            let open = |s| matches!(s, PaymentStatus::Held | PaymentStatus::Pending);
-            match self.payments.get(&hash, Direction::In)? {
-                Some(payment) if open(payment.status) => {
-                    self.give_back(&hash, "given back")?;
+    /// Claims come first: they are the ones that can come too late.
+    fn repeat_orders(&self) {
+        let all = self.holds.all();
+        for (hash, state) in &all {
+            let HoldState::Claiming { claim_by_height, .. } = state else { continue };
+            match state.preimage() {
+                Some(preimage) if self.height() < *claim_by_height => {
+                    self.manager.claim_funds_with_known_custom_tlvs(preimage);
                 }
-                _ => self.manager.fail_htlc_backwards(&hash),
+                // Does nothing if LDK has begun the claim; if not, an exit would not bring it home in time.
+                _ => self.manager.fail_htlc_backwards(hash),
             }
+        }
+        for (hash, _) in all.iter().filter(|(_, state)| *state == HoldState::Failed) {
+            self.manager.fail_htlc_backwards(hash);
+            if let Err(e) = self.close_record(hash) {
+                let payment_hash = hex::encode(hash.0);
+                tracing::error!(payment_hash, error = %e, "payment given back, which is not recorded");
+            }
+        }
+    }
+
+    /// Records that a payment was given back, if that was not done.
+    fn close_record(&self, hash: &PaymentHash) -> Result<(), Error> {
+        let payment = self.payments.get(hash, Direction::In)?;
+        if payment.is_some_and(|p| matches!(p.status, PaymentStatus::Held | PaymentStatus::Pending)) {
+            self.give_back(hash, "given back")?;
         }
         Ok(())
     }
@@ -132,9 +150,7 @@ impl Parts {
 
 /// Repeats the orders there are, then looks at what is held with every block.
 pub(super) async fn run(parts: Arc<Parts>, mut stop: watch::Receiver<bool>) {
-    if let Err(e) = parts.repeat_orders() {
-        tracing::error!(error = %e, "orders for held payments not repeated");
-    }
+    parts.repeat_orders();
     let mut tip = parts.tip.clone();
     loop {
         if let Err(e) = parts.give_back_overdue() {

@@ -136,7 +136,8 @@ impl Parts {
             .map_err(|_| Refusal::NotUsable)
     }
 
-    fn refused(&self, payment_hash: &PaymentHash, refusal: &Refusal) {
+    /// Tells that an HTLC was failed back.
+    pub(super) fn refused(&self, payment_hash: &PaymentHash, refusal: &Refusal) {
         let payment_hash = hex::encode(payment_hash.0);
         tracing::warn!(payment_hash, ?refusal, "HTLC failed back");
         if !lock(&self.htlcs.refusals).pass(self.height(), REFUSAL_EVENTS) {
@@ -198,9 +199,9 @@ impl Parts {
         pending
     }
 
-    /// Whether an inbound HTLC has been claimed. A claim that the peer was not there to hear of is not in
-    /// LDK's list; but one that waits for nothing any more can only have been claimed or failed, and for
-    /// one that was failed an exit too many is the price.
+    /// Whether an inbound HTLC has been claimed. LDK's list says so, also of a claim that the peer was not
+    /// there to hear of. Where it does not say, one that waits for nothing any more counts as claimed: that
+    /// only adds alarms, and an exit too many is the price.
     fn is_claimed(&self, htlc: &InboundHTLCDetails, all: &[ChannelDetails]) -> bool {
         let undecided = match htlc.state {
             Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill) => return true,

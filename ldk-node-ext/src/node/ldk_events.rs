@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use bitcoin::Amount;
 use lightning::events::{Event, FundingInfo, InboundChannelFunds, PaymentPurpose, ReplayEvent};
+use lightning::ln::channelmanager::FailureCode;
+use lightning::ln::outbound_payment::RecipientOnionFields;
+use lightning::ln::types::ChannelId;
 use serde_json::json;
 
 use super::htlcs::Intercepted;
@@ -33,6 +36,25 @@ impl Parts {
             Err(_) => Err(ReplayEvent()),
         }
     }
+
+    /// Whether a channel is or was to be a factory's. LDK does not wait for the service because of others:
+    /// strangers can open and close them at will.
+    fn concerns_factory(&self, channel: &ChannelId, temporary: Option<&ChannelId>, user_id: u128) -> bool {
+        let expected = |id| self.outpoints.expected(id).is_some();
+        is_marked(user_id)
+            || self.outpoints.is_factory(channel)
+            || expected(channel)
+            || temporary.is_some_and(expected)
+    }
+}
+
+/// The user channel id of channels that others opened and no factory planned.
+const STRANGERS_CHANNEL: u128 = 0;
+
+/// Whether a payment asks for something that we do not know: even types must be understood (BOLT 1), and
+/// we give a meaning to none.
+fn asks_for_unknown(onion_fields: Option<&RecipientOnionFields>) -> bool {
+    onion_fields.is_some_and(|fields| fields.custom_tlvs().iter().any(|(kind, _)| kind % 2 == 0))
 }
 
 fn replay(e: crate::Error) -> ReplayEvent {
@@ -118,12 +140,11 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             }
             let welcome =
                 !planned && matches!(&p.config.role, RoleConfig::Lsp(s) if s.accept_inbound_channels);
-            let user_channel_id = u128::from_be_bytes(rand::random());
             let result = if welcome {
                 p.manager.accept_inbound_channel(
                     &temporary_channel_id,
                     &counterparty_node_id,
-                    user_channel_id,
+                    STRANGERS_CHANNEL,
                     None,
                 )
             } else {
@@ -143,8 +164,11 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             funding_txo,
             counterparty_node_id,
             former_temporary_channel_id,
-            ..
+            user_channel_id,
         } => {
+            if !p.concerns_factory(&channel_id, Some(&former_temporary_channel_id), user_channel_id) {
+                return Ok(());
+            }
             p.tell_service(LdkEvent::CommitmentHeld {
                 channel: channel_id,
                 temporary: former_temporary_channel_id,
@@ -158,8 +182,12 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             former_temporary_channel_id,
             funding_txo,
             funding_redeem_script,
+            user_channel_id,
             ..
         } => {
+            if !p.concerns_factory(&channel_id, former_temporary_channel_id.as_ref(), user_channel_id) {
+                return Ok(());
+            }
             p.tell_service(LdkEvent::ChannelPending {
                 channel: channel_id,
                 temporary: former_temporary_channel_id,
@@ -172,7 +200,6 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             let data =
                 json!({"channel_id": hex::encode(channel_id.0), "peer": counterparty_node_id.to_string()});
             p.events.push("channel_ready", data);
-            p.tell_service(LdkEvent::ChannelReady { channel: channel_id }).await?;
         }
         Event::ChannelClosed {
             channel_id,
@@ -181,25 +208,28 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             channel_funding_txo,
             last_local_balance_msat,
             channel_capacity_sats,
-            ..
+            user_channel_id,
         } => {
-            p.events.push(
-                "channel_closed",
-                json!({
-                    "channel_id": hex::encode(channel_id.0),
-                    "peer": counterparty_node_id.map(|n| n.to_string()),
-                    "reason": reason.to_string(),
-                    "last_local_balance_msat": last_local_balance_msat,
-                }),
-            );
-            p.tell_service(LdkEvent::ChannelClosed {
-                channel: channel_id,
-                outpoint: channel_funding_txo.map(|o| o.into_bitcoin_outpoint()),
-                reason,
-                local_msat: last_local_balance_msat,
-                capacity_sat: channel_capacity_sats,
-            })
-            .await?;
+            let closed = json!({
+                "channel_id": hex::encode(channel_id.0),
+                "peer": counterparty_node_id.map(|n| n.to_string()),
+                "reason": reason.to_string(),
+                "last_local_balance_msat": last_local_balance_msat,
+            });
+            if p.concerns_factory(&channel_id, None, user_channel_id) {
+                p.tell_service(LdkEvent::ChannelClosed {
+                    channel: channel_id,
+                    outpoint: channel_funding_txo.map(|o| o.into_bitcoin_outpoint()),
+                    reason,
+                    local_msat: last_local_balance_msat,
+                    capacity_sat: channel_capacity_sats,
+                })
+                .await?;
+            }
+            // Of what strangers only began to open nobody wants to hear, and the event log is bounded.
+            if channel_funding_txo.is_some() || user_channel_id != STRANGERS_CHANNEL {
+                p.events.push("channel_closed", closed);
+            }
         }
         Event::PaymentClaimable {
             payment_hash,
@@ -207,8 +237,15 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             purpose,
             receiving_channel_ids,
             claim_deadline,
+            onion_fields,
             ..
         } => {
+            if asks_for_unknown(onion_fields.as_ref()) {
+                // LDK would do it at the claim, when the payer's preimage has been promised to somebody.
+                p.manager
+                    .fail_htlc_backwards_with_reason(&payment_hash, FailureCode::InvalidOnionPayload(None));
+                return Ok(());
+            }
             let preimage = match &purpose {
                 PaymentPurpose::SpontaneousPayment(preimage) => Some(*preimage),
                 other => other.preimage(),
@@ -318,4 +355,21 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
         | Event::StaticInvoiceRequested { .. } => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightning::ln::outbound_payment::RecipientCustomTlvs;
+
+    #[test]
+    fn a_payment_that_asks_for_an_even_type_is_not_ours() {
+        let with = |kind| {
+            let tlvs = RecipientCustomTlvs::new(vec![(65_537, vec![1]), (kind, vec![2])]).unwrap();
+            RecipientOnionFields::spontaneous_empty(1000).with_custom_tlvs(tlvs)
+        };
+        assert!(asks_for_unknown(Some(&with(100_000))));
+        assert!(!asks_for_unknown(Some(&with(100_001))));
+        assert!(!asks_for_unknown(None));
+    }
 }

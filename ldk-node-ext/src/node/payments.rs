@@ -69,8 +69,11 @@ impl Node {
             payment_hash: held,
             ..Default::default()
         };
-        let invoice =
-            self.parts.manager.create_bolt11_invoice(params).map_err(|e| Error::Ldk(format!("{e:?}")))?;
+        let made = self.parts.manager.create_bolt11_invoice(params);
+        if let (Err(_), Some(hash)) = (&made, &held) {
+            self.parts.holds.withdraw(hash)?;
+        }
+        let invoice = made.map_err(|e| Error::Ldk(format!("{e:?}")))?;
         let payment_hash = hex::encode(invoice.payment_hash().0);
         Ok(Invoice { invoice: invoice.to_string(), payment_hash })
     }

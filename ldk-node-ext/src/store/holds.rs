@@ -79,8 +79,10 @@ pub enum Arrival {
     Held(u32),
     /// The order to claim was given already.
     Claim(PaymentPreimage),
-    /// Nobody waits for it (any more), or it came too late.
+    /// Nobody waits for it (any more), or it is too late to claim it as ordered.
     GiveBack,
+    /// It came too late to be held.
+    TooLate,
 }
 
 /// All hold invoices. A change is on disk when it is seen; changes are made one at a time, so of two
@@ -134,14 +136,31 @@ impl Holds {
         if all.len() >= MAX_KEPT {
             let over: Vec<_> = all.iter().filter(|(_, s)| s.is_over()).map(|(h, _)| *h).collect();
             for old in over {
-                self.store
-                    .remove(NAMESPACE, "", &key(&old), false)
-                    .map_err(|e| Error::Store(format!("{NAMESPACE}: {e}")))?;
-                all.remove(&old);
+                self.forget(&mut all, &old)?;
             }
         }
         let lapses_at = unix_now().saturating_add(u64::from(expiry_secs)).saturating_add(LAPSE_SLACK);
         self.put(&mut all, hash, HoldState::Open { lapses_at })
+    }
+
+    /// Takes an invoice back that was not made after all. Does nothing once it is paid.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn withdraw(&self, hash: &PaymentHash) -> Result<(), Error> {
+        let mut all = lock(&self.all);
+        match all.get(hash) {
+            Some(HoldState::Open { .. }) => self.forget(&mut all, hash),
+            _ => Ok(()),
+        }
+    }
+
+    fn forget(&self, all: &mut All, hash: &PaymentHash) -> Result<(), Error> {
+        self.store
+            .remove(NAMESPACE, "", &key(hash), false)
+            .map_err(|e| Error::Store(format!("{NAMESPACE}: {e}")))?;
+        all.remove(hash);
+        Ok(())
     }
 
     /// A payment has arrived, maybe not for the first time: LDK repeats its events.
@@ -155,13 +174,16 @@ impl Holds {
                 self.put(&mut all, hash, HoldState::Held { claim_by_height })?;
                 Arrival::Held(claim_by_height)
             }
+            Some(HoldState::Open { .. }) => Arrival::TooLate,
             Some(HoldState::Held { claim_by_height }) => Arrival::Held(*claim_by_height),
-            Some(state) => state.preimage().map_or(Arrival::GiveBack, Arrival::Claim),
-            None => Arrival::GiveBack,
+            Some(state) if height < claim_by_height => {
+                state.preimage().map_or(Arrival::GiveBack, Arrival::Claim)
+            }
+            Some(_) | None => Arrival::GiveBack,
         })
     }
 
-    /// Stores the order to claim. The same order again is fine until it is carried out.
+    /// Stores the order to claim. The same order again is fine until it is carried out or too late.
     ///
     /// # Errors
     /// [`Error::NotFound`] if no hold invoice has the preimage's hash, [`Error::Conflict`] if nothing is
@@ -182,7 +204,7 @@ impl Holds {
                 self.put(&mut all, &hash, HoldState::Claiming { preimage, claim_by_height })?;
                 Ok(hash)
             }
-            Some(HoldState::Claiming { .. }) => Ok(hash),
+            Some(HoldState::Claiming { claim_by_height, .. }) if height < *claim_by_height => Ok(hash),
             Some(other) => Err(nothing_held(other)),
         }
     }
@@ -280,10 +302,15 @@ mod tests {
         let holds = Holds::open(Arc::clone(&store)).unwrap();
         let [(_, state)] = holds.all().try_into().unwrap();
         assert_eq!(state.preimage(), Some(PREIMAGE));
-        // the event again, past the height: the order stands
-        assert_eq!(holds.arrived(&hash, 125, 120).unwrap(), Arrival::Claim(PREIMAGE));
+        // the event again, in time and too late
+        assert_eq!(holds.order_claim(&PREIMAGE, 119).unwrap(), hash);
+        assert_eq!(holds.arrived(&hash, 119, 120).unwrap(), Arrival::Claim(PREIMAGE));
+        assert_eq!(holds.arrived(&hash, 120, 120).unwrap(), Arrival::GiveBack);
+        assert!(matches!(holds.order_claim(&PREIMAGE, 120), Err(Error::Conflict(_))));
+        // LDK had begun the claim
         holds.claimed(&hash).unwrap();
-        assert_eq!(holds.arrived(&hash, 125, 120).unwrap(), Arrival::Claim(PREIMAGE));
+        assert_eq!(holds.arrived(&hash, 125, 200).unwrap(), Arrival::Claim(PREIMAGE));
+        assert_eq!(holds.arrived(&hash, 200, 200).unwrap(), Arrival::GiveBack);
         assert_eq!(holds.take_overdue(1000, 39).unwrap(), None);
         assert!(matches!(holds.order_claim(&PREIMAGE, 110), Err(Error::Conflict(_))));
     }
@@ -323,8 +350,14 @@ mod tests {
         assert!(matches!(holds.add(&hash, 60), Err(Error::Conflict(_))));
         assert!(matches!(holds.order_claim(&PREIMAGE, 1), Err(Error::Conflict(_))));
         assert!(matches!(holds.order_fail(&hash), Err(Error::Conflict(_))));
-        assert_eq!(holds.arrived(&hash, 9, 9).unwrap(), Arrival::GiveBack, "no block left to claim in");
+        assert_eq!(holds.arrived(&hash, 9, 9).unwrap(), Arrival::TooLate, "no block left to claim in");
         assert_eq!(holds.arrived(&hash, 8, 9).unwrap(), Arrival::Held(9), "paid again in time");
+        holds.withdraw(&hash).unwrap();
+        assert_eq!(holds.arrived(&hash, 8, 9).unwrap(), Arrival::Held(9), "only one that nobody has paid");
+        let other = PaymentHash([1; 32]);
+        holds.add(&other, 60).unwrap();
+        holds.withdraw(&other).unwrap();
+        holds.add(&other, 60).unwrap();
     }
 
     #[test]

@@ -51,7 +51,8 @@ crate::settings! {
         /// Most that the fee-paying children of one exit's path may cost together, sat [default: no bound]
         #[arg(value_name = "SAT")]
         pub exit_max_fee_sat: u64,
-        /// Blocks a payment over a factory channel must have left beyond the exit's claim budget, 1 to 144 [default: 12]
+        /// Blocks a payment over a factory channel must have left beyond the exit's claim budget, 1 to 144;
+        /// the LSP's must not exceed its clients', or it refuses their payments [default: 12]
         #[arg(value_name = "BLOCKS")]
         pub claim_margin_blocks: u16,
         /// Name in announcements, at most 32 bytes
