@@ -29,6 +29,9 @@ use crate::util::lock;
 /// Coins that settlements leave to exits that are more urgent, if the wallet has more than twice as many.
 const SPARE_COINS: usize = 2;
 
+/// How the words begin that say that the wallet lacks a coin.
+const WANTS_COIN: &str = "a confirmed wallet coin";
+
 /// What is to be done for an exit at this block.
 enum Todo {
     /// Nothing but wait, for this.
@@ -305,7 +308,7 @@ impl Service {
             Err(Error::InsufficientFunds { needed_sat, .. }) => {
                 exit.needs_coin_sat = Some(needed_sat);
                 format!(
-                    "a confirmed wallet coin of {needed_sat} sat to pay for the {} ({available_sat} sat available)",
+                    "{WANTS_COIN} of {needed_sat} sat to pay for the {}; {available_sat} sat are free",
                     step.kind
                 )
             }
@@ -318,13 +321,17 @@ impl Service {
             }
             Err(e) => format!("another try to publish the {}: {e}", step.kind),
         };
-        if before.needs_coin_sat.is_none() {
-            if let Some(needed_sat) = exit.needs_coin_sat {
-                let address = self.parts.wallet.new_address().map(|a| a.to_string()).ok();
-                let data = json!({"instance_id": hex::encode(id), "needed_sat": needed_sat, "available_sat": available_sat, "address": address,
-                    "for": step.kind.to_string()});
-                self.parts.events.push("exit_needs_coin", data);
-            }
+        // Told once a step; that one waits for coins left to others is no reason to send any.
+        let told = before.needs_coin_sat.is_some()
+            && before.waits_for.starts_with(WANTS_COIN)
+            && before.waits_for.contains(&step.kind.to_string());
+        if let (Some(needed_sat), false) = (exit.needs_coin_sat, told) {
+            let address = self.parts.wallet.new_address().map(|a| a.to_string()).ok();
+            let data = json!({
+                "instance_id": hex::encode(id), "needed_sat": needed_sat, "available_sat": available_sat,
+                "address": address, "for": step.kind.to_string(),
+            });
+            self.parts.events.push("exit_needs_coin", data);
         }
     }
 
