@@ -377,20 +377,6 @@ impl Bitcoind {
         }
     }
 
-    /// The transaction of the mempool that spends an output.
-    ///
-    /// # Errors
-    /// If the node does not answer.
-    pub fn spent_by_mempool(&self, outpoint: OutPoint) -> Result<Option<Txid>> {
-        #[derive(Deserialize)]
-        struct Spender {
-            spendingtxid: Option<Txid>,
-        }
-        let asked = json!([[{ "txid": outpoint.txid, "vout": outpoint.vout }]]);
-        let found: Vec<Spender> = self.rpc.call("gettxspendingprevout", asked)?;
-        Ok(found.into_iter().find_map(|spender| spender.spendingtxid))
-    }
-
     /// Transaction ids in the mempool.
     ///
     /// # Errors

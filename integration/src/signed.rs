@@ -174,7 +174,7 @@ pub fn output_worth(tx: &Transaction, sat: u64) -> Result<OutPoint> {
 /// If it is not within a minute.
 pub fn wait_spent(bitcoind: &Bitcoind, outpoint: OutPoint) -> Result<()> {
     wait::until(&format!("{outpoint} to be spent"), PATIENCE, || {
-        let spent = bitcoind.unspent(outpoint)?.is_none() || bitcoind.spent_by_mempool(outpoint)?.is_some();
+        let spent = bitcoind.unspent(outpoint)?.is_none() || bitcoind.mempool_spender(outpoint)?.is_some();
         Ok(if spent { Seen::Done(()) } else { Seen::not_yet("unspent") })
     })
 }

@@ -238,7 +238,7 @@ fn what_the_lsp_publishes_before_t_does_not_help_it() -> Result<()> {
     wait::until_value(
         "the LSP's commitment",
         PATIENCE,
-        || a.world.bitcoind.spent_by_mempool(channel),
+        || a.world.bitcoind.mempool_spender(channel),
         |by| by.is_some(),
     )?;
     wait_published(&a.world.bitcoind, &a.world.lsp, &id, &a.paths, Way::Channels)?;

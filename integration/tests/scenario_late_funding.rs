@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use anyhow::Result;
-use bitcoin::Txid;
+use bitcoin::{OutPoint, Txid};
 use integration::wait::{self, Seen};
 use integration::world::{CEREMONY, CLIENT_COIN, PATIENCE};
 use integration::{Client, World};
@@ -31,7 +31,13 @@ fn wait_published(world: &World, client: &Client, id: &str, funding: Txid) -> Re
             let there = world.bitcoind.transaction(step.txid)?.is_some();
             return Ok(if there || !due { Seen::Done(()) } else { Seen::NotYet(format!("{step:?}")) });
         }
-        let Some(txid) = exit.commitment_txid else { return Ok(Seen::not_yet("no commitment")) };
+        // One client a leaf: its channel is the leaf's first output. The living LSP leaves, too, and its commitment may
+        // be there first; then the client's own is not taken.
+        let channel = exit.steps.last().map(|s| OutPoint::new(s.txid, 0)).expect("steps");
+        let Some(txid) = exit.commitment_txid else {
+            let there = world.bitcoind.mempool_spender(channel)?.is_some();
+            return Ok(if there { Seen::Done(()) } else { Seen::not_yet("no commitment") });
+        };
         let there = match world.bitcoind.confirmed(txid)?.map(|c| c.height) {
             None => world.bitcoind.transaction(txid)?.is_some(),
             // The commitment's delay, and the block in which LDK hands the output out.

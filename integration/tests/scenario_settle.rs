@@ -103,7 +103,7 @@ fn wait_commitments(world: &World, paths: &[SignedPath]) -> Result<()> {
     wait::until("a commitment transaction that is due", PATIENCE, || {
         let mut spenders = Vec::new();
         for outpoint in &late {
-            spenders.extend(world.bitcoind.spent_by_mempool(*outpoint)?);
+            spenders.extend(world.bitcoind.mempool_spender(*outpoint)?);
         }
         let there = late.is_empty() || !spenders.is_empty();
         Ok(if there { Seen::Done(()) } else { Seen::NotYet(format!("{late:?} unspent")) })

@@ -63,7 +63,7 @@ impl Parts {
         amount_msat: u64,
         claim_by_height: u32,
     ) -> Result<(), Error> {
-        match self.holds.arrived(hash, self.height(), claim_by_height)? {
+        match self.holds.arrived(hash, self.height(), claim_by_height, self.needs_path(hash))? {
             Arrival::GiveBack => self.manager.fail_htlc_backwards(hash),
             Arrival::TooLate => {
                 self.manager.fail_htlc_backwards(hash);
@@ -94,6 +94,15 @@ impl Parts {
         Ok(())
     }
 
+    /// Whether a payment is on an open factory channel whose leaf is not on the chain: then claiming it takes
+    /// the peer's answer or the whole path. Elsewhere an order that came in time is never too late.
+    fn needs_path(&self, hash: &PaymentHash) -> bool {
+        self.manager.list_channels().iter().any(|c| {
+            self.outpoints.get(&c.channel_id).is_some_and(|f| !f.on_chain)
+                && c.pending_inbound_htlcs.iter().any(|h| h.payment_hash == *hash)
+        })
+    }
+
     /// Carries out that a payment is given back; the order is stored.
     fn give_back(&self, hash: &PaymentHash, why: &str) -> Result<Payment, Error> {
         self.manager.fail_htlc_backwards(hash);
@@ -122,7 +131,7 @@ impl Parts {
         for (hash, state) in &all {
             let HoldState::Claiming { claim_by_height, .. } = state else { continue };
             match state.preimage() {
-                Some(preimage) if self.height() < *claim_by_height => {
+                Some(preimage) if self.height() < *claim_by_height || !self.needs_path(hash) => {
                     self.manager.claim_funds_with_known_custom_tlvs(preimage);
                 }
                 // Does nothing if LDK has begun the claim; if not, an exit would not bring it home in time.

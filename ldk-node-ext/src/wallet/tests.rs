@@ -8,11 +8,17 @@ use bitcoin::{
     Amount, Block, CompactTarget, FeeRate, OutPoint, Psbt, ScriptBuf, Sequence, Transaction, TxIn,
     TxMerkleNode, TxOut, Witness,
 };
+use factory_core::exit::{ExitPlan, ExitStep, KnownChain};
+use factory_core::transaction::TxKind;
 use lightning::chain::ClaimId;
 use lightning::util::logger::{Logger, Record};
 use lightning::util::wallet_utils::{CoinSelectionSourceSync, Input, WalletSourceSync, WalletSync};
 
 use super::*;
+use crate::chain::{Bitcoind, Fees};
+use crate::config::RpcAuth;
+use crate::publish::{Publisher, StoredChild};
+use crate::store::tx::StoredTx;
 
 /// Pay-to-anchor: OP_1 <4e73>.
 const P2A: [u8; 4] = [0x51, 0x02, 0x4e, 0x73];
@@ -350,4 +356,60 @@ fn several_coins_pay_where_one_does_not_and_a_child_stays_small() {
     assert!(child.tx.vsize() <= 1_000);
     s.wallet.release(&child.tx);
     assert!(matches!(s.child(&parent(1), 16, &[]), Err(Error::InsufficientFunds { .. })));
+}
+
+#[test]
+fn a_step_that_was_overtaken_gives_its_coin_back() {
+    let s = Setup::with_coins(&[50_000]);
+    let contested = OutPoint { txid: Txid::from_byte_array([9; 32]), vout: 0 };
+    let anchor = || TxOut { value: Amount::ZERO, script_pubkey: ScriptBuf::from_bytes(P2A.to_vec()) };
+    let overtaken = foreign(0, &[contested], vec![anchor()]);
+    let winner = foreign(0, &[contested], vec![anchor(), anchor()]);
+    let child = s.child(&overtaken, 3, &[]).unwrap();
+    s.wallet.saw_unconfirmed(&child.tx);
+    s.wallet.release(&child.tx);
+    // As the publisher has it on disk.
+    let stored = StoredChild {
+        tx: StoredTx(child.tx.clone()),
+        fee_sat: child.fee.to_sat(),
+        sent_at: 1,
+        sat_per_kwu: 750,
+    };
+    let record = serde_json::json!({ "child": stored, "seen": null });
+    let txid = overtaken.compute_txid();
+    records::put(&*s.store, "published", &txid.to_string(), 1, &record).unwrap();
+    let load = || {
+        let auth = RpcAuth::UserPass { user: "u".into(), pass: "p".into() };
+        let bitcoind = Arc::new(Bitcoind::new(([127, 0, 0, 1], 1).into(), auth).unwrap());
+        let fees = Arc::new(Fees::new(5, 500));
+        Publisher::load(Arc::clone(&s.store), Arc::clone(&s.wallet), bitcoind, fees).unwrap()
+    };
+    let step = |tx: &Transaction| ExitStep {
+        kind: TxKind::Static { level: 0 },
+        tx: tx.clone(),
+        txid: tx.compute_txid(),
+        parent: contested,
+        relative_delay: 0,
+        lock_height: 0,
+        anchor_vout: 0,
+        weight: tx.weight().to_wu(),
+    };
+    let plan = ExitPlan {
+        funding: contested,
+        steps: vec![step(&winner)],
+        leaf_start: 0,
+        distributions: vec![step(&overtaken)],
+        expiry_height: 1,
+    };
+    let mut publisher = load();
+    let mut chain = KnownChain::default();
+    publisher.drop_lost(&plan, &chain).unwrap();
+    assert_eq!(publisher.paid_sat(&txid), child.fee.to_sat(), "nothing is lost yet");
+    s.mine(vec![winner.clone()]);
+    chain.confirm(&winner, 2);
+    assert!(matches!(s.child(&parent(1), 3, &[]), Err(Error::InsufficientFunds { .. })));
+    publisher.drop_lost(&plan, &chain).unwrap();
+    assert_eq!(publisher.paid_sat(&txid), 0);
+    assert!(load().child(&txid).is_none(), "over a restart, too");
+    assert!(s.child(&parent(1), 3, &[]).is_ok(), "the only coin is free for the next step");
 }
