@@ -9,6 +9,7 @@ pub mod ceremony;
 pub mod close;
 mod error;
 pub mod exit;
+pub mod faults;
 pub mod geometry;
 pub mod guard;
 mod hexed;

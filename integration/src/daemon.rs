@@ -2,15 +2,18 @@
 
 use std::fs;
 use std::ops::{Deref, DerefMut};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail, Context, Result};
+use factory_core::faults::VARIABLE;
 use serde::Deserialize;
 use serde_json::{json, Value};
 
 use crate::bitcoind::free_port;
+use crate::faults::Faults;
 use crate::http::Api;
 use crate::process::Proc;
 use crate::types::{Balance, Channel, Event, Factory, Info, Invoice, Payment, WaitingClient};
@@ -32,6 +35,7 @@ pub struct Daemon {
     data_dir: PathBuf,
     node_id: String,
     api: Option<Api>,
+    faults: Faults,
 }
 
 /// An `lsp-server`.
@@ -46,8 +50,28 @@ pub struct Lsp {
 pub struct Client(Daemon);
 
 impl Daemon {
-    fn new(name: &str, process: Proc, data_dir: PathBuf) -> Self {
-        Self { name: name.to_owned(), process, data_dir, node_id: String::new(), api: None }
+    fn new(name: &str, process: Proc, data_dir: PathBuf) -> Result<Self> {
+        let faults = Faults::new(&data_dir.with_extension("faults"), name)?;
+        let process = process.env(VARIABLE, &faults.folder().to_string_lossy());
+        Ok(Self { name: name.to_owned(), process, data_dir, node_id: String::new(), api: None, faults })
+    }
+
+    /// What this process is made to do wrong.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// Waits until it has died, at a fail point that kills.
+    ///
+    /// # Errors
+    /// If it still runs after a minute, or ended in another way than by SIGKILL.
+    pub fn wait_killed(&mut self) -> Result<()> {
+        self.api = None;
+        let status = self.process.wait_exit(PATIENCE)?;
+        if status.signal() != Some(9) {
+            bail!("{} ended with {status}, not by SIGKILL", self.name);
+        }
+        Ok(())
     }
 
     /// Starts it and waits until its API answers.
@@ -355,7 +379,7 @@ impl Lsp {
             .args(["--poll-ms", POLL_MS])
             .args(flags)
             .env("RUST_LOG", &log_filter());
-        let mut daemon = Daemon::new("lsp-server", process, data_dir);
+        let mut daemon = Daemon::new("lsp-server", process, data_dir)?;
         daemon.start()?;
         Ok(Self { daemon, listen })
     }
@@ -440,7 +464,7 @@ impl Client {
             .arg(data_dir.as_os_str())
             .args(["--poll-ms", POLL_MS])
             .env("RUST_LOG", &log_filter());
-        let mut daemon = Daemon::new(&name, process, data_dir);
+        let mut daemon = Daemon::new(&name, process, data_dir)?;
         daemon.start()?;
         Ok(Self(daemon))
     }

@@ -14,6 +14,7 @@ pub mod cpfp;
 pub mod daemon;
 pub mod demo;
 pub mod exit;
+pub mod faults;
 pub mod fees;
 pub mod hold;
 pub mod htlc_exit;

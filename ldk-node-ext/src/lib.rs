@@ -18,6 +18,7 @@ mod chain;
 mod config;
 mod error;
 mod factory;
+mod faults;
 mod htlc_rules;
 #[cfg(feature = "http")]
 pub mod http;

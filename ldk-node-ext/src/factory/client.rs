@@ -18,6 +18,7 @@ use super::stored::{Factory, Signed, Stage, State, StoredTx};
 use super::{registry, user_channel_id, ChannelOffer, LdkEvent, Service, Timer};
 use crate::api;
 use crate::config::{ClientSettings, RoleConfig};
+use crate::faults;
 use crate::ldk::InstanceId;
 
 /// Version of our protocol that `Join` names.
@@ -285,6 +286,7 @@ impl Service {
                     .and_then(|()| registry::register(&factory, &self.parts.outpoints, &self.parts.index));
                 match stored {
                     Ok(()) => {
+                        faults::point("client.path.stored");
                         self.factories.insert(joining.id, factory);
                         Some(ClientInput::Persisted { attempt })
                     }

@@ -13,6 +13,7 @@ use super::stored::{Factory, Signed, Stage, State, StoredTx};
 use super::{plan, registry, user_channel_id, Service, Timer, MAX_SHOWN_FAILURES};
 use crate::api::{self, ExcludedClient, FactoryMember, FactoryState, MemberState};
 use crate::error::Error;
+use crate::faults;
 use crate::ldk::InstanceId;
 
 /// Ceremonies at a time.
@@ -294,6 +295,7 @@ impl Service {
             factory.state.funding_tx = Some(StoredTx(tx.clone()));
             factory.state.stage = Stage::Funded;
             factory.store_state(&self.parts.store)?;
+            faults::point("lsp.funding.stored");
             Ok(tx)
         });
         match ready {

@@ -1,0 +1,145 @@
+//! Faults that tests put into a running program: fail points and fault switches.
+//!
+//! A **fail point** is a named line at which a process can be made to die or to wait, so that a crash can be
+//! tested at exactly that line. A **fault switch** leaves out or spoils one protection, so that a scenario can be
+//! shown to notice: a check that cannot fail is worth nothing.
+//!
+//! None of it is in a program that people run: it takes the feature `faults`, which only the workspace's tests
+//! ask for, *and* debug assertions, which a release build does not have. Without them every function here is
+//! a constant, and the environment is not looked at.
+//!
+//! What is to go wrong stands in the file [`LIST`] in the folder that the environment variable [`VARIABLE`] names,
+//! separated by commas: `kill@POINT` (dies at that point as by SIGKILL), `kill@POINT#3` (the third time it comes
+//! by), `hold@POINT` (waits there until told to go on, see `ldk_node_ext`), `on@SWITCH`. The file is read again each
+//! time, so a test may change its mind while the program runs. A program that is told something it does not know
+//! stops: a misspelt fault would make a test that cannot fail.
+
+/// The environment variable that names the folder of a process's faults. Without it nothing goes wrong.
+pub const VARIABLE: &str = "FACTORY_FAULTS";
+
+/// The file with the list of what is to go wrong, in that folder. No file is an empty list.
+pub const LIST: &str = "faults";
+
+/// Every fail point there is, by name: `role.step`, in the order in which a factory's life passes them.
+pub const POINTS: &[&str] = &["client.path.stored", "lsp.funding.stored"];
+
+/// Every fault switch there is, by name, with the invariant of the design that it breaks.
+pub const SWITCHES: &[(&str, &str)] = &[];
+
+/// One entry of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Die the `nth` time this point comes by.
+    Kill {
+        /// Name of the point.
+        point: String,
+        /// Counted from 1.
+        nth: u32,
+    },
+    /// Wait the `nth` time this point comes by.
+    Hold {
+        /// Name of the point.
+        point: String,
+        /// Counted from 1.
+        nth: u32,
+    },
+    /// A switch is on.
+    On(String),
+}
+
+/// Reads a list of faults.
+///
+/// # Errors
+/// A text that names the entry that is not known.
+pub fn parse(list: &str) -> Result<Vec<Fault>, String> {
+    list.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(parse_one).collect()
+}
+
+fn parse_one(entry: &str) -> Result<Fault, String> {
+    let unknown = || format!("{VARIABLE}: {entry:?} is not known");
+    let (kind, rest) = entry.split_once('@').ok_or_else(unknown)?;
+    if kind == "on" {
+        let known = SWITCHES.iter().any(|(name, _)| *name == rest);
+        return if known { Ok(Fault::On(rest.to_owned())) } else { Err(unknown()) };
+    }
+    let (point, nth) = match rest.split_once('#') {
+        Some((point, nth)) => (point, nth.parse().map_err(|_| unknown())?),
+        None => (rest, 1),
+    };
+    if nth == 0 || !POINTS.contains(&point) {
+        return Err(unknown());
+    }
+    let point = point.to_owned();
+    match kind {
+        "kill" => Ok(Fault::Kill { point, nth }),
+        "hold" => Ok(Fault::Hold { point, nth }),
+        _ => Err(unknown()),
+    }
+}
+
+#[cfg(all(feature = "faults", debug_assertions))]
+mod armed {
+    use std::path::PathBuf;
+    use std::sync::OnceLock;
+
+    use super::{parse, Fault, LIST, VARIABLE};
+
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+
+    /// The folder of this process's faults.
+    pub fn folder() -> Option<&'static PathBuf> {
+        FOLDER.get_or_init(|| std::env::var_os(VARIABLE).map(PathBuf::from)).as_ref()
+    }
+
+    /// The list as it is now. Ends the process if something in it is not known.
+    pub fn faults() -> (String, Vec<Fault>) {
+        let Some(folder) = folder() else { return (String::new(), Vec::new()) };
+        let text = std::fs::read_to_string(folder.join(LIST)).unwrap_or_default();
+        match parse(&text) {
+            Ok(list) => (text, list),
+            Err(e) => {
+                eprintln!("{e}");
+                std::process::abort();
+            }
+        }
+    }
+
+    /// Whether a switch is on.
+    pub fn switch(name: &str) -> bool {
+        debug_assert!(super::SWITCHES.iter().any(|(n, _)| *n == name), "{name} is not listed");
+        faults().1.iter().any(|f| matches!(f, Fault::On(n) if n == name))
+    }
+}
+
+#[cfg(all(feature = "faults", debug_assertions))]
+pub use armed::{faults, folder, switch};
+
+/// Whether a switch is on. Never, in this build.
+#[cfg(not(all(feature = "faults", debug_assertions)))]
+#[inline(always)]
+pub const fn switch(_name: &str) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_fault_is_refused() {
+        for entry in ["kill", "kill@no.such.point", "on@no.such.switch", "hold@x#0", "kill@x#y", "melt@x"] {
+            let e = parse(entry).unwrap_err();
+            assert!(e.contains(VARIABLE) && e.contains(entry), "{e}");
+        }
+        assert_eq!(parse(" , ").unwrap(), vec![]);
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<&str> = POINTS.iter().copied().chain(SWITCHES.iter().map(|(n, _)| *n)).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

@@ -1,0 +1,36 @@
+//! Processes die at named lines of their code; nothing is lost.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use anyhow::Result;
+use integration::ledger::{wait_for, Snapshot};
+use integration::payments::{pay, Order, Party};
+use integration::world::{CEREMONY, PATIENCE};
+use integration::World;
+
+const CAPACITY: u64 = 300_000;
+
+/// The LSP dies between storing the funding transaction and showing it to anybody, and waits at that line first:
+/// nothing has left. Then it goes on with that very transaction.
+#[test]
+fn the_lsp_dies_with_the_funding_transaction_stored() -> Result<()> {
+    let mut world = World::start("crash", 2)?;
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, None);
+    world.wait_waiting(2)?;
+    world.lsp.faults().set("hold@lsp.funding.stored")?;
+    let id = world.lsp.create_factory(&request)?;
+    world.lsp.faults().wait_held("lsp.funding.stored")?;
+    assert!(world.bitcoind.mempool()?.is_empty(), "the funding transaction was shown before it was due");
+    world.lsp.kill()?;
+    world.lsp.faults().clear()?;
+    world.lsp.start()?;
+    let funded = world.wait_state(&id, "confirming", CEREMONY)?;
+    world.bitcoind.wait_seen(funded.funding.expect("funding").txid, PATIENCE)?;
+    world.mine(1)?;
+    let factory = world.wait_state(&id, "active", PATIENCE)?;
+    world.wait_usable(&factory)?;
+    let before = Snapshot::take(&world)?;
+    let paid = pay(&world, Order { from: Party::Client(1), to: Party::Client(0), amount_msat: 9_000_000 })?;
+    wait_for(&world, &before.after(&[paid])?)?;
+    world.finish();
+    Ok(())
+}

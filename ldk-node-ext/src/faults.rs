@@ -1,0 +1,72 @@
+//! Fail points in the node: where a test makes a process die or wait. See [`factory_core::faults`], which also
+//! says why nothing of it is in a release build.
+//!
+//! `hold@POINT` makes a file named like the point in the folder of the process's faults, and waits until that file
+//! is gone: a test sees that the point was reached, does what it wants to (kill another process, mine a block), and
+//! removes the file.
+
+/// A point at which a process can be made to die or to wait. Nothing, in this build.
+#[cfg(not(all(feature = "faults", debug_assertions)))]
+#[inline(always)]
+pub(crate) const fn point(_name: &str) {}
+
+#[cfg(all(feature = "faults", debug_assertions))]
+pub(crate) use armed::point;
+
+#[cfg(all(feature = "faults", debug_assertions))]
+mod armed {
+    use std::collections::HashMap;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use factory_core::faults::{faults, folder, Fault, POINTS};
+
+    use crate::util::lock;
+
+    /// How often each point came by since the list was last changed, and that list.
+    static PASSED: Mutex<Option<(String, HashMap<String, u32>)>> = Mutex::new(None);
+
+    /// A point at which this process dies or waits if it was told to.
+    ///
+    /// Blocks the thread while it waits: what comes after the point in program order does not happen.
+    pub(crate) fn point(name: &str) {
+        debug_assert!(POINTS.contains(&name), "{name} is not listed");
+        let (text, list) = faults();
+        if list.is_empty() {
+            return;
+        }
+        let passed = {
+            let mut guard = lock(&PASSED);
+            let state = guard.get_or_insert_default();
+            if state.0 != text {
+                *state = (text, HashMap::new());
+            }
+            let counter = state.1.entry(name.to_owned()).or_default();
+            *counter += 1;
+            *counter
+        };
+        for fault in list {
+            match fault {
+                Fault::Kill { point, nth } if point == name && nth == passed => die(),
+                Fault::Hold { point, nth } if point == name && nth == passed => wait(name),
+                _ => {}
+            }
+        }
+    }
+
+    /// As by `kill -9`: nothing is unwound, flushed or said.
+    fn die() {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        std::process::abort();
+    }
+
+    fn wait(name: &str) {
+        let Some(file) = folder().map(|folder| folder.join(name)) else { return };
+        if std::fs::write(&file, b"").is_err() {
+            die();
+        }
+        while file.exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
