@@ -14,6 +14,10 @@
 //! time, so a test may change its mind while the program runs. A program that is told something it does not know
 //! stops: a misspelt fault would make a test that cannot fail.
 
+mod protections;
+
+pub use protections::PROTECTIONS;
+
 /// The environment variable that names the folder of a process's faults. Without it nothing goes wrong.
 pub const VARIABLE: &str = "FACTORY_FAULTS";
 
@@ -23,8 +27,13 @@ pub const LIST: &str = "faults";
 /// Every fail point there is, by name: `role.step`, in the order in which a factory's life passes them.
 pub const POINTS: &[&str] = &["client.path.stored", "lsp.funding.stored"];
 
-/// Every fault switch there is, by name, with the invariant of the design that it breaks.
+/// Fault switches by name, with what they break; beside those in [`PROTECTIONS`].
 pub const SWITCHES: &[(&str, &str)] = &[];
+
+/// The names of all switches.
+pub fn switches() -> impl Iterator<Item = &'static str> {
+    SWITCHES.iter().map(|(name, _)| *name).chain(PROTECTIONS.iter().map(|(name, ..)| *name))
+}
 
 /// One entry of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +68,7 @@ fn parse_one(entry: &str) -> Result<Fault, String> {
     let unknown = || format!("{VARIABLE}: {entry:?} is not known");
     let (kind, rest) = entry.split_once('@').ok_or_else(unknown)?;
     if kind == "on" {
-        let known = SWITCHES.iter().any(|(name, _)| *name == rest);
+        let known = switches().any(|name| name == rest);
         return if known { Ok(Fault::On(rest.to_owned())) } else { Err(unknown()) };
     }
     let (point, nth) = match rest.split_once('#') {
@@ -106,7 +115,7 @@ mod armed {
 
     /// Whether a switch is on.
     pub fn switch(name: &str) -> bool {
-        debug_assert!(super::SWITCHES.iter().any(|(n, _)| *n == name), "{name} is not listed");
+        debug_assert!(super::switches().any(|n| n == name), "{name} is not listed");
         faults().1.iter().any(|f| matches!(f, Fault::On(n) if n == name))
     }
 }
@@ -136,7 +145,7 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut names: Vec<&str> = POINTS.iter().copied().chain(SWITCHES.iter().map(|(n, _)| *n)).collect();
+        let mut names: Vec<&str> = POINTS.iter().copied().chain(switches()).collect();
         let count = names.len();
         names.sort_unstable();
         names.dedup();

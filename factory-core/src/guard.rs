@@ -11,6 +11,7 @@ use bitcoin::{OutPoint, Txid};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{ChainView, DistributionAction, ExitPlan, ExitStep, Output, WaitReason};
+use crate::faults::switch;
 use crate::transaction::TxKind;
 
 /// Blocks that whoever began an exit has for each next step, where nothing is lost by waiting.
@@ -127,13 +128,13 @@ impl ExitPlan {
             Err(instead) => return instead,
         };
         let (step, ready) = (next.index, next.step.ready_at(next.parent_height));
-        if next.step.is_raced() {
+        if next.step.is_raced() && !switch("guard.no_hurry") {
             if height >= ready {
                 return GuardAction::PublishPath { step };
             }
             return GuardAction::Wait { until_height: ready, reason: GuardWait::RelativeDelay { step } };
         }
-        if height >= self.expiry_height {
+        if height >= self.expiry_height && !switch("guard.no_distribution") {
             return self.after_expiry(view, height);
         }
         let at = ready.saturating_add(PATIENCE_BLOCKS);

@@ -10,12 +10,14 @@
 
 use bitcoin::hashes::Hash;
 use bitcoin::secp256k1::{PublicKey, XOnlyPublicKey};
-use bitcoin::taproot::TapTweakHash;
+use bitcoin::taproot::{TapNodeHash, TapTweakHash};
 use bitcoin::ScriptBuf;
-use rand::{CryptoRng, RngCore};
+use rand::rngs::StdRng;
+use rand::{CryptoRng, RngCore, SeedableRng};
 use secp256k1_musig as secp;
 use secp256k1_musig::musig as sys;
 
+use crate::faults::switch;
 use crate::Error;
 
 /// A public nonce or an aggregate of public nonces, as BIP 327 serializes it.
@@ -80,7 +82,9 @@ impl AggKey {
         let converted = signers.iter().map(to_new).collect::<Result<Vec<_>, _>>()?;
         let mut cache = sys::KeyAggCache::new(&converted.iter().collect::<Vec<_>>());
         let internal = to_old(&cache.agg_pk())?;
-        let tweak = TapTweakHash::from_key_and_tweak(internal, None).to_byte_array();
+        // No script path.
+        let scripts = switch("keys.script_path").then(TapNodeHash::all_zeros);
+        let tweak = TapTweakHash::from_key_and_tweak(internal, scripts).to_byte_array();
         let tweak =
             secp::Scalar::from_be_bytes(tweak).map_err(|_| Error::Overflow { field: "taproot tweak" })?;
         cache
@@ -162,13 +166,17 @@ impl SecretSession {
             return Err(Error::NotASigner { key: own.to_string() });
         }
         let pair = secp::Keypair::from_secret_bytes(*secret).map_err(|_| Error::BadSecretKey)?;
-        let random = sys::SessionSecretRand::from_rng(rng);
+        let fixed = switch("nonce.fixed");
+        let random = match fixed {
+            true => sys::SessionSecretRand::from_rng(&mut StdRng::from_seed([7; 32])),
+            false => sys::SessionSecretRand::from_rng(rng),
+        };
         let (nonce, public) = sys::new_nonce_pair(
             random,
-            Some(&key.cache),
+            Some(&key.cache).filter(|_| !fixed),
             Some(pair.secret_key()),
             pair.public_key(),
-            Some(&message),
+            Some(&message).filter(|_| !fixed),
             None,
         );
         Ok(Self { nonce, public: public.serialize(), pair, output: key.output, message })
@@ -304,8 +312,6 @@ pub fn verify_final(key: &AggKey, message: &[u8; 32], signature: &SignatureBytes
 mod tests {
     use super::*;
     use musig2::secp::{Point, Scalar};
-    use rand::rngs::StdRng;
-    use rand::SeedableRng;
 
     fn secret(i: u8) -> [u8; 32] {
         let mut s = [i; 32];

@@ -6,6 +6,7 @@
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, ScriptBuf, TxOut};
 
+use crate::faults::switch;
 use crate::musig::AggKey;
 use crate::params::DwLayer;
 use crate::plan::LeafSpec;
@@ -40,6 +41,9 @@ pub struct Node {
 pub(crate) fn node_key(keys: &[PublicKey], first: usize, end: usize) -> Result<AggKey, Error> {
     let lsp = keys.first().ok_or(Error::Empty { what: "keys of a node" })?;
     let mut signers = client_keys(keys, first, end)?;
+    if signers.len() > 1 && switch("keys.client_left_out") {
+        signers.pop();
+    }
     signers.push(*lsp);
     AggKey::new(&signers)
 }

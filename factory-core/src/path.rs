@@ -8,6 +8,7 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, Network, OutPoint, ScriptBuf, TxOut};
 use bolt_tlv::payload;
 
+use crate::faults::switch;
 use crate::geometry::{self, PathNode};
 use crate::lifetime::Lifetime;
 use crate::node::{client_keys, node_key, Node, NodeSpec};
@@ -61,18 +62,22 @@ impl ClientPlan {
         }
         let params = wire::params_from_wire(&message.params, network);
         plan::check_params(&params, clients).map_err(refuse(RefuseCode::Params))?;
-        Lifetime::check(message.birth_height, message.expiry_height, &params, clients)
-            .map_err(refuse(RefuseCode::Lifetime))?;
+        if !switch("client.plan.lifetime") {
+            Lifetime::check(message.birth_height, message.expiry_height, &params, clients)
+                .map_err(refuse(RefuseCode::Lifetime))?;
+        }
         let place = usize::try_from(message.index).unwrap_or(usize::MAX);
         let index = place.checked_sub(1);
         let at_index = message.keys.get(place) == Some(own_key);
         let times = message.keys.iter().filter(|k| *k == own_key).count();
-        let Some(index) = index.filter(|_| at_index && times == 1) else {
+        let Some(index) = index.filter(|_| (at_index && times == 1) || switch("client.plan.own_key")) else {
             let text =
                 format!("own key is there {times} times, expected once at index {place} of 1..={clients}");
             return Err(Refusal::new(RefuseCode::OwnKey, text));
         };
-        check_distinct(&message.keys).map_err(refuse(RefuseCode::DuplicateKey))?;
+        if !switch("client.plan.keys") {
+            check_distinct(&message.keys).map_err(refuse(RefuseCode::DuplicateKey))?;
+        }
         let nodes = geometry::path(&params.shape, clients, index).map_err(refuse(RefuseCode::Params))?;
         let leaf = Self::check_leaf(message, &nodes)?;
         let position = nodes.last().map_or(0, |n| n.child);
@@ -185,13 +190,13 @@ impl ClientPath {
         let given = plan.nodes.iter().zip(&outputs).map(|(node, list)| list.get(node.child));
         for (i, (output, value)) in given.zip(values.iter().skip(1)).enumerate() {
             let got = output.map_or(0, |o| o.value.to_sat());
-            if got != *value {
+            if got != *value && !switch("client.path.amounts") {
                 let text = format!("level {i} gives its child {got} sat, the child spends {value} sat");
                 return Err(Refusal::new(RefuseCode::Conservation, text));
             }
         }
         let root_value = values.first().copied().unwrap_or(0);
-        if message.funding_sat != root_value {
+        if message.funding_sat != root_value && !switch("client.path.funding_value") {
             let text = format!("funding of {} sat, the root spends {root_value} sat", message.funding_sat);
             return Err(Refusal::new(RefuseCode::FundingValue, text));
         }
@@ -247,12 +252,12 @@ impl ClientPath {
         for (i, (sat, script)) in level.iter().enumerate() {
             let output = TxOut { value: Amount::from_sat(*sat), script_pubkey: script.clone() };
             if i == node.child {
-                if script != child_script {
+                if script != child_script && !switch("client.path.child_key") {
                     let text =
                         format!("output {i} of level {} does not pay this client's signers", node.level);
                     return Err(Refusal::new(RefuseCode::ChildKey, text));
                 }
-            } else {
+            } else if !switch("client.path.siblings") {
                 if !script.is_p2tr() {
                     let text = format!("output {i} of level {} is not p2tr", node.level);
                     return Err(Refusal::new(RefuseCode::SiblingOutput, text));

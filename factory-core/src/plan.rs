@@ -10,6 +10,7 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, ScriptBuf, TxOut};
 use serde::{Deserialize, Serialize};
 
+use crate::faults::switch;
 use crate::geometry;
 use crate::lifetime::Lifetime;
 use crate::params::Params;
@@ -295,7 +296,11 @@ impl LeafSpec {
             left = left.checked_sub(share).ok_or_else(overflow)?;
             outputs.push(TxOut {
                 value: Amount::from_sat(add(member.capacity_sat, share)?),
-                script_pubkey: member.payout_script.clone(),
+                script_pubkey: if switch("distribution.to_lsp") {
+                    self.stock_script.clone()
+                } else {
+                    member.payout_script.clone()
+                },
             });
         }
         let first = outputs.first_mut().ok_or(Error::Empty { what: "leaf" })?;

@@ -390,7 +390,7 @@ fn a_complete_exit_outlives_its_attempt() {
                 _ => None,
             })
             .collect();
-        let [(record, until)] = kept.as_slice() else { panic!() };
+        let [(record, until)] = kept.as_slice() else { panic!("a complete exit was thrown away: {kept:?}") };
         assert_eq!((record.path.attempt, *until), (0, HEIGHT + 144));
         record.path.verify().unwrap();
         assert_ne!(record.path.funding.outpoint, world.records[&i].path.funding.outpoint);

@@ -42,6 +42,8 @@ struct Closing {
     broadcast: Option<Transaction>,
     /// Whether frozen states reach the disk.
     disk: bool,
+    /// What each channel's final balances are more than its capacity.
+    too_much_msat: u64,
 }
 
 fn lsp_config(world: &World) -> LspCloseConfig {
@@ -89,6 +91,7 @@ impl Closing {
             timer: 0,
             broadcast: None,
             disk: true,
+            too_much_msat: 0,
         };
         closing.lsp_did(actions);
         closing
@@ -147,7 +150,7 @@ impl Closing {
                     let i = self.index(&client);
                     assert_eq!(self.world.records[&i].channel().unwrap().outpoint, outpoint);
                     self.client_in(i, ClientCloseInput::ChannelShut { own_msat: balance(i) });
-                    let lsp_msat = capacity(i) * 1000 - balance(i);
+                    let lsp_msat = capacity(i) * 1000 - balance(i) + self.too_much_msat;
                     self.lsp_in(LspCloseInput::ChannelShut { client, client_msat: balance(i), lsp_msat });
                 }
                 LspCloseAction::PersistClose { .. } => self.lsp_in(LspCloseInput::RecordPersisted),
@@ -352,7 +355,7 @@ fn partials_wait_for_the_disk() {
             .filter(|(_, a)| matches!(a, ClientCloseAction::Send(Payload::ClosePartial(_))))
             .count()
     };
-    assert_eq!(partials(&closing), 0);
+    assert_eq!(partials(&closing), 0, "a partial left before the disk had the frozen state");
     assert!(closing.clients.iter().all(|c| c.phase() == ClientClosePhase::Freezing));
     for i in 0..2 {
         let attempt = closing.client_states[i].as_ref().unwrap().attempt;
@@ -442,4 +445,15 @@ fn an_aggregate_nonce_is_used_once() {
         .filter(|(i, a)| *i == 0 && matches!(a, ClientCloseAction::Send(Payload::ClosePartial(_))))
         .count();
     assert_eq!(partials, 1);
+}
+
+/// A channel whose final balances are not its capacity: the close does not go on with them.
+#[test]
+fn balances_that_do_not_add_up_are_a_problem() {
+    let mut closing = Closing::new(2);
+    closing.too_much_msat = 1000;
+    closing.pump();
+    let told = closing.actions.iter().any(|a| matches!(a, LspCloseAction::Problem { .. }));
+    assert!(told, "no problem was told");
+    assert!(closing.broadcast.is_none());
 }

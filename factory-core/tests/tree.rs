@@ -81,8 +81,10 @@ fn no_output_with_client_money_is_the_providers_alone() {
             let mut signers: Vec<_> = (node.first..node.end).map(|i| key("factory", i)).collect();
             signers.push(key("lsp", 0));
             let expected = AggKey::new(&signers).unwrap();
+            assert_eq!(node.key.signers(), expected.signers(), "the signers of a node");
+            let script = ScriptBuf::new_p2tr(&secp, expected.internal(), None);
+            assert_eq!(node.script_pubkey(), script, "another key, or a script path");
             assert_eq!(node.key, expected);
-            assert_eq!(node.script_pubkey(), ScriptBuf::new_p2tr(&secp, expected.internal(), None));
             scripts.insert(node.script_pubkey(), (node.first, node.end));
         }
         for node in tree.nodes() {
@@ -97,7 +99,8 @@ fn no_output_with_client_money_is_the_providers_alone() {
                 let branching = tx.txid() == node.txs.last().unwrap().txid();
                 for (i, output) in outputs.iter().enumerate() {
                     if distribution {
-                        assert_eq!(output.script_pubkey, payout(node.first + i));
+                        let due = payout(node.first + i);
+                        assert_eq!(output.script_pubkey, due, "a distribution pays somebody else");
                     } else if leaf && branching {
                         let script = &output.script_pubkey;
                         match node.first + i {

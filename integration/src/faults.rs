@@ -11,27 +11,27 @@ use crate::wait::{self, Seen};
 
 /// Faults that a scenario starts with, for checking the scenario itself: `PROCESS=LIST`, several separated by
 /// semicolons; a process by its name (`lsp-server`, `client-0`) or by the beginning of it (`client`).
-const SCENARIO: &str = "SCENARIO_FAULTS";
+pub(crate) const SCENARIO: &str = "SCENARIO_FAULTS";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The faults of one process.
 #[derive(Debug)]
 pub struct Faults {
     folder: PathBuf,
+    /// What goes wrong whatever the scenario itself says.
+    always: String,
 }
 
 impl Faults {
     /// None at first, but for what `SCENARIO_FAULTS` in the environment says of a process of this name.
     pub(crate) fn new(folder: &Path, process: &str) -> Result<Self> {
         fs::create_dir_all(folder)?;
-        let faults = Self { folder: folder.to_owned() };
         let told = std::env::var(SCENARIO).unwrap_or_default();
         let entries = told.split(';').filter_map(|entry| entry.split_once('='));
         let lists: Vec<&str> =
             entries.filter(|(name, _)| process.starts_with(name.trim())).map(|(_, list)| list).collect();
-        if !lists.is_empty() {
-            faults.set(&lists.join(","))?;
-        }
+        let faults = Self { folder: folder.to_owned(), always: lists.join(",") };
+        faults.set("")?;
         Ok(faults)
     }
 
@@ -39,12 +39,13 @@ impl Faults {
         &self.folder
     }
 
-    /// From now on this goes wrong, and nothing else: `kill@POINT#2`, `hold@POINT`, `on@SWITCH`, separated by commas.
+    /// From now on this goes wrong, and what `SCENARIO_FAULTS` says: `kill@POINT#2`, `hold@POINT`, `on@SWITCH`, separated by commas.
     ///
     /// # Errors
     /// If there is no such point or switch, or the list cannot be written.
     pub fn set(&self, list: &str) -> Result<()> {
-        parse(list).map_err(anyhow::Error::msg)?;
+        let list = format!("{list},{}", self.always);
+        parse(&list).map_err(anyhow::Error::msg)?;
         // Whole or not at all: the process reads it whenever it comes by.
         let new = self.folder.join("new");
         fs::write(&new, list)?;

@@ -9,6 +9,7 @@
 
 pub mod binaries;
 pub mod bitcoind;
+pub mod checks;
 pub mod close;
 pub mod cpfp;
 pub mod daemon;

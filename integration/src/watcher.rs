@@ -152,14 +152,21 @@ impl Watcher {
     /// # Errors
     /// If it does not refuse.
     pub fn refusal(folder: &Path, bitcoind: &Bitcoind, file: &Path) -> Result<String> {
-        let data_dir = folder.join("refused");
-        let program = binaries::workspace("client-app")?;
-        let flags = bitcoind_flags(bitcoind);
-        let mut arguments: Vec<&OsStr> = vec!["watch".as_ref(), file.as_os_str()];
-        arguments.extend(flags.iter().map(OsStr::new));
-        match run(&program, &arguments, &data_dir) {
-            Err(error) => Ok(error.to_string()),
-            Ok(_) => bail!("it took {}", file.display()),
+        let log = folder.join("refused.log");
+        match fs::remove_file(&log) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let mut process = Proc::new("watcher", &binaries::workspace("client-app")?, &log)
+            .arg("watch")
+            .arg(file.as_os_str())
+            .arg("--data-dir")
+            .arg(folder.join("refused").as_os_str())
+            .args(bitcoind_flags(bitcoind));
+        process.start()?;
+        match process.wait_exit(PATIENCE) {
+            Ok(status) if !status.success() => Ok(process.log_tail()),
+            taken => bail!("it took {}: {taken:?}", file.display()),
         }
     }
 

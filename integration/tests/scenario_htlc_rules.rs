@@ -118,7 +118,7 @@ fn one_block_decides() -> Result<()> {
     for _ in 0..3 {
         let invoice = world.client(0)?.invoice(AMOUNT, "too soon")?;
         let payment = world.peer()?.pay(&invoice.invoice)?;
-        assert_eq!(payment.status, "failed");
+        assert_eq!(payment.status, "failed", "forwarded although it expires too soon");
         just_outside(refusal(&world.lsp, &invoice)?, world.bitcoind.height()?, CLAIM + MARGIN)?;
         check_payee(world.client(0)?, &invoice, false)?;
         paid.push(pay(&world, Order { from: Party::Peer, to: Party::Client(1), amount_msat: AMOUNT })?);
@@ -132,7 +132,7 @@ fn one_block_decides() -> Result<()> {
         restart(&mut world, &factory, client, &[("claim_margin_blocks", MARGIN)])?;
     }
     let payment = world.lsp.pay(&strict.invoice)?;
-    assert_eq!(payment.status, "failed");
+    assert_eq!(payment.status, "failed", "accepted although it expires too soon");
     just_outside(refusal(world.client(0)?, &strict)?, world.bitcoind.height()?, CLAIM + MARGIN)?;
     let payment = world.peer()?.pay(&enough.invoice)?;
     check_payee(world.client(1)?, &enough, true)?;
@@ -143,7 +143,7 @@ fn one_block_decides() -> Result<()> {
     restart(&mut world, &factory, 0, &[("claim_margin_blocks", MARGIN - 1)])?;
     let invoice = world.peer()?.invoice(AMOUNT, "delta one block short")?;
     let payment = world.client(0)?.pay(&invoice.invoice)?;
-    assert_eq!(payment.status, "failed");
+    assert_eq!(payment.status, "failed", "forwarded with too few blocks between the expiries");
     let delta = i64::from(CLAIM + MARGIN + SETTLE);
     assert_eq!(refusal(&world.lsp, &invoice)?, (delta - 1, delta));
     held = wait_for(&world, &held)?;

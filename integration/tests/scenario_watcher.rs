@@ -248,3 +248,24 @@ fn a_hostile_publication_just_before_the_expiry_does_not_help() -> Result<()> {
     world.finish();
     Ok(())
 }
+
+/// A watcher that is given a factory older than its bitcoind's blocks says so and does not start: it could not know what
+/// of the factory is on the chain. One that has read them before goes on without them.
+#[test]
+fn a_chain_without_the_factorys_first_blocks_is_refused() -> Result<()> {
+    const OLD: u32 = 300;
+    let (mut world, factory, _, files) = abandoned("watcher-pruned", params(2, &[2]))?;
+    let mut watcher = Watcher::start(world.path(), &world.bitcoind, &files[..2], &[])?;
+    world.bitcoind.mine(2 * OLD)?;
+    let before = watcher.wait_synced(&world.bitcoind)?;
+    watcher.stop()?;
+    assert!(factory.birth_height < OLD / 2);
+    world.bitcoind.prune(OLD)?;
+    let said = Watcher::refusal(world.path(), &world.bitcoind, &files[2])?;
+    assert!(said.contains("pruned") && said.contains(&format!("born at {}", factory.birth_height)), "{said}");
+    watcher.restart(&world.bitcoind)?;
+    assert_eq!(watcher.status()?.leaves.len(), before.leaves.len());
+    watcher.stop()?;
+    world.finish();
+    Ok(())
+}

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use factory_core::faults::switch;
 use lightning::types::payment::PaymentHash;
 
 /// Blocks that LDK counts after an outgoing HTLC's expiry until it treats it as timed out, 3 to go to the
@@ -93,7 +94,7 @@ pub(crate) struct Side {
 /// [`Refusal::ExpiresTooSoon`].
 pub(crate) fn check_expiry(height: u32, side: Side) -> Result<(), Refusal> {
     let limit = side.limits.map_or(0, |l| l.expiry(height));
-    if side.expiry < limit {
+    if side.expiry < limit && !switch("htlc.expiry") {
         return Err(Refusal::ExpiresTooSoon { expiry: side.expiry, limit });
     }
     Ok(())
@@ -106,7 +107,7 @@ pub(crate) fn check_expiry(height: u32, side: Side) -> Result<(), Refusal> {
 pub(crate) fn check_forward(height: u32, incoming: Side, outgoing: Side) -> Result<(), Refusal> {
     let limit = incoming.limits.map_or(0, Limits::delta);
     let delta = incoming.expiry.saturating_sub(outgoing.expiry);
-    if delta < limit {
+    if delta < limit && !switch("htlc.delta") {
         return Err(Refusal::DeltaTooSmall { delta, limit });
     }
     check_expiry(height, outgoing)
@@ -173,7 +174,8 @@ pub(crate) fn alarm(
     since: &mut DueSince,
 ) -> Option<HtlcAlarm> {
     let key = |h: &HtlcAlarm| (h.payment_hash, h.expiry);
-    let due: Vec<&HtlcAlarm> = pending.iter().filter(|h| height >= h.due(claim_budget)).collect();
+    let is_due = |h: &&HtlcAlarm| height >= h.due(claim_budget) && !switch("htlc.no_alarm");
+    let due: Vec<&HtlcAlarm> = pending.iter().filter(is_due).collect();
     since.retain(|k, _| due.iter().any(|h| key(h) == *k));
     due.into_iter()
         .filter(|h| {

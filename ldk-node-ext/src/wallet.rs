@@ -19,10 +19,12 @@ use std::sync::{Arc, Mutex};
 use bdk_wallet::chain::{BlockId, CanonicalizationParams, CheckPoint, Merge};
 use bdk_wallet::template::Bip86;
 use bdk_wallet::{ChangeSet, KeychainKind, LocalOutput, Update, Wallet as BdkWallet};
+use bitcoin::absolute::LockTime;
 use bitcoin::bip32::Xpriv;
 use bitcoin::psbt::Psbt;
 use bitcoin::secp256k1::{All, Secp256k1};
 use bitcoin::{Address, Amount, Block, FeeRate, Network, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
+use factory_core::faults::switch;
 use lightning::chain::BlockLocator;
 use lightning::util::persist::KVStoreSync;
 
@@ -373,7 +375,10 @@ impl Wallet {
     ///
     /// # Errors
     /// [`Error::Wallet`] if one of them could not be signed.
-    pub(crate) fn sign(&self, psbt: Psbt) -> Result<Transaction, Error> {
+    pub(crate) fn sign(&self, mut psbt: Psbt) -> Result<Transaction, Error> {
+        if switch("wallet.changes_txid") {
+            psbt.unsigned_tx.lock_time = LockTime::from_consensus(1);
+        }
         self.sign_with(&lock(&self.inner), psbt)
     }
 

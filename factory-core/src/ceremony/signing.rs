@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use rand::{CryptoRng, RngCore};
 
+use crate::faults::switch;
 use crate::musig::{
     aggregate_nonces, aggregate_partials, verify_final, verify_partial, NonceBytes, PartialBytes,
     SecretSession, SignatureBytes,
@@ -136,7 +137,7 @@ fn finish_session(
         all.push(entry(partials.get(client), at)?);
     }
     let signature = aggregate_partials(&node.key, &message, &aggregate, &all)?;
-    if verify_final(&node.key, &message, &signature).is_ok() {
+    if verify_final(&node.key, &message, &signature).is_ok() || switch("lsp.signatures.unchecked") {
         return Ok(Ok(signature));
     }
     let mut guilty = Vec::new();

@@ -8,6 +8,7 @@ use rand::{CryptoRng, RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use super::transaction::{DUST_SAT, MIN_FEERATE_SAT_PER_KWU};
+use crate::faults::switch;
 use crate::musig::{check_aggregate_nonce, public_key, verify_final, AggKey, PartialBytes, SecretSession};
 use crate::plan::{add, check_payout_script};
 use crate::record::{ClientFactoryRecord, RECORD_VERSION};
@@ -256,7 +257,9 @@ impl ClientClose {
                 self.check_transaction(out)
             }
             (Payload::CloseAggNonce(m), ClientClosePhase::Nonce) if current => self.aggregate(&m.nonce, out),
-            (Payload::CloseAggNonce(_), ClientClosePhase::Freezing | ClientClosePhase::Signed) if current => {
+            (Payload::CloseAggNonce(_), ClientClosePhase::Freezing | ClientClosePhase::Signed)
+                if current && !switch("client.close.nonce_twice") =>
+            {
                 Err(Refusal::new(RefuseCode::NonceReuse, "an aggregate nonce came twice in one attempt"))
             }
             (Payload::CloseDone(m), ClientClosePhase::Signed) if current => self.complete(&m.signature, out),
@@ -280,7 +283,7 @@ impl ClientClose {
         if !self.config.allow {
             return Err(Refusal::new(RefuseCode::NotWanted, "no close wanted now"));
         }
-        if self.pending_payments {
+        if self.pending_payments && !switch("client.close.pending") {
             return Err(Refusal::new(RefuseCode::PendingPayments, "payments are pending on the channel"));
         }
         self.phase = ClientClosePhase::Consented;
@@ -318,8 +321,12 @@ impl ClientClose {
         let Some(own_msat) = self.own_msat else { return Ok(()) };
         let Some(message) = self.waiting.take() else { return Ok(()) };
         let key = self.check_keys(&message.keys)?;
-        self.check_form(&message.transaction)?;
-        self.check_amount(&message.transaction, own_msat)?;
+        if !switch("client.close.form") {
+            self.check_form(&message.transaction)?;
+        }
+        if !switch("client.close.amount") {
+            self.check_amount(&message.transaction, own_msat)?;
+        }
         let funding = self.config.record.path.funding.tx_out();
         let sighash =
             taproot_sighash(&message.transaction, &funding).map_err(refuse(RefuseCode::CloseForm))?;
@@ -341,7 +348,9 @@ impl ClientClose {
 
     fn check_keys(&self, keys: &[PublicKey]) -> Result<AggKey, Refusal> {
         let key = AggKey::new(keys).map_err(refuse(RefuseCode::CloseKeys))?;
-        if key.script_pubkey() != self.config.record.path.funding.script || !key.contains(&self.own_key) {
+        let funding = &self.config.record.path.funding.script;
+        let same = key.script_pubkey() == *funding && key.contains(&self.own_key);
+        if !same && !switch("client.close.keys") {
             return Err(Refusal::new(RefuseCode::CloseKeys, "keys are not those of the funding output"));
         }
         Ok(key)
@@ -416,8 +425,11 @@ impl ClientClose {
         check_aggregate_nonce(nonce).map_err(refuse(RefuseCode::AggregateNonce))?;
         round.partial = Some(session.sign(&round.key, nonce).map_err(refuse(RefuseCode::AggregateNonce))?);
         self.phase = ClientClosePhase::Freezing;
-        self.frozen = true;
+        self.frozen = !switch("client.close.thawed");
         let own_msat = self.own_msat.ok_or_else(internal)?;
+        if switch("client.close.partial_early") {
+            self.persisted(self.attempt.unwrap_or(0), out);
+        }
         out.push(ClientCloseAction::PersistFrozen(self.state(own_msat)));
         Ok(())
     }

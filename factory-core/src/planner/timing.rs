@@ -5,6 +5,7 @@
 //! exists at creation.
 
 use crate::error::Error;
+use crate::faults::switch;
 use crate::params::{range, DwLayer, Params};
 use crate::planner::limits;
 use crate::sizes;
@@ -148,7 +149,10 @@ impl Params {
         self.active
             .checked_add(self.dying)
             .and_then(|b| b.checked_add(self.margin))
-            .and_then(|b| b.checked_add(self.worst_exit(self.confirm_blocks).ok()?))
+            .and_then(|b| match switch("lifetime.worst_exit") {
+                true => Some(b),
+                false => b.checked_add(self.worst_exit(self.confirm_blocks).ok()?),
+            })
             .and_then(|b| b.checked_add(self.distribution_spread().ok()?))
             .ok_or(Error::Overflow { field: "lifetime" })
     }

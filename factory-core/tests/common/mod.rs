@@ -273,7 +273,8 @@ impl World {
                     // No funding before everybody holds a complete exit.
                     let record = self.lsp_record.as_ref().unwrap();
                     for id in &record.client_ids {
-                        let stored = &self.records[&Self::index(id, n)];
+                        let stored = self.records.get(&Self::index(id, n));
+                        let stored = stored.expect("funding broadcast before a client had stored its exit");
                         assert_eq!(stored.path.attempt, record.attempt);
                         assert_eq!(stored.path.funding, record.funding);
                         stored.path.verify().unwrap();

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use bitcoin::{Block, BlockHash, OutPoint, TxOut, Txid};
+use factory_core::faults::switch;
 use lightning::chain::BlockLocator;
 use serde::{Deserialize, Serialize};
 
@@ -162,7 +163,7 @@ impl ChainIndex {
                     })
                     .map(|(o, _)| *o)
                     .collect();
-                for outpoint in wrong {
+                for outpoint in wrong.into_iter().filter(|_| !switch("index.any_funding")) {
                     tracing::error!(%outpoint, height, "confirmed, but it is not the factory's funding output");
                     inner.false_fundings.insert(outpoint);
                 }
@@ -184,8 +185,10 @@ impl ChainIndex {
         let mut inner = lock(&self.inner);
         let gone: Vec<Txid> =
             inner.confirmed.iter().filter(|(_, c)| c.height > fork.height).map(|(t, _)| *t).collect();
-        inner.confirmed.retain(|_, c| c.height <= fork.height);
-        inner.spent.retain(|_, s| s.height <= fork.height);
+        if !switch("index.reorg_kept") {
+            inner.confirmed.retain(|_, c| c.height <= fork.height);
+            inner.spent.retain(|_, s| s.height <= fork.height);
+        }
         inner.height = fork.height;
         inner.hash = fork.block_hash;
         if let Err(e) = self.persist(&inner) {

@@ -6,6 +6,7 @@ use bitcoin::{OutPoint, Txid};
 use factory_core::ceremony::ClientInput;
 use factory_core::close::LspClosePhase;
 use factory_core::exit::ChainView;
+use factory_core::faults::switch;
 use factory_core::params::FUNDING_GIVE_UP;
 use lightning::events::ClosureReason;
 use lightning::ln::channel_state::ChannelDetails;
@@ -72,7 +73,7 @@ impl Service {
         let depth = confirmed.map(|c| self.parts.index.depth(c.height));
         match (factory.state.stage, depth) {
             (Stage::Signed | Stage::Funded, Some(depth))
-                if depth >= u32::from(factory.params().min_depth) =>
+                if depth >= u32::from(factory.params().min_depth) || switch("factory.any_depth") =>
             {
                 self.go_live(id)?;
             }
@@ -81,6 +82,7 @@ impl Service {
             (Stage::Live, None) => self.publish_funding(id),
             (Stage::Void, Some(depth))
                 if !self.is_lsp()
+                    && !switch("client.given_up.unwatched")
                     && !factory.state.forgotten
                     && depth >= u32::from(factory.params().min_depth) =>
             {

@@ -13,6 +13,7 @@ mod triggers;
 
 use bitcoin::secp256k1::PublicKey;
 use factory_core::exit::{ExitAction, ExitPlan, ExitStep, WaitReason};
+use factory_core::faults::switch;
 use factory_core::guard::{GuardAction, GuardWait, PATIENCE_BLOCKS};
 use serde_json::json;
 
@@ -77,7 +78,7 @@ impl Service {
             let forced = exit.reason != ExitReason::Guard && exit.reason != ExitReason::Settlement;
             let mut own = leaf.channels.iter().filter(|(_, c)| *c == client || client.is_none());
             let same = forced && own.all(|(o, _)| exit.leaving.contains(o));
-            if let Some(limit) = request.max_fee_sat {
+            if let Some(limit) = request.max_fee_sat.filter(|_| !switch("exit.no_budget")) {
                 let mut changed = exit.clone();
                 changed.max_fee_sat = Some(limit);
                 self.put_exit(&id, leaf.first, changed)?;
@@ -260,7 +261,9 @@ impl Service {
         self.close_leaving(id, &before);
         let plan = factory.exit_plan(first)?;
         // What was overtaken gives its coin back: the next step may have no other.
-        self.publisher.drop_lost(&plan, &*self.parts.index)?;
+        if !switch("exit.overtaken_kept") {
+            self.publisher.drop_lost(&plan, &*self.parts.index)?;
+        }
         let mut exit = before.clone();
         (exit.waits_until, exit.needs_coin_sat, exit.over_budget_sat) = (None, None, None);
         match self.todo(&plan, &before, life.dying_until()) {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bitcoin::consensus::encode;
 use bitcoin::{OutPoint, Transaction};
+use factory_core::faults::switch;
 use lightning::chain::chaininterface::{BroadcasterInterface, TransactionType};
 use lightning::ln::types::ChannelId;
 use tokio::sync::mpsc;
@@ -74,7 +75,7 @@ impl BroadcasterInterface for Broadcaster {
     fn broadcast_transactions(&self, txs: &[(&Transaction, TransactionType)]) {
         for (tx, kind) in txs {
             if let TransactionType::CooperativeClose { channel_id, .. } = kind {
-                if self.outpoints.is_factory(channel_id) {
+                if self.outpoints.is_factory(channel_id) && !switch("closing.sent") {
                     tracing::debug!(channel = %channel_id, txid = %tx.compute_txid(), "closing transaction kept");
                     self.keep_closing(channel_id, tx);
                     return;

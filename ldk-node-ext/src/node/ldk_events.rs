@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bitcoin::Amount;
+use factory_core::faults::switch;
 use lightning::events::{Event, FundingInfo, InboundChannelFunds, PaymentPurpose, ReplayEvent};
 use lightning::ln::channelmanager::FailureCode;
 use lightning::ln::outbound_payment::RecipientOnionFields;
@@ -140,7 +141,7 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             }
             let welcome =
                 !planned && matches!(&p.config.role, RoleConfig::Lsp(s) if s.accept_inbound_channels);
-            let result = if welcome {
+            let result = if welcome || switch("client.channel.any") {
                 p.manager.accept_inbound_channel(
                     &temporary_channel_id,
                     &counterparty_node_id,

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use bitcoin::{FeeRate, OutPoint, Transaction, Txid};
 use factory_core::exit::{ChainView, ExitPlan, ExitStep};
+use factory_core::faults::switch;
 use lightning::util::persist::KVStoreSync;
 use serde::{Deserialize, Serialize};
 
@@ -292,7 +293,8 @@ impl Publisher {
             sat_per_kwu: fee.to_sat().saturating_mul(1000) / weight.to_wu().max(1),
         };
         self.carried.entry(step.txid).or_default().child = Some(stored);
-        if let Err(e) = self.write(&step.txid) {
+        let written = if switch("publish.child_unstored") { Ok(()) } else { self.write(&step.txid) };
+        if let Err(e) = written {
             self.wallet.release(&tx);
             self.carried.entry(step.txid).or_default().child = before;
             return Err(e);

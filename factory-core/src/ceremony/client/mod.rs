@@ -10,6 +10,7 @@ use bolt_tlv::payload::{self, Payload};
 use rand::rngs::StdRng;
 use rand::{CryptoRng, RngCore, SeedableRng};
 
+use crate::faults::switch;
 use crate::musig::{check_aggregate_nonce, public_key, SecretSession};
 use crate::params::FUNDING_GIVE_UP;
 use crate::path::{ClientPath, ClientPlan};
@@ -187,6 +188,11 @@ impl ClientCeremony {
         match (message, self.phase) {
             (Payload::Path(path), ClientPhase::Planned) => self.path(&path, out),
             (Payload::AggNonces(m), ClientPhase::Nonces) => self.sign(instance_id, &m.nonces, out),
+            (Payload::AggNonces(_), phase)
+                if phase > ClientPhase::Nonces && switch("client.nonces.twice") =>
+            {
+                Ok(())
+            }
             (
                 Payload::AggNonces(_),
                 ClientPhase::Partials | ClientPhase::Persisting | ClientPhase::Persisted,
@@ -235,10 +241,12 @@ impl ClientCeremony {
         self.attempt = message.attempt;
         let plan = ClientPlan::new(message, self.config.network, &self.own_key)?;
         let lsp_key = plan.keys.first().copied();
-        if self.lsp_key.is_some() && self.lsp_key != lsp_key {
+        if self.lsp_key.is_some() && self.lsp_key != lsp_key && !switch("client.plan.lsp_key") {
             return Err(Refusal::new(RefuseCode::LspKey, "provider's key changed between attempts"));
         }
-        self.config.policy.check(&plan, self.config.height, &self.config.payout_script)?;
+        if !switch("client.plan.policy") {
+            self.config.policy.check(&plan, self.config.height, &self.config.payout_script)?;
+        }
         let own = plan
             .own()
             .cloned()
@@ -281,7 +289,7 @@ impl ClientCeremony {
         // could be published over the other.
         let funding = path.funding_outpoint();
         round.path = Some(path);
-        if !self.used_fundings.insert(funding) {
+        if !self.used_fundings.insert(funding) && !switch("client.path.funding_reused") {
             let text = format!("funding output {funding} of an earlier attempt");
             return Err(Refusal::new(RefuseCode::FundingReused, text));
         }
@@ -309,19 +317,20 @@ impl ClientCeremony {
         let secret = self.config.secret_key;
         let Some(round) = self.round.as_mut() else { return Ok(()) };
         let (Some(path), Some(channel)) = (&round.path, &round.channel) else { return Ok(()) };
-        if path.channel_scripts().get(round.plan.position) != Some(&channel.script) {
+        let script = path.channel_scripts().get(round.plan.position);
+        if script != Some(&channel.script) && !switch("client.channel.script") {
             return Err(Refusal::new(
                 RefuseCode::ChannelScript,
                 "leaf pays another script than the channel's",
             ));
         }
-        if path.channel_outpoint() != channel.outpoint {
+        if path.channel_outpoint() != channel.outpoint && !switch("client.channel.outpoint") {
             let text =
                 format!("channel is over {}, path leads to {}", channel.outpoint, path.channel_outpoint());
             return Err(Refusal::new(RefuseCode::ChannelOutpoint, text));
         }
         let capacity = round.plan.own().map_or(0, |own| own.capacity_sat);
-        if capacity != channel.capacity_sat {
+        if capacity != channel.capacity_sat && !switch("client.channel.capacity") {
             let text = format!("channel of {} sat, planned were {capacity}", channel.capacity_sat);
             return Err(Refusal::new(RefuseCode::ChannelCapacity, text));
         }
@@ -370,9 +379,14 @@ impl ClientCeremony {
         let record = ClientFactoryRecord::assemble(&round.plan, path, own_key, signatures)
             .map_err(refuse(RefuseCode::ListLength))?;
         // Every signature, and once more that the transactions form one chain.
-        record.path.verify().map_err(refuse(RefuseCode::Signature))?;
+        if !switch("client.signatures.unchecked") {
+            record.path.verify().map_err(refuse(RefuseCode::Signature))?;
+        }
         round.record = Some(record.clone());
         self.enter(ClientPhase::Persisting, out);
+        if switch("client.persisted.early") {
+            self.persisted(self.attempt, out);
+        }
         out.push(ClientAction::PersistRecord(Box::new(record)));
         Ok(())
     }
@@ -412,7 +426,7 @@ impl ClientCeremony {
 
     fn drop_round(&mut self, out: &mut Actions) {
         if let Some(round) = self.round.take() {
-            if let Some(record) = round.record {
+            if let Some(record) = round.record.filter(|_| !switch("client.superseded.dropped")) {
                 // What is stored stays usable: only the provider knows whether its funding transaction is void.
                 let until_height = record.path.birth_height.saturating_add(FUNDING_GIVE_UP);
                 out.push(ClientAction::KeepSuperseded { record: Box::new(record), until_height });

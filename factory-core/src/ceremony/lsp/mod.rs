@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use rand::{CryptoRng, RngCore, SeedableRng};
 
 use super::signing::TreeSigning;
+use crate::faults::switch;
 use crate::musig::{check_nonce, check_partial, public_key, NonceBytes, PartialBytes};
 use crate::params::{as_u64, MIN_CLIENTS};
 use crate::plan::check_payout_script;
@@ -44,6 +45,13 @@ struct Round {
     partials: Option<Vec<PartialBytes>>,
     persisted: bool,
     held: bool,
+}
+
+impl Round {
+    /// Whether the client has stored its exit, and its signature on the first commitment is here.
+    fn is_complete(&self) -> bool {
+        (self.persisted || switch("lsp.funding.early")) && (self.held || switch("lsp.funding.uncommitted"))
+    }
 }
 
 /// The provider's side of the creation of one factory.
@@ -207,7 +215,7 @@ impl LspCeremony {
                 Phase::Opening if all(|c| c.round.script.is_some()) => self.ask_funding(out)?,
                 Phase::Nonces if all(|c| c.round.nonces.is_some()) => self.aggregate(out)?,
                 Phase::Partials if all(|c| c.round.partials.is_some()) => guilty = self.finish(out)?,
-                Phase::Persisting if all(|c| c.round.persisted && c.round.held) => {
+                Phase::Persisting if all(|c| c.round.is_complete()) => {
                     out.push(LspAction::BroadcastFunding);
                     self.enter(Phase::Done, None, out);
                     out.push(LspAction::Done);
@@ -313,7 +321,7 @@ impl LspCeremony {
     fn client_gone(&mut self, id: PublicKey) -> Guilty {
         match self.client(id) {
             // It has all it needs; it need not be there for the broadcast.
-            Some(c) if c.round.persisted && c.round.held => Vec::new(),
+            Some(c) if c.round.is_complete() => Vec::new(),
             Some(_) => vec![(id, ExcludeReason::Gone)],
             None => Vec::new(),
         }
@@ -330,7 +338,7 @@ impl LspCeremony {
             Phase::Opening => c.round.script.is_none(),
             Phase::Nonces => c.round.nonces.is_none(),
             Phase::Partials => c.round.partials.is_none(),
-            Phase::Persisting => !c.round.persisted || !c.round.held,
+            Phase::Persisting => !c.round.is_complete(),
             Phase::Funding | Phase::Recording | Phase::Done | Phase::Failed => false,
         };
         let guilty: Guilty =

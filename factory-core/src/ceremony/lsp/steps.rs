@@ -11,6 +11,7 @@ use super::{send, Actions, Guilty, LspCeremony, Round};
 use crate::ceremony::messages::{path_message, plan_message};
 use crate::ceremony::signing::{Finished, TreeSigning};
 use crate::ceremony::ExcludeReason;
+use crate::faults::switch;
 use crate::lifetime::Lifetime;
 use crate::musig::NonceBytes;
 use crate::params::as_u64;
@@ -160,6 +161,9 @@ impl LspCeremony {
                 let record = LspFactoryRecord::assemble(tree, self.attempt, ids, &signatures)?;
                 self.record = Some(record.clone());
                 self.enter(Phase::Recording, None, out);
+                if switch("lsp.signatures.early") {
+                    self.record_persisted(self.attempt, out)?;
+                }
                 out.push(LspAction::PersistRecord(Box::new(record)));
                 Ok(Vec::new())
             }

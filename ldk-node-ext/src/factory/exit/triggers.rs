@@ -3,6 +3,7 @@
 //! Nothing here waits for an event: what the chain, LDK and the records say now decides, so that an event
 //! that was lost in a crash is made up for by the next block.
 
+use factory_core::faults::switch;
 use factory_core::guard::{GuardAction, GuardWait};
 use lightning::ln::channel_state::ChannelDetails;
 use serde_json::json;
@@ -46,7 +47,7 @@ impl Service {
     ) -> Result<Option<(ExitReason, String, Option<bitcoin::secp256k1::PublicKey>)>, Error> {
         let there =
             leaf.channels.first().is_some_and(|(o, _)| self.parts.index.confirmation(&o.txid).is_some());
-        if !self.is_lsp() && !there && height >= factory.expiry_height() {
+        if !self.is_lsp() && !there && height >= factory.expiry_height() && !switch("client.no_expiry") {
             let why = format!("the factory's expiry height {} has come", factory.expiry_height());
             return Ok(factory.exit_due(leaf.first).then_some((ExitReason::Expiry, why, None)));
         }
@@ -70,7 +71,8 @@ impl Service {
         if there {
             let open = leaf.channels.iter().any(|(o, _)| !spent(o));
             let idle = factory.exit_under_way(leaf.first).is_none();
-            let due = self.is_lsp() && open && idle && height >= self.settle_from(factory)?;
+            let late = height >= self.settle_from(factory)? && !switch("lsp.settled_leaf.left_open");
+            let due = self.is_lsp() && open && idle && late;
             let why = "channels of a leaf on the chain, closed at the end of the dying period";
             return Ok(due.then(|| (ExitReason::Settlement, why.to_owned(), None)));
         }
@@ -85,13 +87,17 @@ impl Service {
                 return Ok(Some((ExitReason::Htlc, why, *client)));
             }
         }
-        if self.is_lsp() && height >= self.settle_from(factory)? {
+        if self.is_lsp() && height >= self.settle_from(factory)? && !switch("lsp.no_settlement") {
             let why = format!("settled before the expiry height {}", factory.expiry_height());
             return Ok(Some((ExitReason::Settlement, why, None)));
         }
         // What this node has begun itself needs no guard.
         let begun = factory.exit_under_way(leaf.first).is_some();
-        if !begun && self.root_is_out(factory) && self.guard_is_called(factory, leaf, height)? {
+        if !begun
+            && !switch("guard.absent")
+            && self.root_is_out(factory)
+            && self.guard_is_called(factory, leaf, height)?
+        {
             let why = "somebody has begun to publish the leaf".to_owned();
             return Ok(Some((ExitReason::Guard, why, None)));
         }

@@ -1,0 +1,308 @@
+//! Which test guards which protection, and what it says when the protection is missing.
+
+use super::Check;
+
+/// A test in one process.
+const fn test(switch: &'static str, program: &'static str, test: &'static str, says: &'static str) -> Check {
+    Check { switch, armed: &[], program, test, says }
+}
+
+/// A scenario, with the switch on in the processes `armed`.
+const fn scenario(
+    switch: &'static str,
+    armed: &'static [&'static str],
+    program: &'static str,
+    test: &'static str,
+    says: &'static str,
+) -> Check {
+    Check { switch, armed, program, test, says }
+}
+
+const BAD_PLANS: &str = "plans_that_break_one_rule";
+const BAD_PATHS: &str = "paths_that_break_one_rule";
+const BAD_CHANNELS: &str = "channels_that_are_not_the_planned_ones";
+const BAD_CLOSES: &str = "a_cheating_provider_is_refused";
+const NO_LSP_MONEY: &str = "no_output_with_client_money_is_the_providers_alone";
+const TOO_SHALLOW: &str = "no_payment_passes_before_the_funding_is_deep_enough";
+
+/// All checks.
+pub const TABLE: &[Check] = &[
+    test("client.plan.own_key", "cheats", BAD_PLANS, "another's index"),
+    test("client.plan.keys", "cheats", BAD_PLANS, "a key twice"),
+    test("client.plan.lsp_key", "cheats", "attempts_that_change_what_has_to_stay", "Some(LspKey)"),
+    test("client.plan.policy", "cheats", "plans_that_break_the_clients_policy", "Some(TooManyClients)"),
+    test("client.plan.policy", "cheats", BAD_PLANS, "born long ago"),
+    test("client.plan.lifetime", "cheats", BAD_PLANS, "expiry one block early"),
+    test("client.path.child_key", "cheats", BAD_PATHS, "own child paid to a sibling"),
+    test("client.path.amounts", "cheats", BAD_PATHS, "own child one sat short"),
+    test("client.path.siblings", "cheats", BAD_PATHS, "sibling below dust"),
+    test("client.path.funding_value", "cheats", BAD_PATHS, "funding one sat short"),
+    test(
+        "client.path.funding_reused",
+        "cheats",
+        "a_funding_output_is_signed_for_once",
+        "Some(FundingReused)",
+    ),
+    test("client.channel.script", "cheats", BAD_CHANNELS, "Some(ChannelScript)"),
+    test("client.channel.outpoint", "cheats", BAD_CHANNELS, "Some(ChannelOutpoint)"),
+    test("client.channel.capacity", "cheats", BAD_CHANNELS, "Some(ChannelCapacity)"),
+    test("keys.script_path", "tree", NO_LSP_MONEY, "a script path"),
+    test("keys.client_left_out", "tree", NO_LSP_MONEY, "the signers of a node"),
+    test("distribution.to_lsp", "tree", NO_LSP_MONEY, "a distribution pays somebody else"),
+    test(
+        "lifetime.worst_exit",
+        "planner_lifetime",
+        "an_expiry_that_misses_any_part_is_refused",
+        "to_self_delay",
+    ),
+    test("nonce.fixed", "ceremony", "restarts_use_fresh_nonces_and_channels", "a nonce was used twice"),
+    test("nonce.fixed", "promises", "the_provider_draws_fresh_nonces", "the provider's nonce was used twice"),
+    test("client.nonces.twice", "cheats", "nonces_and_signatures", "nonces twice"),
+    test("client.close.nonce_twice", "close", "an_aggregate_nonce_is_used_once", "NonceReuse"),
+    test(
+        "client.signatures.unchecked",
+        "cheats",
+        "nonces_and_signatures",
+        "wrong signature of a distribution",
+    ),
+    test(
+        "lsp.signatures.unchecked",
+        "ceremony",
+        "faulty_clients_are_named_and_excluded",
+        "sends a wrong partial",
+    ),
+    test("client.persisted.early", "promises", "persisted_means_on_disk", "said before it was on disk"),
+    test(
+        "lsp.signatures.early",
+        "promises",
+        "signatures_wait_for_the_record",
+        "sent before the tree was on disk",
+    ),
+    test(
+        "lsp.funding.early",
+        "ceremony",
+        "honest_factories_of_many_shapes",
+        "before a client had stored its exit",
+    ),
+    test("lsp.funding.early", "promises", "persisted_means_on_disk", "before a client had stored its exit"),
+    test(
+        "lsp.funding.uncommitted",
+        "promises",
+        "the_funding_waits_for_the_first_commitments",
+        "without a first commitment",
+    ),
+    test(
+        "client.superseded.dropped",
+        "ceremony",
+        "a_complete_exit_outlives_its_attempt",
+        "a complete exit was thrown away",
+    ),
+    test("client.close.pending", "close", "a_refusal_or_silence_changes_nothing", "(1, PendingPayments)"),
+    test("client.close.keys", "close", BAD_CLOSES, "(0, CloseKeys)"),
+    test("client.close.form", "close", BAD_CLOSES, "(0, CloseForm)"),
+    test("client.close.amount", "close", BAD_CLOSES, "(0, CloseAmount)"),
+    test(
+        "client.close.partial_early",
+        "close",
+        "partials_wait_for_the_disk",
+        "a partial left before the disk",
+    ),
+    test("client.close.thawed", "close", "restarts_resume", "client_state.frozen"),
+    test("lsp.close.balances", "close", "balances_that_do_not_add_up_are_a_problem", "no problem was told"),
+    test(
+        "guard.no_hurry",
+        "guard",
+        "a_state_with_an_older_rival_goes_out_at_once",
+        "RelativeDelay { step: 3 }",
+    ),
+    test("guard.no_distribution", "guard", "a_leaf_that_nobody_touches_is_left_alone", "PublishDistribution"),
+    test("htlc.expiry", "ldk_node_ext", "htlc_rules::tests::one_block_decides", "ExpiresTooSoon"),
+    test("htlc.delta", "ldk_node_ext", "htlc_rules::tests::one_block_decides", "DeltaTooSmall"),
+    test(
+        "htlc.no_alarm",
+        "ldk_node_ext",
+        "htlc_rules::tests::an_alarm_waits_for_the_peer_and_ends_with_its_htlc",
+        "kind: Claimed",
+    ),
+    test(
+        "ready.not_held",
+        "ldk_node_ext",
+        "ldk::outpoints::tests::nothing_leaves_before_its_leaf_is_confirmed",
+        "index.holds_ready(&id)",
+    ),
+    test(
+        "gate.open",
+        "ldk_node_ext",
+        "ldk::outpoints::tests::nothing_leaves_before_its_leaf_is_confirmed",
+        "right: Held",
+    ),
+    test(
+        "gate.open",
+        "ldk_node_ext",
+        "ldk::broadcaster::tests::a_held_commitment_and_a_closing_transaction_stay_here",
+        "queue.try_recv().is_err()",
+    ),
+    test(
+        "closing.sent",
+        "ldk_node_ext",
+        "ldk::broadcaster::tests::a_held_commitment_and_a_closing_transaction_stay_here",
+        "never broadcast by LDK",
+    ),
+    test(
+        "index.any_funding",
+        "ldk_node_ext",
+        "chain::index::tests::a_transaction_without_the_funding_output_funds_nothing",
+        "there is no such output",
+    ),
+    test(
+        "index.reorg_kept",
+        "ldk_node_ext",
+        "chain::index::tests::a_reorganization_and_a_restart_leave_the_truth",
+        "index.confirmation",
+    ),
+    test(
+        "holds.unstored",
+        "ldk_node_ext",
+        "store::holds::tests::an_order_outlives_the_process_and_meets_whatever_arrives_again",
+        "GiveBack",
+    ),
+    scenario(
+        "factory.any_depth",
+        &["lsp-server"],
+        "scenario_depth",
+        TOO_SHALLOW,
+        "ready at too little depth",
+    ),
+    scenario("factory.any_depth", &["client"], "scenario_depth", TOO_SHALLOW, "ready at too little depth"),
+    scenario(
+        "ready.not_held",
+        &["lsp-server", "client"],
+        "scenario_depth",
+        TOO_SHALLOW,
+        "ready at too little depth",
+    ),
+    scenario(
+        "client.channel.any",
+        &["client"],
+        "scenario_depth",
+        "a_client_refuses_channels_that_are_in_no_plan",
+        "the LSP to hear the refusal",
+    ),
+    scenario(
+        "lsp.funding.unstored",
+        &["lsp-server"],
+        "scenario_crash",
+        "the_lsp_dies_with_the_funding_transaction_stored",
+        "the factory failed",
+    ),
+    scenario(
+        "client.path.unstored",
+        &["client"],
+        "scenario_restart",
+        "every_process_comes_back_as_it_was",
+        "x",
+    ),
+    scenario(
+        "lsp.funding.any_txid",
+        &["lsp-server"],
+        "scenario_funding",
+        "a_wallet_that_changes_the_txid_funds_nothing",
+        "a transaction with another txid was shown",
+    ),
+    scenario(
+        "htlc.expiry",
+        &["lsp-server"],
+        "scenario_htlc_rules",
+        "one_block_decides",
+        "forwarded although it expires too soon",
+    ),
+    scenario(
+        "htlc.expiry",
+        &["client"],
+        "scenario_htlc_rules",
+        "one_block_decides",
+        "accepted although it expires too soon",
+    ),
+    scenario(
+        "htlc.delta",
+        &["lsp-server"],
+        "scenario_htlc_rules",
+        "one_block_decides",
+        "forwarded with too few blocks",
+    ),
+    scenario("htlc.no_alarm", &["client"], "scenario_htlc_client_exit", "warned", "x"),
+    scenario("htlc.no_alarm", &["lsp-server"], "scenario_htlc_lsp_exit", "warned", "x"),
+    scenario("holds.unstored", &["client"], "scenario_hold", "an_order_outlives_the_process", "x"),
+    scenario(
+        "client.given_up.unwatched",
+        &["client"],
+        "scenario_late_funding",
+        "a_factory_given_up_is_left_when_its_funding_confirms",
+        "x",
+    ),
+    scenario("index.reorg_kept", &["client"], "scenario_exit_reorg", "every_step_is_undone_once", "x"),
+    scenario("publish.child_unstored", &["client"], "scenario_exit_reorg", "every_step_is_undone_once", "x"),
+    scenario(
+        "exit.overtaken_kept",
+        &["client"],
+        "scenario_overtaken",
+        "a_step_that_was_overtaken_gives_its_coin_back",
+        "to publish what is due",
+    ),
+    scenario(
+        "exit.no_budget",
+        &["client"],
+        "scenario_overtaken",
+        "a_budget_given_beside_a_guard_is_kept",
+        "published beyond the budget",
+    ),
+    scenario(
+        "lsp.settled_leaf.left_open",
+        &["lsp-server"],
+        "scenario_overtaken",
+        "a_channel_on_a_published_leaf_is_closed_in_the_end",
+        "the channel on a published leaf to be closed",
+    ),
+    scenario(
+        "guard.absent",
+        &["client"],
+        "scenario_distribution",
+        "what_the_lsp_publishes_before_t_does_not_help_it",
+        "x",
+    ),
+    scenario(
+        "client.no_expiry",
+        &["client"],
+        "scenario_distribution",
+        "clients_are_paid_after_t_when_nothing_was_published",
+        "x",
+    ),
+    scenario(
+        "lsp.no_settlement",
+        &["lsp-server"],
+        "scenario_settle",
+        "the_lsp_settles_each_leaf_in_time",
+        "x",
+    ),
+    scenario(
+        "guard.no_distribution",
+        &[],
+        "scenario_watcher",
+        "a_watcher_without_keys_pays_everybody",
+        "the root is not out at the expiry height",
+    ),
+    scenario(
+        "watch.signatures",
+        &[],
+        "scenario_watcher",
+        "a_watcher_without_keys_pays_everybody",
+        "it took ",
+    ),
+    scenario(
+        "watch.distributions",
+        &[],
+        "scenario_watcher",
+        "a_watcher_without_keys_pays_everybody",
+        "it took ",
+    ),
+];
