@@ -29,6 +29,11 @@ fn check_shut(world: &World, id: &str) -> Result<()> {
             assert_eq!(channel.local_msat, CAPACITY * 500, "half of it on each side");
         }
     }
+    // Either side alone keeps the channel shut; each has to, for it cannot know that the other one does.
+    for daemon in [&*world.lsp, &**world.client(0)?, &**world.client(1)?] {
+        let state = daemon.factory(id)?.state;
+        assert_ne!(state, "active", "{} calls it active at too little depth", daemon.name());
+    }
     let (first, second) = (world.client(0)?, world.client(1)?);
     for (payer, payee) in [(&**first, &**second), (&*world.lsp, &**first), (&**second, &*world.lsp)] {
         let payment = payer.pay(&payee.invoice(1_000_000, "too early")?.invoice)?;
@@ -84,6 +89,7 @@ fn a_client_refuses_channels_that_are_in_no_plan() -> Result<()> {
     let request = json!({ "node_id": client.node_id(), "capacity_sat": 500_000 });
     world.lsp.api()?.post::<serde_json::Value>("/v1/channels", &request)?;
     wait::until("the LSP to hear the refusal", PATIENCE, || {
+        assert_eq!(client.channels()?, [], "a channel of no plan was accepted");
         let events: serde_json::Value = world.lsp.api()?.get("/v1/events?after=0")?;
         let list = events["events"].as_array().cloned().unwrap_or_default();
         let refused =

@@ -4,6 +4,10 @@
 /// Name of the switch, the invariant of the design that stands without protection then, and what is left out.
 pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     // What a client checks before it signs a tree.
+    ("client.plan.network", 1, "a plan is for the client's own chain"),
+    ("client.plan.params", 7, "the protocol's rules for parameters, at the client"),
+    ("client.plan.channel_id", 4, "every attempt has a channel of its own"),
+    ("client.plan.stock", 1, "a leaf's stock is a valid output"),
     ("client.plan.own_key", 1, "a client's own key stands at its index, once"),
     ("client.plan.keys", 1, "no key stands twice in a plan"),
     ("client.plan.lsp_key", 1, "the LSP's key is the same in all attempts"),
@@ -22,7 +26,12 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("keys.script_path", 1, "an output key has no script path"),
     ("keys.client_left_out", 1, "a node's key is that of all clients below and the LSP"),
     ("distribution.to_lsp", 15, "a distribution pays the clients"),
-    ("lifetime.worst_exit", 7, "T covers the worst exit"),
+    ("lifetime.worst_exit", 7, "the worst exit counts the delay of the commitment"),
+    // What the LSP checks of a client.
+    ("lsp.accept.key", 1, "no client takes the key of somebody else"),
+    ("lsp.accept.script", 15, "a client's payout script is a standard one"),
+    ("lsp.nonces.unchecked", 2, "a client's nonces parse"),
+    ("lsp.partials.unchecked", 2, "a client's partial signatures parse"),
     // Nonces.
     ("nonce.fixed", 4, "every nonce is drawn afresh"),
     ("client.nonces.twice", 4, "a second set of aggregate nonces is refused"),

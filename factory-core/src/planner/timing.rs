@@ -40,7 +40,10 @@ impl Params {
             .checked_add(1)
             .and_then(|txs| txs.checked_mul(confirm_blocks.into()))
             .and_then(|b| b.checked_add(self.path_delay()))
-            .and_then(|b| b.checked_add(self.to_self_delay.into()))
+            .and_then(|b| match switch("lifetime.worst_exit") {
+                true => Some(b),
+                false => b.checked_add(self.to_self_delay.into()),
+            })
             .and_then(|b| b.checked_add(self.reorg_margin.into()))
             .ok_or(overflow)
     }
@@ -149,10 +152,7 @@ impl Params {
         self.active
             .checked_add(self.dying)
             .and_then(|b| b.checked_add(self.margin))
-            .and_then(|b| match switch("lifetime.worst_exit") {
-                true => Some(b),
-                false => b.checked_add(self.worst_exit(self.confirm_blocks).ok()?),
-            })
+            .and_then(|b| b.checked_add(self.worst_exit(self.confirm_blocks).ok()?))
             .and_then(|b| b.checked_add(self.distribution_spread().ok()?))
             .ok_or(Error::Overflow { field: "lifetime" })
     }

@@ -277,7 +277,7 @@ impl World {
                         let stored = stored.expect("funding broadcast before a client had stored its exit");
                         assert_eq!(stored.path.attempt, record.attempt);
                         assert_eq!(stored.path.funding, record.funding);
-                        stored.path.verify().unwrap();
+                        stored.path.verify().expect("a client stored an exit that is not signed");
                     }
                     let tx = self.built.clone().unwrap();
                     assert_eq!(record.funding.outpoint, OutPoint::new(tx.compute_txid(), 1));

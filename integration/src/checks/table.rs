@@ -21,12 +21,21 @@ const fn scenario(
 const BAD_PLANS: &str = "plans_that_break_one_rule";
 const BAD_PATHS: &str = "paths_that_break_one_rule";
 const BAD_CHANNELS: &str = "channels_that_are_not_the_planned_ones";
+const BAD_CLIENTS: &str = "faulty_clients_are_named_and_excluded";
 const BAD_CLOSES: &str = "a_cheating_provider_is_refused";
 const NO_LSP_MONEY: &str = "no_output_with_client_money_is_the_providers_alone";
 const TOO_SHALLOW: &str = "no_payment_passes_before_the_funding_is_deep_enough";
 
 /// All checks.
 pub const TABLE: &[Check] = &[
+    test("client.plan.network", "cheats", BAD_PLANS, "Some(Network)"),
+    test("client.plan.params", "cheats", BAD_PLANS, "zero step"),
+    test("client.plan.stock", "cheats", BAD_PLANS, "dust stock"),
+    test("client.plan.channel_id", "cheats", "attempts_that_change_what_has_to_stay", "Some(ChannelId)"),
+    test("lsp.accept.key", "ceremony", BAD_CLIENTS, "takes the provider's key"),
+    test("lsp.accept.script", "ceremony", BAD_CLIENTS, "gives an odd payout script"),
+    test("lsp.nonces.unchecked", "ceremony", BAD_CLIENTS, "sends a nonce that is no point"),
+    test("lsp.partials.unchecked", "ceremony", BAD_CLIENTS, "sends a partial above the group order"),
     test("client.plan.own_key", "cheats", BAD_PLANS, "another's index"),
     test("client.plan.keys", "cheats", BAD_PLANS, "a key twice"),
     test("client.plan.lsp_key", "cheats", "attempts_that_change_what_has_to_stay", "Some(LspKey)"),
@@ -63,14 +72,9 @@ pub const TABLE: &[Check] = &[
         "client.signatures.unchecked",
         "cheats",
         "nonces_and_signatures",
-        "wrong signature of a distribution",
+        "a client stored an exit that is not signed",
     ),
-    test(
-        "lsp.signatures.unchecked",
-        "ceremony",
-        "faulty_clients_are_named_and_excluded",
-        "sends a wrong partial",
-    ),
+    test("lsp.signatures.unchecked", "ceremony", BAD_CLIENTS, "sends a wrong partial"),
     test("client.persisted.early", "promises", "persisted_means_on_disk", "said before it was on disk"),
     test(
         "lsp.signatures.early",
@@ -164,16 +168,29 @@ pub const TABLE: &[Check] = &[
         "holds.unstored",
         "ldk_node_ext",
         "store::holds::tests::an_order_outlives_the_process_and_meets_whatever_arrives_again",
-        "GiveBack",
+        "the order is not on disk",
     ),
     scenario(
         "factory.any_depth",
         &["lsp-server"],
         "scenario_depth",
         TOO_SHALLOW,
+        "lsp-server calls it active at too little depth",
+    ),
+    scenario(
+        "factory.any_depth",
+        &["client"],
+        "scenario_depth",
+        TOO_SHALLOW,
+        "client-0 calls it active at too little depth",
+    ),
+    scenario(
+        "factory.any_depth",
+        &["lsp-server", "client"],
+        "scenario_depth",
+        TOO_SHALLOW,
         "ready at too little depth",
     ),
-    scenario("factory.any_depth", &["client"], "scenario_depth", TOO_SHALLOW, "ready at too little depth"),
     scenario(
         "ready.not_held",
         &["lsp-server", "client"],
@@ -186,7 +203,7 @@ pub const TABLE: &[Check] = &[
         &["client"],
         "scenario_depth",
         "a_client_refuses_channels_that_are_in_no_plan",
-        "the LSP to hear the refusal",
+        "a channel of no plan was accepted",
     ),
     scenario(
         "lsp.funding.unstored",
@@ -198,9 +215,9 @@ pub const TABLE: &[Check] = &[
     scenario(
         "client.path.unstored",
         &["client"],
-        "scenario_restart",
-        "every_process_comes_back_as_it_was",
-        "x",
+        "scenario_funding",
+        "a_client_that_dies_keeps_the_path_that_it_has_stored",
+        "the path is lost",
     ),
     scenario(
         "lsp.funding.any_txid",
@@ -230,18 +247,30 @@ pub const TABLE: &[Check] = &[
         "one_block_decides",
         "forwarded with too few blocks",
     ),
-    scenario("htlc.no_alarm", &["client"], "scenario_htlc_client_exit", "warned", "x"),
-    scenario("htlc.no_alarm", &["lsp-server"], "scenario_htlc_lsp_exit", "warned", "x"),
-    scenario("holds.unstored", &["client"], "scenario_hold", "an_order_outlives_the_process", "x"),
+    scenario("htlc.no_alarm", &["client"], "scenario_htlc_client_exit", "warned", "TO BE SEEN"),
+    scenario("htlc.no_alarm", &["lsp-server"], "scenario_htlc_lsp_exit", "warned", "TO BE SEEN"),
+    scenario("holds.unstored", &["client"], "scenario_hold", "an_order_outlives_the_process", "TO BE SEEN"),
     scenario(
         "client.given_up.unwatched",
         &["client"],
         "scenario_late_funding",
         "a_factory_given_up_is_left_when_its_funding_confirms",
-        "x",
+        "TO BE SEEN",
     ),
-    scenario("index.reorg_kept", &["client"], "scenario_exit_reorg", "every_step_is_undone_once", "x"),
-    scenario("publish.child_unstored", &["client"], "scenario_exit_reorg", "every_step_is_undone_once", "x"),
+    scenario(
+        "index.reorg_kept",
+        &["client"],
+        "scenario_exit_reorg",
+        "every_step_is_undone_once",
+        "TO BE SEEN",
+    ),
+    scenario(
+        "publish.child_unstored",
+        &["client"],
+        "scenario_exit_reorg",
+        "every_step_is_undone_once",
+        "TO BE SEEN",
+    ),
     scenario(
         "exit.overtaken_kept",
         &["client"],
@@ -268,21 +297,21 @@ pub const TABLE: &[Check] = &[
         &["client"],
         "scenario_distribution",
         "what_the_lsp_publishes_before_t_does_not_help_it",
-        "x",
+        "TO BE SEEN",
     ),
     scenario(
         "client.no_expiry",
         &["client"],
         "scenario_distribution",
         "clients_are_paid_after_t_when_nothing_was_published",
-        "x",
+        "TO BE SEEN",
     ),
     scenario(
         "lsp.no_settlement",
         &["lsp-server"],
         "scenario_settle",
         "the_lsp_settles_each_leaf_in_time",
-        "x",
+        "TO BE SEEN",
     ),
     scenario(
         "guard.no_distribution",

@@ -311,7 +311,8 @@ mod tests {
         assert!(matches!(holds.order_fail(&hash), Err(Error::Conflict(_))), "one order wins");
         drop(holds);
         let holds = Holds::open(Arc::clone(&store)).unwrap();
-        let [(_, state)] = holds.all().try_into().unwrap();
+        let stored = holds.all();
+        let [(_, state)] = stored.as_slice() else { panic!("the order is not on disk: {stored:?}") };
         assert_eq!(state.preimage(), Some(PREIMAGE));
         // the event again, in time and too late
         assert_eq!(holds.order_claim(&PREIMAGE, 119).unwrap(), hash);
