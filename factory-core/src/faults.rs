@@ -24,7 +24,10 @@ pub const LIST: &str = "faults";
 pub const POINTS: &[&str] = &["client.path.stored", "lsp.funding.stored"];
 
 /// Every fault switch there is, by name, with the invariant of the design that it breaks.
-pub const SWITCHES: &[(&str, &str)] = &[];
+pub const SWITCHES: &[(&str, &str)] = &[
+    ("lsp.close.withheld", "none: a hostile LSP shows a close that is signed to nobody"),
+    ("node.depth.ignored", "13: HTLCs pass over funding that a reorganisation has made too shallow"),
+];
 
 /// One entry of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
