@@ -136,12 +136,12 @@ impl Parts {
             .find(|c| c.outbound_scid_alias == asked || c.short_channel_id == asked)
             .ok_or(Refusal::NotUsable)?;
         let peer = to.counterparty.node_id;
-        let mut of_peer = channels.iter().filter(|c| c.counterparty.node_id == peer);
-        if !self.depth.suffices(&from.channel_id) || !of_peer.all(|c| self.depth.suffices(&c.channel_id)) {
+        // LDK takes whichever channel with that peer fits.
+        let of_peer = channels.iter().filter(|c| c.counterparty.node_id == peer && c.is_channel_ready);
+        let of_peer = of_peer.map(|c| &c.channel_id);
+        if !of_peer.clone().chain([&from.channel_id]).all(|c| self.depth.suffices(c)) {
             return Err(Refusal::Shallow);
         }
-        // LDK takes whichever channel with that peer fits.
-        let of_peer = channels.iter().filter(|c| c.counterparty.node_id == peer).map(|c| &c.channel_id);
         let incoming = Side { limits: self.limits(&from.channel_id), expiry: incoming_expiry };
         let outgoing =
             Side { limits: self.strictest(of_peer), expiry: htlc.outgoing_expiry.unwrap_or_default() };
