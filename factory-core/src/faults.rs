@@ -28,7 +28,10 @@ pub const LIST: &str = "faults";
 pub const POINTS: &[&str] = &["client.path.stored", "lsp.funding.stored"];
 
 /// Fault switches by name, with what they break; beside those in [`PROTECTIONS`].
-pub const SWITCHES: &[(&str, &str)] = &[];
+pub const SWITCHES: &[(&str, &str)] = &[
+    ("lsp.close.withheld", "none: a hostile LSP shows a close that is signed to nobody"),
+    ("node.depth.ignored", "13: HTLCs pass over funding that a reorganisation has made too shallow"),
+];
 
 /// The names of all switches.
 pub fn switches() -> impl Iterator<Item = &'static str> {

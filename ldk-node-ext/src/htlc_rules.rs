@@ -65,6 +65,8 @@ pub(crate) enum Refusal {
     UnknownSource,
     #[error("its outgoing channel is not usable")]
     NotUsable,
+    #[error("the funding of a factory that it passes is not deep enough in the chain")]
+    Shallow,
 }
 
 impl Refusal {
@@ -74,7 +76,7 @@ impl Refusal {
             Self::ExpiresTooSoon { expiry: has, limit }
             | Self::DeltaTooSmall { delta: has, limit }
             | Self::TooLateToHold { claim_by: has, limit } => Some((has, limit)),
-            Self::UnknownSource | Self::NotUsable => None,
+            Self::UnknownSource | Self::NotUsable | Self::Shallow => None,
         }
     }
 }

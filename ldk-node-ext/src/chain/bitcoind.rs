@@ -1,7 +1,8 @@
 //! bitcoind over JSON-RPC: what LDK's block source does not cover.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 use bitcoin::base64::prelude::{Engine, BASE64_STANDARD};
 use bitcoin::consensus::encode;
@@ -10,10 +11,18 @@ use lightning::chain::BlockLocator;
 use lightning_block_sync::rpc::{RpcClient, RpcClientError};
 use lightning_block_sync::{BlockData, BlockHeaderData, BlockSource, BlockSourceResult};
 use serde_json::{json, Value};
+use tokio::time::Instant;
 
 use crate::config::RpcAuth;
 use crate::error::Error;
-use crate::util::{read, write};
+use crate::util::{lock, read, write};
+
+/// How long a call may take. bitcoind answers within milliseconds unless it is stuck or writes its chain state to
+/// a slow disk; whoever asked tries again with the next block.
+const CALL_LIMIT: Duration = Duration::from_secs(15);
+/// After a call that got no answer the next ones fail at once for so long, so that what hangs holds up the factory
+/// service once and not once a call. Ends early when the feed of blocks, which waits patiently, hears from bitcoind.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Why a transaction was not taken.
 #[derive(Debug)]
@@ -39,6 +48,24 @@ pub(crate) struct Bitcoind {
     rpc: RwLock<(String, Arc<RpcClient>)>,
     auth: RpcAuth,
     url: String,
+    /// Until then bitcoind counts as silent.
+    silent_until: Mutex<Option<Instant>>,
+}
+
+/// Why a call failed.
+enum CallError {
+    Rpc(RpcClientError),
+    /// No answer in time, now or a moment ago.
+    Silent,
+}
+
+impl std::fmt::Display for CallError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Rpc(e) => e.fmt(f),
+            Self::Silent => f.write_str("bitcoind does not answer"),
+        }
+    }
 }
 
 fn login(auth: &RpcAuth) -> Result<String, Error> {
@@ -56,7 +83,7 @@ fn client(login: &str, url: &str) -> Arc<RpcClient> {
     Arc::new(RpcClient::new(&BASE64_STANDARD.encode(login), url.to_owned()))
 }
 
-fn rpc_error(e: RpcClientError) -> Error {
+fn rpc_error(e: CallError) -> Error {
     Error::Bitcoind(e.to_string())
 }
 
@@ -65,7 +92,7 @@ impl Bitcoind {
         let url = format!("http://{address}");
         let login = login(&auth)?;
         let rpc = client(&login, &url);
-        Ok(Self { rpc: RwLock::new((login, rpc)), auth, url })
+        Ok(Self { rpc: RwLock::new((login, rpc)), auth, url, silent_until: Mutex::new(None) })
     }
 
     fn rpc(&self) -> Arc<RpcClient> {
@@ -83,12 +110,28 @@ impl Bitcoind {
         }
     }
 
-    async fn call(&self, method: &str, params: &[Value]) -> Result<Value, RpcClientError> {
-        let answer = self.rpc().call_method::<Value>(method, params).await;
+    async fn call(&self, method: &str, params: &[Value]) -> Result<Value, CallError> {
+        if lock(&self.silent_until).is_some_and(|until| Instant::now() < until) {
+            return Err(CallError::Silent);
+        }
+        let rpc = self.rpc();
+        let Ok(answer) = tokio::time::timeout(CALL_LIMIT, rpc.call_method::<Value>(method, params)).await
+        else {
+            tracing::warn!(method, seconds = CALL_LIMIT.as_secs(), "bitcoind does not answer");
+            *lock(&self.silent_until) = Some(Instant::now() + SILENCE);
+            self.reconnect();
+            return Err(CallError::Silent);
+        };
         if matches!(answer, Err(RpcClientError::Http(_))) {
             self.renew_login();
         }
-        answer
+        answer.map_err(CallError::Rpc)
+    }
+
+    /// Leaves the connections on which an answer is outstanding: it would be taken for that of the next call.
+    fn reconnect(&self) {
+        let mut rpc = write(&self.rpc);
+        rpc.1 = client(&rpc.0, &self.url);
     }
 
     /// Checks that bitcoind is on our network and new enough for TRUC packages with 0-sat anchors.
@@ -150,7 +193,7 @@ impl Bitcoind {
         };
         match answer {
             Ok(v) => package_verdict(&v),
-            Err(RpcClientError::Rpc(e)) => {
+            Err(CallError::Rpc(RpcClientError::Rpc(e))) => {
                 // -27: already in the chain's UTXO set
                 if e.code == -27
                     || e.message.contains("txn-already-in-mempool")
@@ -189,7 +232,7 @@ impl Bitcoind {
             Ok(v) => MempoolEntry::read(&v)
                 .map(Some)
                 .ok_or_else(|| Error::Bitcoind("getmempoolentry: a field is missing".into())),
-            Err(RpcClientError::Rpc(e)) if e.code == -5 => Ok(None),
+            Err(CallError::Rpc(RpcClientError::Rpc(e))) if e.code == -5 => Ok(None),
             Err(e) => Err(rpc_error(e)),
         }
     }
@@ -246,8 +289,9 @@ impl BlockSource for Bitcoind {
 
     async fn get_best_block(&self) -> BlockSourceResult<(BlockHash, Option<u32>)> {
         let answer = self.rpc().get_best_block().await;
-        if answer.is_err() {
-            self.renew_login();
+        match answer {
+            Ok(_) => *lock(&self.silent_until) = None,
+            Err(_) => self.renew_login(),
         }
         answer
     }

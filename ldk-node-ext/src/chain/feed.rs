@@ -17,7 +17,8 @@ use super::{Bitcoind, ChainIndex, Fees};
 use crate::ldk::{ChainMonitor, ChannelManager, Outpoints, Sweeper};
 use crate::wallet::Wallet;
 
-/// Fee estimates are asked for every so many seconds.
+/// Fee estimates are asked for every so many looks at the chain, and at least once a minute.
+const FEE_LOOKS: u32 = 50;
 const FEE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The wallet's and index' share of the feed, also used to catch up at start.
@@ -131,7 +132,8 @@ impl ChainSync {
     ) {
         let poller = ChainPoller::new(Arc::clone(&self.bitcoind), self.network);
         let mut client = SpvClient::new(tip, poller, cache, &feed);
-        let mut next_fees = tokio::time::Instant::now() + FEE_INTERVAL;
+        let fee_interval = self.interval.saturating_mul(FEE_LOOKS).min(FEE_INTERVAL);
+        let mut next_fees = tokio::time::Instant::now() + fee_interval;
         loop {
             match client.poll_best_tip().await {
                 Ok((ChainTip::Common, _)) => self.synced.store(true, Ordering::Release),
@@ -148,7 +150,7 @@ impl ChainSync {
             }
             if tokio::time::Instant::now() >= next_fees {
                 self.fees.refresh(&self.bitcoind).await;
-                next_fees = tokio::time::Instant::now() + FEE_INTERVAL;
+                next_fees = tokio::time::Instant::now() + fee_interval;
             }
             tokio::select! {
                 _ = tokio::time::sleep(self.interval) => {}

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::close::Closing;
 use super::stored::{ExitReason, Factory, Signed, Stage};
 use super::Service;
-use crate::chain::ChainIndex;
+use crate::chain::{ChainIndex, Spend};
 use crate::config::RoleConfig;
 use crate::error::Error;
 use crate::ldk::InstanceId;
@@ -77,6 +77,9 @@ impl Service {
             {
                 self.go_live(id)?;
             }
+            (Stage::Funded | Stage::Live, None) if self.funding_rival(factory).is_some() => {
+                self.funding_lost(id)
+            }
             (Stage::Signed | Stage::Funded, None) => self.unconfirmed(id, height),
             // A reorganization took it off the chain.
             (Stage::Live, None) => self.publish_funding(id),
@@ -133,6 +136,30 @@ impl Service {
         }
         let why = "the funding confirmed after the factory had been given up";
         self.start_exit(id, ExitReason::LateFunding, why).await
+    }
+
+    /// A transaction that spends what the funding transaction does, as deep as is taken for final.
+    fn funding_rival(&self, factory: &Factory) -> Option<Txid> {
+        let own = factory.funding().outpoint.txid;
+        let spends = factory.funding_inputs().filter_map(|o| self.parts.index.spend(&o));
+        let rival = |s: &Spend| s.txid != own && self.parts.index.depth(s.height) >= FINAL_DEPTH;
+        spends.into_iter().find(rival).map(|s| s.txid)
+    }
+
+    /// The funding transaction was double-spent: the factory will never be. Nobody has lost what the chain ever had as
+    /// deep as the policy asks, unless a reorganisation went deeper than that.
+    fn funding_lost(&mut self, id: &InstanceId) {
+        let Some(rival) = self.factories.get(id).and_then(|f| self.funding_rival(f)) else { return };
+        let reason = format!("the funding transaction was double-spent by {rival}");
+        self.closing.remove(id);
+        if self.is_lsp() {
+            self.creating.remove(id);
+            return self.make_void(id, &reason);
+        }
+        if self.joining.as_ref().is_some_and(|j| j.id() == *id) {
+            self.joining = None;
+        }
+        self.abandon(id, &reason);
     }
 
     /// The funding transaction is not in a block yet: publish it again, or give it up in time.

@@ -353,6 +353,7 @@ impl Service {
         }
         factory.state.stage = Stage::Funded;
         factory.state.funding_tx = Some(StoredTx(tx));
+        self.parts.index.watch([], factory.funding_inputs());
         if let Err(e) = factory.store_state(&self.parts.store) {
             tracing::error!(error = %e, "factory state not stored");
         }

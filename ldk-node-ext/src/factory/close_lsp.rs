@@ -8,6 +8,7 @@ use bolt_tlv::payload::{self, Payload};
 use factory_core::close::{
     LspClose, LspCloseAction, LspCloseConfig, LspCloseInput, LspClosePhase, LspCloseState,
 };
+use factory_core::faults::switch;
 use lightning::ln::channel_state::ChannelShutdownState;
 use serde_json::json;
 use tokio::time::Instant;
@@ -29,6 +30,11 @@ const LONGEST_RETRY: Duration = Duration::from_secs(3600);
 
 fn payouts(list: Vec<(PublicKey, u64)>) -> Vec<ClosePayout> {
     list.into_iter().map(|(id, sat)| ClosePayout { node_id: id.to_string(), sat }).collect()
+}
+
+/// Whether this process plays an LSP that keeps what was signed to itself.
+fn withheld() -> bool {
+    switch("lsp.close.withheld")
 }
 
 impl Service {
@@ -208,6 +214,7 @@ impl Service {
         action: LspCloseAction,
     ) -> Result<Option<LspCloseInput>, Error> {
         match action {
+            LspCloseAction::Send { payload: Payload::CloseDone(_), .. } if withheld() => {}
             LspCloseAction::Send { client, payload } => {
                 // A client that cannot be reached is missed by the timer and asked again later.
                 self.send(client, payload);
@@ -242,6 +249,7 @@ impl Service {
                 self.settle_channels(id);
                 return Ok(Some(LspCloseInput::RecordPersisted));
             }
+            LspCloseAction::Broadcast(_) if withheld() => {}
             LspCloseAction::Broadcast(tx) => self.parts.broadcaster.send(vec![*tx], "factory close"),
             LspCloseAction::SetTimer { id: timer, seconds } => {
                 if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
@@ -336,7 +344,7 @@ impl Service {
     pub(super) fn rebroadcast_close(&self, id: &InstanceId) {
         let Some(factory) = self.factories.get(id).filter(|f| f.state.stage == Stage::Live) else { return };
         let Some(tx) = factory.state.close.as_ref().and_then(|c| c.signed.as_ref()) else { return };
-        if self.parts.index.spend(&factory.funding().outpoint).is_none() {
+        if self.parts.index.spend(&factory.funding().outpoint).is_none() && !withheld() {
             self.parts.broadcaster.send(vec![tx.0.clone()], "factory close");
         }
     }

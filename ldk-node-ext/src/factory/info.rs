@@ -106,11 +106,19 @@ impl Service {
             Stage::Live if factory.is_exiting() => FactoryState::Exiting,
             Stage::Live if factory.all_left() => FactoryState::Exited,
             Stage::Live if self.is_closing(factory) => FactoryState::Closing,
+            // A reorganisation took the funding off the chain.
+            Stage::Live if !self.is_deep(factory) => FactoryState::Confirming,
             Stage::Live => match phase {
                 Some(Phase::Active) | None => FactoryState::Active,
                 Some(_) => FactoryState::Dying,
             },
         }
+    }
+
+    /// Whether payments may pass on the factory's channels, as far as its funding goes.
+    fn is_deep(&self, factory: &Factory) -> bool {
+        let channels = factory.channel_ids().unwrap_or_default();
+        channels.iter().all(|id| self.parts.depth.suffices(id))
     }
 
     /// The confirmed spend of the funding output, if it is not the tree's root: the close.

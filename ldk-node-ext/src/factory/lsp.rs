@@ -306,6 +306,7 @@ impl Service {
                 let (attempt, instance_id) = (factory.attempt(), *id);
                 let Signed::Lsp(record) = &factory.signed else { return Vec::new() };
                 let clients = record.client_ids.clone();
+                self.parts.index.watch([], factory.funding_inputs());
                 self.parts.broadcaster.send(vec![tx.clone()], "factory funding");
                 for client in clients {
                     self.send(client, payload::Funded { instance_id, attempt, transaction: tx.clone() });

@@ -3,6 +3,7 @@
 use bitcoin::secp256k1::PublicKey;
 use bolt_tlv::payload::{self, Payload};
 use factory_core::ceremony::LspInput;
+use factory_core::params::FUNDING_GIVE_UP;
 use lightning::ln::types::ChannelId;
 use tokio::time::Instant;
 
@@ -198,7 +199,14 @@ impl Service {
 
     /// Whether a client is in a ceremony or in a factory that is alive.
     pub(super) fn is_busy(&self, client: &PublicKey) -> bool {
-        let alive = |f: &Factory| matches!(f.state.stage, Stage::Signed | Stage::Funded | Stage::Live);
+        let height = self.parts.height();
+        // One whose funding lingers the clients have given up, and may be in another.
+        let given_up = |f: &Factory| {
+            f.state.stage == Stage::Funded && height >= f.birth_height().saturating_add(FUNDING_GIVE_UP)
+        };
+        let alive = |f: &Factory| {
+            matches!(f.state.stage, Stage::Signed | Stage::Funded | Stage::Live) && !given_up(f)
+        };
         let member = |f: &Factory| match &f.signed {
             Signed::Lsp(r) => r.index_of(client).is_some() && !f.state.left.contains(client),
             Signed::Client(_) => false,

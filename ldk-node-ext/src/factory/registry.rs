@@ -86,9 +86,10 @@ pub(super) fn register(factory: &Factory, outpoints: &Outpoints, index: &ChainIn
     index.expect_output(factory.funding().outpoint, factory.funding().tx_out());
     index.watch(factory.watched_txids(), factory.watched_outpoints()?);
     let claim_budget = factory.params().claim_budget(factory.params().confirm_blocks)?;
+    let (funding, min_depth) = (factory.funding().outpoint, u32::from(factory.params().min_depth));
     for (outpoint, _) in factory.channels()? {
         let id = outpoints.insert(factory.id(), outpoint);
-        outpoints.set_claim_budget(&id, claim_budget);
+        outpoints.set_terms(&id, claim_budget, funding, min_depth);
         if matches!(factory.state.stage, Stage::Live | Stage::Closed | Stage::Exited) {
             outpoints.set_released(&id);
         }
@@ -189,11 +190,12 @@ impl Service {
     /// Marks a factory that has no confirmed funding as over.
     fn end_unfunded(&mut self, id: &InstanceId, reason: &str) -> Option<Factory> {
         let factory = self.factories.get_mut(id)?;
-        if !matches!(factory.state.stage, Stage::Signed | Stage::Funded) {
+        if !matches!(factory.state.stage, Stage::Signed | Stage::Funded | Stage::Live) {
             return None;
         }
         factory.state.stage = Stage::Void;
         factory.state.failure = Some(reason.to_owned());
+        factory.state.exits.clear();
         if let Err(e) = factory.store_state(&self.parts.store) {
             tracing::error!(error = %e, "factory state not stored");
         }
@@ -218,7 +220,7 @@ impl Service {
         }
     }
 
-    /// Ends a factory whose funding transaction was never signed (LSP).
+    /// Ends a factory whose funding transaction was never signed, or was double-spent (LSP).
     pub(super) fn make_void(&mut self, id: &InstanceId, reason: &str) {
         let Some(factory) = self.end_unfunded(id, reason) else { return };
         if let Some(tx) = &factory.state.funding_tx {

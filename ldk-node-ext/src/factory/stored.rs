@@ -395,7 +395,8 @@ impl Factory {
         out
     }
 
-    /// Every outpoint whose spend matters: the funding output, the tree's inner outputs, the channels.
+    /// Every outpoint whose spend matters: what the funding transaction spends, as far as it was shown, the funding
+    /// output, the tree's inner outputs, the channels.
     pub(crate) fn watched_outpoints(&self) -> Result<Vec<OutPoint>, Error> {
         let mut out = vec![self.funding().outpoint];
         match &self.signed {
@@ -405,7 +406,13 @@ impl Factory {
             Signed::Client(r) => out.extend(r.path.path.iter().filter_map(|t| t.parent())),
         }
         out.extend(self.channels()?.into_iter().map(|(o, _)| o));
+        out.extend(self.funding_inputs());
         Ok(out)
+    }
+
+    /// What the funding transaction spends; nothing before it was shown.
+    pub(crate) fn funding_inputs(&self) -> impl Iterator<Item = OutPoint> + '_ {
+        self.state.funding_tx.iter().flat_map(|tx| tx.0.input.iter().map(|i| i.previous_output))
     }
 
     /// Writes tree and state together.

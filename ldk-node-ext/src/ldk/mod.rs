@@ -6,10 +6,12 @@
 //! back* what must not leave yet: `channel_ready` until the funding is deep enough
 //! ([`ChannelMessages`]), commitments until their leaf is confirmed and closing transactions for
 //! good ([`Broadcaster`]). The signer notes which HTLCs are on our commitments ([`HeldHtlcs`]), and the
-//! router leaves the provider the time that a factory channel needs ([`FactoryRouter`]).
+//! router leaves the provider the time that a factory channel needs ([`FactoryRouter`]). No HTLC passes over
+//! funding that a reorganisation has made too shallow ([`FundingDepth`]).
 
 mod broadcaster;
 mod channel_messages;
+mod depth;
 mod factory_messages;
 mod held_htlcs;
 mod outpoints;
@@ -20,6 +22,7 @@ mod user_config;
 pub use broadcaster::Broadcaster;
 pub(crate) use broadcaster::Outgoing;
 pub use channel_messages::ChannelMessages;
+pub use depth::FundingDepth;
 pub(crate) use factory_messages::PeerEvent;
 pub use factory_messages::{FactoryMessages, FactoryWireMessage};
 #[cfg(test)]

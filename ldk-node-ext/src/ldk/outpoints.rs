@@ -27,6 +27,9 @@ pub struct FactoryChannel {
     pub published: Option<Txid>,
     /// Blocks before an HTLC's expiry at which an exit has to start; none before the factory is stored.
     pub claim_budget: Option<u32>,
+    /// The factory's funding output and the depth that the policy asks of it, blocks; none before the factory is
+    /// stored.
+    pub funding: Option<(OutPoint, u32)>,
 }
 
 /// The answer to "may this transaction leave?".
@@ -82,14 +85,16 @@ impl Outpoints {
             on_chain: false,
             published: None,
             claim_budget: None,
+            funding: None,
         });
         id
     }
 
-    /// Records the claim budget of a channel's factory, blocks.
-    pub(crate) fn set_claim_budget(&self, id: &ChannelId, blocks: u32) {
+    /// Records the claim budget of a channel's factory, blocks, its funding output and the depth it has to have.
+    pub(crate) fn set_terms(&self, id: &ChannelId, claim_budget: u32, funding: OutPoint, min_depth: u32) {
         if let Some(c) = write(&self.inner).channels.get_mut(id) {
-            c.claim_budget = Some(blocks);
+            c.claim_budget = Some(claim_budget);
+            c.funding = Some((funding, min_depth));
         }
     }
 

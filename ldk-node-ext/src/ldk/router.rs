@@ -4,6 +4,8 @@
 //! incoming HTLC, so it refuses to forward unless incoming and outgoing expiry lie that far apart
 //! ([`crate::htlc_rules`]). Its channels do not advertise that, since it depends on where the payment comes
 //! from and not on where it goes: the payer adds it here.
+//!
+//! And no payment starts on a factory channel whose funding is not deep ([`FundingDepth`]).
 
 use std::sync::Arc;
 
@@ -15,20 +17,21 @@ use lightning::ln::types::ChannelId;
 use lightning::routing::router::{InFlightHtlcs, Route, RouteParameters, Router};
 use lightning::sign::ReceiveAuthKey;
 
-use super::Outpoints;
+use super::{FundingDepth, Outpoints};
 use crate::htlc_rules::Limits;
 
 /// Wraps LDK's router.
 pub struct FactoryRouter<R> {
     inner: R,
     outpoints: Arc<Outpoints>,
+    depth: Arc<FundingDepth>,
     /// `claim_margin_blocks` of the settings.
     margin: u16,
 }
 
 impl<R: Router> FactoryRouter<R> {
-    pub(crate) fn new(inner: R, outpoints: Arc<Outpoints>, margin: u16) -> Self {
-        Self { inner, outpoints, margin }
+    pub(crate) fn new(inner: R, outpoints: Arc<Outpoints>, depth: Arc<FundingDepth>, margin: u16) -> Self {
+        Self { inner, outpoints, depth, margin }
     }
 
     /// Delta that the provider has to get for a payment over this channel, if it is a factory's, blocks.
@@ -46,6 +49,9 @@ impl<R: Router> Router for FactoryRouter<R> {
         first_hops: Option<&[&ChannelDetails]>,
         inflight_htlcs: InFlightHtlcs,
     ) -> Result<Route, &'static str> {
+        let deep: Option<Vec<&ChannelDetails>> = first_hops
+            .map(|hops| hops.iter().copied().filter(|c| self.depth.suffices(&c.channel_id)).collect());
+        let first_hops = deep.as_deref();
         let needs: Vec<(u64, u32)> = first_hops
             .unwrap_or_default()
             .iter()

@@ -33,8 +33,8 @@ use crate::error::Error;
 use crate::factory;
 use crate::keys::{self, Keys};
 use crate::ldk::{
-    Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, GossipSync, HeldHtlcs, MessageRouter,
-    OnionMessenger, Outgoing, Outpoints, PeerManager, Router, WholeBlocks,
+    Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, FundingDepth, GossipSync, HeldHtlcs,
+    MessageRouter, OnionMessenger, Outgoing, Outpoints, PeerManager, Router, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::publish::Publisher;
@@ -68,6 +68,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip)?);
     let fees = Arc::new(Fees::new(config.fallback_feerate_sat_per_vb, config.max_feerate_sat_per_vb));
     fees.refresh(&bitcoind).await;
+    let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index)));
     let (broadcaster, outgoing) = Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&store));
     let broadcaster = Arc::new(broadcaster);
 
@@ -107,7 +108,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         ProbabilisticScoringFeeParameters::default(),
     );
     let router: Arc<Router> =
-        Arc::new(Router::new(router, Arc::clone(&outpoints), config.claim_margin_blocks));
+        Arc::new(Router::new(router, Arc::clone(&outpoints), Arc::clone(&depth), config.claim_margin_blocks));
     let message_router = Arc::new(MessageRouter::new(Arc::clone(&graph), Arc::clone(&keys)));
     let (manager, manager_best, monitors) = ldk.channels(&monitor, router, Arc::clone(&message_router))?;
     let manager = Arc::new(manager);
@@ -209,6 +210,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         wallet,
         index,
         outpoints,
+        depth,
         fees,
         bitcoind,
         broadcaster,

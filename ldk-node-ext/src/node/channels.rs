@@ -101,9 +101,12 @@ impl Parts {
 
     fn channel_info(&self, c: &ChannelDetails) -> ChannelInfo {
         let factory = self.outpoints.get(&c.channel_id);
+        let deep = self.depth.suffices(&c.channel_id);
         let closing = c.channel_shutdown_state.is_some_and(|s| s != ChannelShutdownState::NotShuttingDown);
         let state = match factory {
             _ if closing => ChannelState::Closing,
+            // Also one that has been ready, when a reorganisation took its funding off the chain.
+            _ if !deep => ChannelState::WaitingForDepth,
             _ if c.is_channel_ready => ChannelState::Ready,
             Some(f) if !f.released => ChannelState::WaitingForDepth,
             _ if c.funding_txo.is_some() => ChannelState::WaitingForDepth,
@@ -119,7 +122,7 @@ impl Parts {
             outbound_capacity_msat: c.outbound_capacity_msat,
             pending_htlcs: c.pending_inbound_htlcs.len().saturating_add(c.pending_outbound_htlcs.len()),
             ready: c.is_channel_ready,
-            usable: c.is_usable,
+            usable: c.is_usable && deep,
             announced: c.is_announced,
             kind: if factory.is_some() { ChannelKind::Factory } else { ChannelKind::Onchain },
             factory: factory.map(|f| hex::encode(f.instance)),

@@ -22,13 +22,18 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`]; [`Error::NotFound`] if no hold invoice has the preimage's hash;
-    /// [`Error::Conflict`] if nothing is held (yet or any more) or it is too late; [`Error::Store`].
+    /// [`Error::Conflict`] if nothing is held (yet or any more) or it is too late; [`Error::Unavailable`] while a
+    /// reorganisation has taken the funding of its channel off the chain; [`Error::Store`].
     pub fn claim_payment(&self, request: &ClaimRequest) -> Result<Payment, Error> {
         let mut preimage = [0; 32];
         hex::decode_to_slice(&request.preimage, &mut preimage)
             .map_err(|_| Error::invalid("preimage", "must be 64 hex digits"))?;
         let p = &self.parts;
         let preimage = PaymentPreimage(preimage);
+        if p.is_shallow(&preimage.into()) {
+            let text = "the factory's funding is not deep enough in the chain (any more); try again later";
+            return Err(Error::Unavailable(text.into()));
+        }
         let hash = p.holds.order_claim(&preimage, p.height())?;
         // What its onion asks for was looked at when it arrived.
         p.manager.claim_funds_with_known_custom_tlvs(preimage);
@@ -53,7 +58,7 @@ impl Node {
 
 impl Parts {
     /// A payment for which LDK has no preimage has arrived: held if it is a hold invoice's, until
-    /// `claim_by_height`. May be called again for the same payment.
+    /// `claim_by`, a height, or given back for the reason there. May be called again for the same payment.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -61,14 +66,16 @@ impl Parts {
         &self,
         hash: &PaymentHash,
         amount_msat: u64,
-        claim_by_height: u32,
+        claim_by: Result<u32, Refusal>,
     ) -> Result<(), Error> {
+        let claim_by_height = claim_by.unwrap_or(0);
         match self.holds.arrived(hash, self.height(), claim_by_height, self.needs_path(hash))? {
             Arrival::GiveBack => self.manager.fail_htlc_backwards(hash),
             Arrival::TooLate => {
                 self.manager.fail_htlc_backwards(hash);
                 let limit = self.height().saturating_add(1);
-                self.refused(hash, &Refusal::TooLateToHold { claim_by: claim_by_height, limit });
+                let late = Refusal::TooLateToHold { claim_by: claim_by_height, limit };
+                self.refused(hash, &claim_by.err().unwrap_or(late));
             }
             Arrival::Claim(preimage) => self.manager.claim_funds_with_known_custom_tlvs(preimage),
             Arrival::Held(claim_by_height) => {
@@ -100,6 +107,14 @@ impl Parts {
         self.manager.list_channels().iter().any(|c| {
             self.outpoints.get(&c.channel_id).is_some_and(|f| !f.on_chain)
                 && c.pending_inbound_htlcs.iter().any(|h| h.payment_hash == *hash)
+        })
+    }
+
+    /// Whether a payment is on a factory channel whose funding is not deep.
+    fn is_shallow(&self, hash: &PaymentHash) -> bool {
+        self.manager.list_channels().iter().any(|c| {
+            c.pending_inbound_htlcs.iter().any(|h| h.payment_hash == *hash)
+                && !self.depth.suffices(&c.channel_id)
         })
     }
 

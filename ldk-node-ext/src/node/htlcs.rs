@@ -87,23 +87,34 @@ impl Parts {
     ) -> bool {
         let limits = self.strictest(channels.iter().map(|(id, _)| id));
         let expiry = claim_deadline.map_or(u32::MAX, |d| d.saturating_add(HTLC_FAIL_BACK_BUFFER));
-        let Err(refusal) = check_expiry(self.height(), Side { limits, expiry }) else { return true };
+        let late = check_expiry(self.height(), Side { limits, expiry });
+        let Err(refusal) = late.and_then(|()| self.check_depth(channels)) else { return true };
         self.manager.fail_htlc_backwards(payment_hash);
         self.refused(payment_hash, &refusal);
         false
     }
 
+    /// Whether the funding of all these channels' factories is deep.
+    fn check_depth(&self, channels: &[(ChannelId, Option<u128>)]) -> Result<(), Refusal> {
+        let deep = channels.iter().all(|(id, _)| self.depth.suffices(id));
+        deep.then_some(()).ok_or(Refusal::Shallow)
+    }
+
     /// The last height at which a payment that came over these channels may be claimed; without a deadline
     /// it could be held for too long.
+    ///
+    /// # Errors
+    /// [`Refusal::Shallow`].
     pub(super) fn claim_by(
         &self,
         channels: &[(ChannelId, Option<u128>)],
         claim_deadline: Option<u32>,
-    ) -> u32 {
-        let Some(deadline) = claim_deadline else { return 0 };
+    ) -> Result<u32, Refusal> {
+        self.check_depth(channels)?;
+        let Some(deadline) = claim_deadline else { return Ok(0) };
         let limits = self.strictest(channels.iter().map(|(id, _)| id));
         let expiry = deadline.saturating_add(HTLC_FAIL_BACK_BUFFER);
-        limits.map_or(deadline, |l| deadline.min(l.last_claim(expiry)))
+        Ok(limits.map_or(deadline, |l| deadline.min(l.last_claim(expiry))))
     }
 
     /// Forwards an HTLC, or fails it back. Harmless if repeated: LDK answers for each HTLC once.
@@ -126,7 +137,11 @@ impl Parts {
             .ok_or(Refusal::NotUsable)?;
         let peer = to.counterparty.node_id;
         // LDK takes whichever channel with that peer fits.
-        let of_peer = channels.iter().filter(|c| c.counterparty.node_id == peer).map(|c| &c.channel_id);
+        let of_peer = channels.iter().filter(|c| c.counterparty.node_id == peer && c.is_channel_ready);
+        let of_peer = of_peer.map(|c| &c.channel_id);
+        if !of_peer.clone().chain([&from.channel_id]).all(|c| self.depth.suffices(c)) {
+            return Err(Refusal::Shallow);
+        }
         let incoming = Side { limits: self.limits(&from.channel_id), expiry: incoming_expiry };
         let outgoing =
             Side { limits: self.strictest(of_peer), expiry: htlc.outgoing_expiry.unwrap_or_default() };

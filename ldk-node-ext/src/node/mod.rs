@@ -30,8 +30,8 @@ use crate::error::Error;
 use crate::factory::Command;
 use crate::keys::Keys;
 use crate::ldk::{
-    Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, HeldHtlcs, OnionMessenger,
-    Outpoints, PeerManager, Sweeper,
+    Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth, HeldHtlcs,
+    OnionMessenger, Outpoints, PeerManager, Sweeper,
 };
 use crate::logger::Logger;
 use crate::store::events::Events;
@@ -58,6 +58,7 @@ pub(crate) struct Parts {
     pub(crate) wallet: Arc<Wallet>,
     pub(crate) index: Arc<ChainIndex>,
     pub(crate) outpoints: Arc<Outpoints>,
+    pub(crate) depth: Arc<FundingDepth>,
     pub(crate) fees: Arc<Fees>,
     pub(crate) bitcoind: Arc<Bitcoind>,
     pub(crate) broadcaster: Arc<Broadcaster>,

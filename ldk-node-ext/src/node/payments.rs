@@ -146,7 +146,12 @@ impl Node {
         if invoice.get_payee_pub_key() == self.parts.node_id {
             return "this node's own invoice".into();
         }
-        let usable = self.parts.manager.list_usable_channels();
+        let mut usable = self.parts.manager.list_usable_channels();
+        let connected = usable.len();
+        usable.retain(|c| self.parts.depth.suffices(&c.channel_id));
+        if connected > 0 && usable.is_empty() {
+            return "no route: the funding of the factory is not deep enough in the chain".into();
+        }
         if usable.is_empty() {
             return "no route: no channel is usable now (is the peer connected?)".into();
         }

@@ -51,15 +51,18 @@ impl Service {
     /// What a channel that leaves still waits for.
     fn channel_waits_for(&self, outpoint: &OutPoint, to_self_delay: u16) -> Result<Option<String>, Error> {
         let channel = channel_id(*outpoint);
+        let kept = self.parts.broadcaster.kept_closing(&channel)?;
         let Some(spend) = self.parts.index.spend(outpoint) else {
             // A channel that was shut for a close that failed has a closing transaction instead.
-            if let Some(closing) = self.parts.broadcaster.kept_closing(&channel)? {
+            if let Some(closing) = kept {
                 self.parts.broadcaster.send(vec![closing], "kept closing transaction");
             }
             return Ok(Some("the commitment transaction to confirm".into()));
         };
         let depth = self.parts.index.depth(spend.height);
-        let settled_anyway = depth > u32::from(to_self_delay).saturating_add(2 * FINAL_DEPTH);
+        // That one pays the wallet itself: there is nothing to sweep.
+        let settled_anyway = depth > u32::from(to_self_delay).saturating_add(2 * FINAL_DEPTH)
+            || kept.is_some_and(|closing| closing.compute_txid() == spend.txid);
         let swept = self.parts.is_swept(&channel, settled_anyway) && depth >= FINAL_DEPTH;
         Ok((!swept).then(|| "the sweep to confirm".into()))
     }
