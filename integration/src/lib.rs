@@ -11,6 +11,7 @@ pub mod binaries;
 pub mod bitcoind;
 pub mod close;
 pub mod cpfp;
+pub mod crash;
 pub mod daemon;
 pub mod demo;
 pub mod exit;

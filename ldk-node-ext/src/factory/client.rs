@@ -281,6 +281,7 @@ impl Service {
                 let joining = self.joining.as_ref()?;
                 let state = State::new(joining.salt, Vec::new());
                 let factory = Factory { signed: Signed::Client(record), state };
+                faults::point("client.path.store");
                 let stored = factory
                     .store_all(&self.parts.store)
                     .and_then(|()| registry::register(&factory, &self.parts.outpoints, &self.parts.index));
@@ -352,6 +353,7 @@ impl Service {
         if let Err(e) = factory.store_state(&self.parts.store) {
             tracing::error!(error = %e, "factory state not stored");
         }
+        faults::point("client.funding.stored");
     }
 
     pub(super) async fn client_ldk_event(&mut self, event: LdkEvent) {
@@ -368,6 +370,7 @@ impl Service {
                 }
                 let Some(joining) = self.joining.as_mut() else { return };
                 joining.channel = Some((temporary, channel, outpoint));
+                faults::point("client.channel.pending");
                 self.parts.outpoints.unexpect(&temporary);
                 let details =
                     self.parts.manager.list_channels().into_iter().find(|c| c.channel_id == channel);
@@ -431,6 +434,7 @@ impl Service {
             TrustedChannelFeatures::ZeroConf,
             Some(overrides),
         );
+        faults::point("client.channel.accepted");
         if let Err(e) = accepted {
             tracing::error!(error = ?e, "planned channel not accepted");
         }
