@@ -74,6 +74,17 @@ impl Daemon {
         Ok(())
     }
 
+    /// Whether it has died at a fail point that kills.
+    ///
+    /// # Errors
+    /// If it has ended in another way.
+    pub fn was_killed(&mut self) -> Result<bool> {
+        if self.process.is_running()? {
+            return Ok(false);
+        }
+        self.wait_killed().map(|()| true)
+    }
+
     /// Starts it and waits until its API answers.
     ///
     /// # Errors

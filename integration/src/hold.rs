@@ -39,44 +39,61 @@ fn find(payments: Vec<Payment>, hash: &str, direction: &str) -> Option<Payment> 
     payments.into_iter().find(|p| p.payment_hash == hash && p.direction.as_deref() == Some(direction))
 }
 
+fn order_text(order: Order) -> String {
+    format!("{} pays {} {} msat, held", order.from, order.to, order.amount_msat)
+}
+
 impl Held {
     /// Makes a payment and waits until the payee holds it.
     ///
     /// # Errors
     /// If it fails, or does not arrive.
     pub fn start(world: &World, order: Order) -> Result<Self> {
+        Self::announce(world, order)?.arrive(world)
+    }
+
+    /// Makes a payment and does not wait for anything.
+    ///
+    /// # Errors
+    /// If payer or payee refuses.
+    pub fn announce(world: &World, order: Order) -> Result<Self> {
         let preimage: [u8; 32] = rand::random();
         let payment_hash = hex::encode(sha256::Hash::hash(&preimage).to_byte_array());
         let Order { from, to, amount_msat } = order;
-        let what = format!("{from} pays {to} {amount_msat} msat, held");
         let invoice = match to {
             Party::Peer => world.peer()?.hold_invoice(amount_msat, &payment_hash),
             _ => daemon(world, to)?.hold_invoice(amount_msat, &payment_hash),
         }
-        .with_context(|| what.clone())?
+        .with_context(|| order_text(order))?
         .invoice;
         match from {
             Party::Peer => world.peer()?.send(&invoice),
             _ => daemon(world, from)?.send(&invoice),
         }
-        .with_context(|| what.clone())?;
-        let preimage = hex::encode(preimage);
-        let mut held = Self { order, payment_hash, preimage, claim_by_height: 0 };
+        .with_context(|| order_text(order))?;
+        Ok(Self { order, payment_hash, preimage: hex::encode(preimage), claim_by_height: 0 })
+    }
+
+    /// Waits until the payee holds it.
+    ///
+    /// # Errors
+    /// If it fails, or does not arrive.
+    pub fn arrive(mut self, world: &World) -> Result<Self> {
         let mut failed = None;
-        held.claim_by_height = wait::until(&what, PATIENCE, || {
-            let payer = held.payer_says(world)?;
+        self.claim_by_height = wait::until(&order_text(self.order), PATIENCE, || {
+            let payer = self.payer_says(world)?;
             if payer.status != "pending" {
                 failed = Some(format!("{payer:?}"));
                 return Ok(Seen::Done(0));
             }
-            Ok(match held.held_until(world)? {
+            Ok(match self.held_until(world)? {
                 Some(height) => Seen::Done(height),
                 None => Seen::NotYet(format!("{payer:?}")),
             })
         })?;
         match failed {
-            Some(payment) => bail!("{what}: {payment}"),
-            None => Ok(held),
+            Some(payment) => bail!("{}: {payment}", order_text(self.order)),
+            None => Ok(self),
         }
     }
 

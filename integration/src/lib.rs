@@ -12,6 +12,7 @@ pub mod bitcoind;
 pub mod checks;
 pub mod close;
 pub mod cpfp;
+pub mod crash;
 pub mod daemon;
 pub mod demo;
 pub mod exit;

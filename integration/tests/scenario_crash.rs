@@ -1,7 +1,11 @@
 //! Processes die at named lines of their code; nothing is lost.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use integration::crash::rows::{every, quick, Phase};
+use integration::crash::table::Matrix;
 use integration::ledger::{wait_for, Snapshot};
 use integration::payments::{pay, Order, Party};
 use integration::world::{CEREMONY, PATIENCE};
@@ -33,4 +37,33 @@ fn the_lsp_dies_with_the_funding_transaction_stored() -> Result<()> {
     wait_for(&world, &before.after(&[paid])?)?;
     world.finish();
     Ok(())
+}
+
+/// The steps at which most is at stake; `make crash` drives all.
+#[test]
+fn a_crash_at_the_steps_that_matter_most() -> Result<()> {
+    let mut matrix = Matrix::default();
+    matrix.lives(&quick(Phase::Creation), &quick(Phase::Close))?;
+    matrix.payments(&quick(Phase::Payment))?;
+    matrix.exits(&quick(Phase::Exit))?;
+    println!("{}", matrix.table());
+    matrix.check()
+}
+
+/// Every point, every process. `CRASH_ROWS` in the environment drives those alone whose point has it in its name.
+#[test]
+#[ignore = "long: make crash"]
+fn a_crash_at_every_step() -> Result<()> {
+    let wanted = std::env::var("CRASH_ROWS").unwrap_or_default();
+    let rows = |phase| -> Vec<_> { every(phase).into_iter().filter(|r| r.point.contains(&wanted)).collect() };
+    let mut matrix = Matrix::default();
+    matrix.payments(&rows(Phase::Payment))?;
+    matrix.lives(&rows(Phase::Creation), &rows(Phase::Close))?;
+    matrix.exits(&rows(Phase::Exit))?;
+    let table = matrix.table();
+    println!("{table}");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let file = target.join("crash-matrix.md");
+    std::fs::write(&file, table).with_context(|| format!("write {}", file.display()))?;
+    matrix.check()
 }

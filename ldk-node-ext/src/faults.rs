@@ -10,8 +10,114 @@
 #[inline(always)]
 pub(crate) const fn point(_name: &str) {}
 
+#[cfg(not(all(feature = "faults", debug_assertions)))]
+mod absent {
+    use bolt_tlv::payload::Payload;
+
+    use crate::ldk::PeerManager;
+
+    #[inline(always)]
+    pub(crate) const fn ldk_object(_primary: &str, _key: &str, _step: &str) {}
+
+    #[inline(always)]
+    pub(crate) const fn message(_is_lsp: bool, _payload: &Payload) {}
+
+    #[inline(always)]
+    pub(crate) const fn message_sent(_is_lsp: bool, _payload: &Payload, _peers: &PeerManager) {}
+
+    #[inline(always)]
+    pub(crate) const fn submit(_what: &str, _step: &str) {}
+}
+
+#[cfg(not(all(feature = "faults", debug_assertions)))]
+pub(crate) use absent::{ldk_object, message, message_sent, submit};
+
 #[cfg(all(feature = "faults", debug_assertions))]
 pub(crate) use armed::point;
+#[cfg(all(feature = "faults", debug_assertions))]
+pub(crate) use kinds::{ldk_object, message, message_sent, submit};
+
+/// Points in places that many kinds of a thing come by: one for each kind.
+#[cfg(all(feature = "faults", debug_assertions))]
+mod kinds {
+    use bolt_tlv::payload::Payload;
+    use factory_core::faults::{faults, Fault};
+    use lightning::util::persist::{
+        CHANNEL_MANAGER_PERSISTENCE_KEY, CHANNEL_MONITOR_PERSISTENCE_PRIMARY_NAMESPACE,
+    };
+
+    use super::point;
+    use crate::ldk::PeerManager;
+
+    /// LDK's channel manager, or a channel monitor, is written: `step` is `store` or `stored`.
+    pub(crate) fn ldk_object(primary: &str, key: &str, step: &str) {
+        match (primary, key) {
+            ("", CHANNEL_MANAGER_PERSISTENCE_KEY) => point(&format!("node.manager.{step}")),
+            (CHANNEL_MONITOR_PERSISTENCE_PRIMARY_NAMESPACE, _) => point(&format!("node.monitor.{step}")),
+            _ => {}
+        }
+    }
+
+    /// A transaction of the queue goes to bitcoind: `step` is `submit` or `submitted`. `what` as in the queue.
+    pub(crate) fn submit(what: &str, step: &str) {
+        let kind = match what {
+            "factory funding" => "funding",
+            "factory close" => "close",
+            "UnilateralClose" => "commitment",
+            "Sweep" => "sweep",
+            _ => return,
+        };
+        point(&format!("node.{kind}.{step}"));
+    }
+
+    /// The messages that have points, named as the messages are.
+    fn name(is_lsp: bool, step: &str, payload: &Payload) -> Option<String> {
+        let kind = match payload {
+            Payload::Join(_) => "join",
+            Payload::Invite(_) => "invite",
+            Payload::Accept(_) => "accept",
+            Payload::Plan(_) => "plan",
+            Payload::PlanOk(_) => "plan_ok",
+            Payload::Path(_) => "path",
+            Payload::Nonces(_) => "nonces",
+            Payload::AggNonces(_) => "agg_nonces",
+            Payload::Partials(_) => "partials",
+            Payload::Signed(_) => "signed",
+            Payload::Persisted(_) => "persisted",
+            Payload::Funded(_) => "funded",
+            Payload::ClosePropose(_) => "close_propose",
+            Payload::CloseConsent(_) => "close_consent",
+            Payload::CloseTx(_) => "close_tx",
+            Payload::CloseNonce(_) => "close_nonce",
+            Payload::CloseAggNonce(_) => "close_agg_nonce",
+            Payload::ClosePartial(_) => "close_partial",
+            Payload::CloseDone(_) => "close_done",
+            _ => return None,
+        };
+        Some(format!("{}.{step}.{kind}", if is_lsp { "lsp" } else { "client" }))
+    }
+
+    /// A message to a peer is about to be queued.
+    pub(crate) fn message(is_lsp: bool, payload: &Payload) {
+        if let Some(name) = name(is_lsp, "send", payload) {
+            point(&name);
+        }
+    }
+
+    /// A message to a peer is queued. Where something is to happen here it has left the process before: a queue
+    /// that dies with the process is no different from [`message`].
+    pub(crate) fn message_sent(is_lsp: bool, payload: &Payload, peers: &PeerManager) {
+        let Some(name) = name(is_lsp, "sent", payload) else { return };
+        let concerned = |f: &Fault| match f {
+            Fault::Kill { point, .. } | Fault::Hold { point, .. } => *point == name,
+            Fault::On(_) => false,
+        };
+        if faults().1.iter().any(concerned) {
+            peers.process_events();
+        }
+        point(&name);
+    }
+}
 
 #[cfg(all(feature = "faults", debug_assertions))]
 mod armed {

@@ -19,6 +19,7 @@ use super::Service;
 use crate::chain::{ChainIndex, Spend};
 use crate::config::RoleConfig;
 use crate::error::Error;
+use crate::faults;
 use crate::ldk::InstanceId;
 use crate::node::mark_void;
 use crate::util::lock;
@@ -111,7 +112,9 @@ impl Service {
         }
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
         factory.state.stage = Stage::Live;
+        faults::point("node.live.store");
         factory.store_state(&self.parts.store)?;
+        faults::point("node.live.stored");
         let channels = factory.channel_ids()?;
         if self.joining.as_ref().is_some_and(|j| j.id() == *id) {
             self.joining = None;
@@ -120,6 +123,7 @@ impl Service {
             self.parts.channel_messages.release(channel);
         }
         self.parts.peers.process_events();
+        faults::point("node.channels.released");
         self.parts
             .events
             .push("factory_live", json!({"instance_id": hex::encode(id), "channels": channels.len()}));
@@ -203,6 +207,7 @@ impl Service {
             if !is_root && index.depth(spend.height) >= FINAL_DEPTH {
                 factory.state.stage = Stage::Closed;
                 factory.store_state(&self.parts.store)?;
+                faults::point("node.closed.stored");
                 for first in factory.state.exits.keys() {
                     self.publisher.drop_lost(&factory.exit_plan(*first)?, &**index)?;
                 }

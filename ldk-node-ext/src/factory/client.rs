@@ -282,6 +282,7 @@ impl Service {
                 let joining = self.joining.as_ref()?;
                 let state = State::new(joining.salt, Vec::new());
                 let factory = Factory { signed: Signed::Client(record), state };
+                faults::point("client.path.store");
                 let stored = match switch("client.path.unstored") {
                     true => Ok(()),
                     false => factory.store_all(&self.parts.store),
@@ -357,6 +358,7 @@ impl Service {
         if let Err(e) = factory.store_state(&self.parts.store) {
             tracing::error!(error = %e, "factory state not stored");
         }
+        faults::point("client.funding.stored");
     }
 
     pub(super) async fn client_ldk_event(&mut self, event: LdkEvent) {
@@ -373,6 +375,7 @@ impl Service {
                 }
                 let Some(joining) = self.joining.as_mut() else { return };
                 joining.channel = Some((temporary, channel, outpoint));
+                faults::point("client.channel.pending");
                 self.parts.outpoints.unexpect(&temporary);
                 let details =
                     self.parts.manager.list_channels().into_iter().find(|c| c.channel_id == channel);
@@ -436,6 +439,7 @@ impl Service {
             TrustedChannelFeatures::ZeroConf,
             Some(overrides),
         );
+        faults::point("client.channel.accepted");
         if let Err(e) = accepted {
             tracing::error!(error = ?e, "planned channel not accepted");
         }

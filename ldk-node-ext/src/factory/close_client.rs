@@ -14,6 +14,7 @@ use super::stored::{ExitReason, Signed, Stage, StoredClose, StoredTx};
 use super::Service;
 use crate::api::ClosePayout;
 use crate::error::Error;
+use crate::faults;
 use crate::ldk::InstanceId;
 
 impl Service {
@@ -118,7 +119,9 @@ impl Service {
             };
             close.machine = serde_json::to_value(&state).ok();
         }
+        faults::point("client.balance.store");
         factory.store_state(&self.parts.store)?;
+        faults::point("client.balance.stored");
         if has_machine {
             self.client_close_input(id, ClientCloseInput::ChannelShut { own_msat });
         }
@@ -187,10 +190,12 @@ impl Service {
                     if let Some(f) = self.factories.get_mut(id) {
                         f.state.close_attempts = attempt;
                     }
+                    faults::point("client.consent.store");
                     self.stored_close(id, |c| {
                         c.payout_script = Some(script);
                         c.reason = None;
                     })?;
+                    faults::point("client.consent.stored");
                 }
                 self.send(lsp, payload);
                 Ok(None)
@@ -202,10 +207,12 @@ impl Service {
             ClientCloseAction::PersistFrozen(state) => {
                 let attempt = state.attempt;
                 let value = serde_json::to_value(&state).map_err(|e| Error::Store(e.to_string()))?;
+                faults::point("client.frozen.store");
                 self.stored_close(id, |c| {
                     c.own_msat = Some(state.own_msat);
                     c.machine = Some(value);
                 })?;
+                faults::point("client.frozen.stored");
                 Ok(Some(ClientCloseInput::Persisted { attempt }))
             }
             ClientCloseAction::Completed { tx } => {
@@ -227,6 +234,7 @@ impl Service {
                         sat => c.paid = vec![ClosePayout { node_id, sat }],
                     }
                 })?;
+                faults::point("client.close_tx.stored");
                 self.settle_channels(id);
                 // Anybody may publish it.
                 self.parts.broadcaster.send(vec![*tx], "factory close");

@@ -18,6 +18,7 @@ use super::stored::{Factory, Signed, Stage, StoredClose, StoredTx};
 use super::{Service, Timer};
 use crate::api::ClosePayout;
 use crate::error::Error;
+use crate::faults;
 use crate::ldk::{channel_id, InstanceId};
 
 /// Most clients of a factory that can be closed cooperatively: keys (33 bytes each) and outputs (43) of
@@ -98,6 +99,7 @@ impl Service {
             f.state.close_attempts = attempt;
             f.state.close = Some(StoredClose::default());
             f.store_state(&self.parts.store)?;
+            faults::point("lsp.close.begun");
         }
         self.parts.events.push("factory_closing", json!({"instance_id": hex::encode(id)}));
         self.insert_closing(id, machine);
@@ -123,6 +125,10 @@ impl Service {
         let config = self.lsp_close_config(factory, state.attempt)?;
         let (machine, actions) = LspClose::resume(config, &state, &mut rand::rng())?;
         self.insert_closing(*id, machine);
+        if let Some(Closing::Lsp(closing)) = self.closing.get_mut(id) {
+            // Nobody is connected yet: what is asked for now is asked again when everybody is.
+            (closing.broken, closing.retry_at) = (true, Instant::now());
+        }
         self.run_lsp_close(*id, actions).await;
         Ok(())
     }
@@ -159,7 +165,9 @@ impl Service {
         // LDK says it once, so it is kept, also for a close that begins later.
         if let Some(factory) = self.factories.get_mut(id) {
             factory.state.finals.insert(client, (client_msat, lsp_msat));
+            faults::point("lsp.balance.store");
             factory.store_state(&self.parts.store)?;
+            faults::point("lsp.balance.stored");
         }
         if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
             c.to_shut.retain(|(peer, _)| *peer != client);
@@ -224,7 +232,9 @@ impl Service {
                 if let Some(f) = self.factories.get_mut(id) {
                     f.state.close_attempts = f.state.close_attempts.max(state.attempt);
                 }
+                faults::point("lsp.close.store");
                 self.close_state(id, |c| c.machine = Some(value))?;
+                faults::point("lsp.close.stored");
             }
             LspCloseAction::ShutdownChannel { client, outpoint } => {
                 let last = self.factories.get(id).and_then(|f| f.state.finals.get(&client)).copied();
@@ -239,6 +249,7 @@ impl Service {
                 let mut paid = payouts(paid);
                 paid.push(ClosePayout { node_id: self.parts.node_id.to_string(), sat: lsp_sat });
                 self.parts.index.watch([tx.compute_txid()], []);
+                faults::point("lsp.close_tx.store");
                 self.close_state(id, |c| {
                     c.signed = Some(StoredTx(*tx));
                     c.paid = paid;
@@ -246,6 +257,7 @@ impl Service {
                     c.fee_sat = fee_sat;
                     c.reason = None;
                 })?;
+                faults::point("lsp.close_tx.stored");
                 self.settle_channels(id);
                 return Ok(Some(LspCloseInput::RecordPersisted));
             }
@@ -303,8 +315,26 @@ impl Service {
             if let Err(e) = self.parts.manager.close_channel(&channel, client) {
                 tracing::debug!(%channel, error = ?e, "not shut down yet");
             }
+            faults::point("lsp.channel.shut");
             true
         });
+    }
+
+    /// A client that a close waits for has lost its connection. Nobody else is kept waiting for the time limit:
+    /// what was only asked is given up, and a signature is asked for again when everybody is back.
+    pub(super) fn close_client_gone(&mut self, client: &PublicKey) {
+        let now = Instant::now();
+        for closing in self.closing.values_mut() {
+            let Closing::Lsp(c) = closing else { continue };
+            if !c.machine.missing().contains(client) {
+                continue;
+            }
+            match c.machine.phase() {
+                LspClosePhase::Asking => c.timer.iter_mut().for_each(|timer| timer.at = now),
+                LspClosePhase::Nonces | LspClosePhase::Partials => c.broken = true,
+                _ => {}
+            }
+        }
     }
 
     pub(super) async fn lsp_close_timers(&mut self, now: Instant) {

@@ -22,6 +22,7 @@ use super::Service;
 use crate::api::ExitRequest;
 use crate::config::RoleConfig;
 use crate::error::Error;
+use crate::faults;
 use crate::ldk::{channel_id, InstanceId};
 use crate::node::parse_node_id;
 use crate::publish::{split, Terms};
@@ -171,11 +172,13 @@ impl Service {
             factory.call_off_close(lsp);
         }
         factory.state.exits.insert(leaf.first, exit);
+        faults::point("node.exit.store");
         if let Err(e) = factory.store_state(&self.parts.store) {
             // Nothing that is not on disk is begun.
             factory.state = before;
             return Err(e);
         }
+        faults::point("node.exit.stored");
         if !keeps_channels {
             self.closing.remove(id);
             let channels: Vec<_> = leaving.iter().map(|o| channel_id(*o)).collect();
@@ -208,6 +211,7 @@ impl Service {
             if let Err(e) = self.parts.manager.force_close_broadcasting_latest_txn(&channel, &peer, text) {
                 tracing::error!(%channel, error = ?e, "channel not closed");
             }
+            faults::point("node.exit.channel_closed");
         }
     }
 
@@ -425,6 +429,7 @@ impl Service {
             factory.state.stage = Stage::Exited;
         }
         factory.store_state(&self.parts.store)?;
+        faults::point(if done { "node.exit.ended" } else { "node.exit.progress" });
         if told {
             self.parts.events.push("exit_progress", news.clone());
         }

@@ -145,6 +145,7 @@ impl Service {
                 if let Some(c) = self.creating.get_mut(&id) {
                     c.channels.push(AttemptChannel { temporary, funded: None, client });
                 }
+                faults::point("lsp.channel.opened");
                 match opened {
                     Ok(_) => Vec::new(),
                     Err(e) => vec![LspInput::ChannelFailed {
@@ -181,6 +182,7 @@ impl Service {
                         if let Some(c) = self.creating.get_mut(&id) {
                             c.psbt = Some(psbt);
                         }
+                        faults::point("lsp.funding.built");
                         vec![LspInput::FundingBuilt { outpoint, script, value_sat }]
                     }
                     Err(e) => vec![LspInput::FundingFailed { reason: e.to_string() }],
@@ -202,7 +204,10 @@ impl Service {
                 }
                 let index = u16::try_from(outpoint.vout).unwrap_or(u16::MAX);
                 let txo = lightning::chain::transaction::OutPoint { txid: outpoint.txid, index };
-                match self.parts.manager.unsafe_manual_funding_transaction_generated(temporary, client, txo) {
+                let manager = &self.parts.manager;
+                let given = manager.unsafe_manual_funding_transaction_generated(temporary, client, txo);
+                faults::point("lsp.channel.funded");
+                match given {
                     Ok(()) => Vec::new(),
                     Err(e) => vec![LspInput::ChannelFailed {
                         client,
@@ -216,11 +221,13 @@ impl Service {
                 let Some(creating) = self.creating.get(&id) else { return Vec::new() };
                 let state = State::new(creating.salt, creating.excluded.clone());
                 let factory = Factory { signed: Signed::Lsp(record), state };
+                faults::point("lsp.tree.store");
                 let stored = factory
                     .store_all(&self.parts.store)
                     .and_then(|()| registry::register(&factory, &self.parts.outpoints, &self.parts.index));
                 match stored {
                     Ok(()) => {
+                        faults::point("lsp.tree.stored");
                         self.factories.insert(id, factory);
                         vec![LspInput::RecordPersisted { attempt }]
                     }
@@ -295,6 +302,7 @@ impl Service {
             }
             factory.state.funding_tx = Some(StoredTx(tx.clone()));
             factory.state.stage = Stage::Funded;
+            faults::point("lsp.funding.store");
             if !switch("lsp.funding.unstored") {
                 factory.store_state(&self.parts.store)?;
             }

@@ -12,6 +12,7 @@ use super::stored::{Factory, Signed, Stage};
 use super::{LdkEvent, Service};
 use crate::api;
 use crate::error::Error;
+use crate::faults;
 use crate::ldk::InstanceId;
 
 /// A client that asked to be in a factory.
@@ -31,6 +32,7 @@ impl Service {
     pub(super) async fn client_gone(&mut self, client: PublicKey) {
         // `Join` is said on every connection.
         self.waiting.remove(&client);
+        self.close_client_gone(&client);
         let ids: Vec<InstanceId> =
             self.creating.iter().filter(|(_, c)| c.has(&client)).map(|(id, _)| *id).collect();
         for id in ids {
@@ -137,6 +139,7 @@ impl Service {
                     let reason = "the channel has no zero-fee commitments".to_owned();
                     LspInput::ChannelFailed { client, temporary_channel_id, reason }
                 };
+                faults::point("lsp.commitment.held");
                 self.lsp_input(id, input).await;
             }
             LdkEvent::OpenRequest { temporary, peer, .. } => {

@@ -11,6 +11,7 @@ use super::{is_marked, Service};
 use crate::chain::ChainIndex;
 use crate::config::{NodeConfig, RoleConfig};
 use crate::error::Error;
+use crate::faults;
 use crate::ldk::{channel_id, InstanceId, Outpoints};
 use crate::node::mark_void;
 use crate::store::Store;
@@ -236,7 +237,9 @@ impl Service {
     /// A message to a peer; false if it cannot be sent now.
     pub(super) fn send(&self, peer: bitcoin::secp256k1::PublicKey, payload: impl Into<Payload>) -> bool {
         let payload = payload.into();
+        faults::message(self.is_lsp(), &payload);
         let sent = self.parts.factory_messages.send(peer, &payload);
+        faults::message_sent(self.is_lsp(), &payload, &self.parts.peers);
         tracing::debug!(%peer, number = payload.number(), sent, "factory message");
         sent
     }

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use super::outpoints::Gate;
 use super::Outpoints;
 use crate::error::Error;
+use crate::faults;
 use crate::store::{records, Store};
 
 const NAMESPACE: &str = "kept_closing";
@@ -78,6 +79,7 @@ impl BroadcasterInterface for Broadcaster {
                 if self.outpoints.is_factory(channel_id) && !switch("closing.sent") {
                     tracing::debug!(channel = %channel_id, txid = %tx.compute_txid(), "closing transaction kept");
                     self.keep_closing(channel_id, tx);
+                    faults::point("node.closing.kept");
                     return;
                 }
             }

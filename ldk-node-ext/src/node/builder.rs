@@ -31,6 +31,7 @@ use crate::chain::{
 use crate::config::NodeConfig;
 use crate::error::Error;
 use crate::factory;
+use crate::faults;
 use crate::keys::{self, Keys};
 use crate::ldk::{
     Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, FundingDepth, GossipSync, HeldHtlcs,
@@ -374,7 +375,10 @@ async fn broadcast(
             _ = stop.changed() => return,
         };
         let txids: Vec<String> = txs.iter().map(|t| t.compute_txid().to_string()).collect();
-        match parts.bitcoind.submit(&txs).await {
+        faults::submit(&what, "submit");
+        let answer = parts.bitcoind.submit(&txs).await;
+        faults::submit(&what, "submitted");
+        match answer {
             Ok(()) => {
                 tracing::info!(what, ?txids, "broadcast");
                 for tx in &txs {

@@ -13,6 +13,7 @@ use super::payments::parse_hash;
 use super::{htlcs, Node, Parts};
 use crate::api::{ClaimRequest, Direction, FailRequest, Payment, PaymentStatus};
 use crate::error::Error;
+use crate::faults;
 use crate::htlc_rules::Refusal;
 use crate::store::holds::{Arrival, HoldState};
 
@@ -35,6 +36,7 @@ impl Node {
             return Err(Error::Unavailable(text.into()));
         }
         let hash = p.holds.order_claim(&preimage, p.height())?;
+        faults::point("node.hold.claim_ordered");
         // What its onion asks for was looked at when it arrived.
         p.manager.claim_funds_with_known_custom_tlvs(preimage);
         let payment = p.payments.record(&hash, Direction::In, |payment| {
@@ -52,6 +54,7 @@ impl Node {
     pub fn fail_payment(&self, request: &FailRequest) -> Result<Payment, Error> {
         let hash = parse_hash(&request.payment_hash)?;
         self.parts.holds.order_fail(&hash)?;
+        faults::point("node.hold.fail_ordered");
         self.parts.give_back(&hash, "given back by order")
     }
 }
@@ -79,6 +82,7 @@ impl Parts {
             }
             Arrival::Claim(preimage) => self.manager.claim_funds_with_known_custom_tlvs(preimage),
             Arrival::Held(claim_by_height) => {
+                faults::point("node.hold.stored");
                 self.payments.record(hash, Direction::In, |payment| {
                     // An order may have come since.
                     if payment.status == PaymentStatus::Pending {
@@ -121,6 +125,7 @@ impl Parts {
     /// Carries out that a payment is given back; the order is stored.
     fn give_back(&self, hash: &PaymentHash, why: &str) -> Result<Payment, Error> {
         self.manager.fail_htlc_backwards(hash);
+        faults::point("node.hold.failed_back");
         let payment = self.payments.record(hash, Direction::In, |payment| {
             payment.status = PaymentStatus::Failed;
             payment.failure = Some(why.to_owned());

@@ -16,6 +16,7 @@ use serde_json::json;
 use super::Parts;
 use crate::api::{Direction, PaymentStatus};
 use crate::config::RoleConfig;
+use crate::faults;
 use crate::htlc_rules::{
     alarm, check_expiry, check_forward, DueSince, HtlcAlarm, HtlcKind, Limits, PerBlock, Refusal, Side,
 };
@@ -119,7 +120,9 @@ impl Parts {
 
     /// Forwards an HTLC, or fails it back. Harmless if repeated: LDK answers for each HTLC once.
     pub(super) fn intercepted(&self, htlc: &Intercepted) {
+        faults::point("lsp.intercepted");
         let result = self.try_forward(htlc);
+        faults::point("lsp.forward.decided");
         if let Err(refusal) = result {
             if self.manager.fail_intercepted_htlc(htlc.id).is_ok() {
                 self.refused(&htlc.payment_hash, &refusal);

@@ -17,6 +17,7 @@ use super::Parts;
 use crate::api::{Direction, PaymentStatus};
 use crate::config::RoleConfig;
 use crate::factory::{is_marked, ChannelOffer, Command, LdkEvent};
+use crate::faults;
 
 impl Parts {
     pub(super) fn payment_changed(&self) {
@@ -241,6 +242,7 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             onion_fields,
             ..
         } => {
+            faults::point("node.claimable");
             if asks_for_unknown(onion_fields.as_ref()) {
                 // LDK would do it at the claim, when the payer's preimage has been promised to somebody.
                 p.manager
@@ -262,9 +264,12 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             p.payments
                 .record(&payment_hash, Direction::In, |payment| payment.amount_msat = amount_msat)
                 .map_err(replay)?;
+            faults::point("node.claimable.recorded");
             p.manager.claim_funds(preimage);
+            faults::point("node.claim.begun");
         }
         Event::PaymentClaimed { payment_hash, amount_msat, .. } => {
+            faults::point("node.claimed");
             p.holds.claimed(&payment_hash).map_err(replay)?;
             p.payments
                 .record(&payment_hash, Direction::In, |payment| {
@@ -274,6 +279,7 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
                     payment.claim_by_height = None;
                 })
                 .map_err(replay)?;
+            faults::point("node.claimed.recorded");
             p.events.push(
                 "payment_received",
                 json!({"payment_hash": hex::encode(payment_hash.0), "amount_msat": amount_msat}),
@@ -281,6 +287,7 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             p.payment_changed();
         }
         Event::PaymentSent { payment_hash, amount_msat, fee_paid_msat, .. } => {
+            faults::point("node.paid");
             let done = p
                 .payments
                 .record(&payment_hash, Direction::Out, |payment| {
@@ -290,6 +297,7 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
                     payment.fee_msat = fee_paid_msat.unwrap_or(0);
                 })
                 .map_err(replay)?;
+            faults::point("node.paid.recorded");
             p.events.push(
                 "payment_sent",
                 json!({"payment_hash": done.payment_hash, "amount_msat": done.amount_msat, "fee_msat": done.fee_msat}),
@@ -298,6 +306,7 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
         }
         Event::PaymentFailed { payment_id, payment_hash, reason } => {
             let hash = payment_hash.unwrap_or(lightning::types::payment::PaymentHash(payment_id.0));
+            faults::point("node.pay.failed");
             let why = reason.map_or_else(|| "failed".to_owned(), |r| format!("{r:?}"));
             p.payments
                 .record(&hash, Direction::Out, |payment| {
@@ -309,16 +318,19 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
             p.payment_changed();
         }
         Event::PaymentForwarded { total_fee_earned_msat, outbound_amount_forwarded_msat, .. } => {
+            faults::point("lsp.forwarded");
             p.events.push(
                 "payment_forwarded",
                 json!({"amount_msat": outbound_amount_forwarded_msat, "fee_msat": total_fee_earned_msat}),
             );
         }
         Event::SpendableOutputs { outputs, channel_id, counterparty_node_id } => {
+            faults::point("node.sweep.track");
             // Static outputs already pay to the wallet's own scripts.
             p.sweeper
                 .track_spendable_outputs(outputs, channel_id, counterparty_node_id, true, None)
                 .map_err(|()| replay(crate::Error::Store("spendable outputs".into())))?;
+            faults::point("node.sweep.tracked");
             p.sweep();
         }
         Event::BumpTransaction(bump) => p.handle_bump(bump),

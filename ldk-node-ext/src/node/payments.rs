@@ -13,6 +13,7 @@ use lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
 use super::Node;
 use crate::api::{Direction, Invoice, InvoiceRequest, PayRequest, Payment, PaymentStatus};
 use crate::error::Error;
+use crate::faults;
 
 /// How long LDK looks for another route after a failure.
 const RETRY_FOR: Duration = Duration::from_secs(30);
@@ -59,6 +60,7 @@ impl Node {
                     min_final.max(MIN_FINAL_CLTV_EXPIRY_DELTA).saturating_add(blocks.unwrap_or(HOLD_BLOCKS));
                 // On disk before anybody can pay it.
                 self.parts.holds.add(hash, expiry)?;
+                faults::point("node.hold.added");
             }
         }
         let params = Bolt11InvoiceParameters {
@@ -110,6 +112,7 @@ impl Node {
         let hash = invoice.payment_hash();
         // Known to us before it is known to anybody else.
         p.payments.claim(&hash, amount)?;
+        faults::point("node.pay.recorded");
         let mut changed = p.payments_changed.subscribe();
         let options =
             OptionalBolt11PaymentParams { retry_strategy: Retry::Timeout(RETRY_FOR), ..Default::default() };
@@ -126,6 +129,7 @@ impl Node {
             })?;
             return Ok(failed);
         }
+        faults::point("node.pay.begun");
         let deadline = tokio::time::Instant::now() + Duration::from_secs(wait);
         loop {
             let now = self.find(&hash, Direction::Out)?;

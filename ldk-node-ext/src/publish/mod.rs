@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chain::{Bitcoind, Fees, MempoolEntry, SubmitError};
 use crate::error::Error;
+use crate::faults;
 use crate::store::tx::StoredTx;
 use crate::store::{records, Store};
 use crate::wallet::{Child, ChildRequest, Rival, Wallet, MAX_SPLIT};
@@ -293,13 +294,17 @@ impl Publisher {
             sat_per_kwu: fee.to_sat().saturating_mul(1000) / weight.to_wu().max(1),
         };
         self.carried.entry(step.txid).or_default().child = Some(stored);
+        faults::point("node.child.store");
         let written = if switch("publish.child_unstored") { Ok(()) } else { self.write(&step.txid) };
         if let Err(e) = written {
             self.wallet.release(&tx);
             self.carried.entry(step.txid).or_default().child = before;
             return Err(e);
         }
-        match self.bitcoind.submit(&[step.tx.clone(), tx.clone()]).await {
+        faults::point("node.child.stored");
+        let answer = self.bitcoind.submit(&[step.tx.clone(), tx.clone()]).await;
+        faults::point("node.child.submitted");
+        match answer {
             Ok(()) => {
                 tracing::info!(kind = %step.kind, txid = %step.txid, %fee, "tree transaction published");
                 self.wallet.saw_unconfirmed(&tx);

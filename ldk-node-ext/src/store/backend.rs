@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{FileStore, SqliteStore};
 use crate::error::Error;
+use crate::faults;
 
 /// Held as long as the store is open. It is never removed: who removes it could let two in.
 const LOCK_FILE: &str = "node.lock";
@@ -149,10 +150,13 @@ impl KVStoreSync for Store {
 
     fn write(&self, primary: &str, secondary: &str, key: &str, buf: Vec<u8>) -> Result<(), io::Error> {
         check(primary, secondary, Some(key))?;
+        faults::ldk_object(primary, key, "store");
         match &self.backend {
             Backend::Sqlite(store) => store.write(primary, secondary, key, buf),
             Backend::Files(store) => store.write(primary, secondary, key, buf),
-        }
+        }?;
+        faults::ldk_object(primary, key, "stored");
+        Ok(())
     }
 
     fn remove(&self, primary: &str, secondary: &str, key: &str, lazy: bool) -> Result<(), io::Error> {

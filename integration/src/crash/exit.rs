@@ -1,0 +1,169 @@
+//! Exits with crashes on the way: each row's point is armed when the one before has come by, in one exit.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, bail, Context, Result};
+use serde_json::{json, Value};
+
+use super::{Place, Row, Victim, VICTIM};
+use crate::exit::mine_until;
+use crate::ledger::{check_conserved, wait_at_rest, Snapshot};
+use crate::types::Factory;
+use crate::world::factory_channel;
+use crate::World;
+
+/// Blocks within which an exit with all its crashes has to end.
+const BLOCKS: u32 = 600;
+/// How long to look for what a block has set off before the next one comes.
+const LOOK: Duration = Duration::from_millis(1500);
+
+/// Client [`VICTIM`] leaves the factory, or the LSP leaves that client, with these rows on the way. `struck` gets each
+/// row whose point was reached, and since when it was armed. In the end the client's money is in its wallet, the
+/// LSP's in its own, the others have lost nothing, and what has gone is the fees in the blocks.
+///
+/// # Errors
+/// If the exit does not end, or money is missing.
+pub fn drive(
+    world: &mut World,
+    factory: &Factory,
+    place: Place,
+    rows: &[Row],
+    struck: &mut Vec<(Row, Instant)>,
+) -> Result<()> {
+    let id = factory.instance_id.clone();
+    let before = wait_at_rest(world)?;
+    let channel = factory_channel(&world.client(VICTIM)?.channels()?, &id, world.lsp.node_id())?;
+    let due_sat = before.of(world.client(VICTIM)?.name())? / 1000;
+    let first = world.bitcoind.height()?;
+    let mut left = rows.iter().copied();
+    let mut armed = left.next().map(|row| (row, Instant::now()));
+    if let Some((row, _)) = &armed {
+        row.arm(world)?;
+    }
+    // One that dies in the call may not have begun.
+    let mut asked = ask(world, &id, place);
+    loop {
+        let height = world.bitcoind.height()?;
+        if height > first + BLOCKS {
+            let exits = leaver(world, place)?.factory(&id)?.exits;
+            bail!("no end in {BLOCKS} blocks; armed {armed:?}; {exits:?}");
+        }
+        if let Some((row, since)) = armed {
+            if reached(world, &row)? {
+                struck.push((row, since));
+                armed = left.next().map(|row| (row, Instant::now()));
+                recover(world, &row, armed.map(|(row, _)| row))?;
+                continue;
+            }
+        }
+        if asked.is_err() {
+            let begun = leaver(world, place)?.factory(&id).is_ok_and(|f| !f.exits.is_empty());
+            if !begun {
+                asked = ask(world, &id, place);
+                asked.as_ref().map_err(|e| anyhow!("{e:?}")).context("asked again")?;
+                continue;
+            }
+            asked = Ok(());
+        }
+        if armed.is_none() && is_over(world, &id, place)? {
+            break;
+        }
+        world.bitcoind.mine(1)?;
+    }
+    // The other side's share may still be on its way.
+    let all_of_it = channel.capacity_sat;
+    let after = mine_until(world, &world.lsp, "all money to be where it belongs", || {
+        world.sync()?;
+        let after = Snapshot::take(world)?;
+        check_conserved(world, &before, &after)?;
+        Ok(after)
+    })?;
+    for client in world.clients.iter().skip(1) {
+        if after.of(client.name())? != before.of(client.name())? {
+            bail!("{} lost money: {before:?}, {after:?}", client.name());
+        }
+    }
+    check_leaver(world, place, due_sat, all_of_it, &before, &after)
+}
+
+fn leaver(world: &World, place: Place) -> Result<&crate::Daemon> {
+    match place {
+        Place::Lsp => Ok(&world.lsp),
+        Place::Client => Ok(world.client(VICTIM)?),
+    }
+}
+
+fn ask(world: &World, id: &str, place: Place) -> Result<()> {
+    let body = match place {
+        Place::Client => json!({}),
+        Place::Lsp => json!({ "client": world.client(VICTIM)?.node_id() }),
+    };
+    leaver(world, place)?.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &body)?;
+    Ok(())
+}
+
+/// Whether the row's point is reached within a moment. Not every block leads there, so there is no long wait: the
+/// next block comes, and it is looked at again.
+fn reached(world: &mut World, row: &Row) -> Result<bool> {
+    let since = Instant::now();
+    while since.elapsed() < LOOK {
+        if row.has_struck(world)? {
+            return Ok(true);
+        }
+        let best = world.bitcoind.best_block()?;
+        let daemon = row.daemon(world)?;
+        let idle = daemon.info().is_ok_and(|info| info.block_hash == best && info.synced);
+        if idle && since.elapsed() > LOOK / 3 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    row.has_struck(world)
+}
+
+/// Starts again what has died, with the next row armed from the first moment on.
+fn recover(world: &mut World, row: &Row, next: Option<Row>) -> Result<()> {
+    if row.victim == Victim::Bitcoind {
+        world.bitcoind.kill()?;
+        row.daemon(world)?.faults().clear()?;
+        if let Some(next) = next {
+            next.arm(world)?;
+        }
+        return world.bitcoind.restart();
+    }
+    row.daemon(world)?.faults().clear()?;
+    if let Some(next) = next {
+        next.arm(world)?;
+    }
+    let started = row.daemon(world)?.start();
+    match (started, next) {
+        // At the next row's point already.
+        (Err(_), Some(next)) if next.has_struck(world)? => Ok(()),
+        (started, _) => started,
+    }
+}
+
+/// Whether the exit is done, for who leaves.
+fn is_over(world: &World, id: &str, place: Place) -> Result<bool> {
+    let factory = leaver(world, place)?.factory(id)?;
+    Ok(factory.exits.iter().all(|exit| exit.phase == "done") && !factory.exits.is_empty())
+}
+
+/// The client has its share of the channel in its wallet; who left has paid the fees.
+fn check_leaver(
+    world: &World,
+    place: Place,
+    due_sat: u64,
+    capacity_sat: u64,
+    before: &Snapshot,
+    after: &Snapshot,
+) -> Result<()> {
+    let balance = world.client(VICTIM)?.balance()?;
+    let held = balance.onchain.confirmed_sat;
+    let fees = world.bitcoind.fees(before.height + 1, after.height)?;
+    let least = if place == Place::Client { due_sat.saturating_sub(fees) } else { due_sat };
+    if held < least || held > due_sat || balance.lightning.local_msat > 0 {
+        bail!("the client holds {balance:?}, due {due_sat} sat of {capacity_sat}, fees {fees} sat");
+    }
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! Driving many rows, and what is printed of them: a table of step by process.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Result};
+use factory_core::faults::POINTS;
+
+use super::rows::Phase;
+use super::{exit, life, pay, seconds, Outcome, Place, Row, Victim, CLIENTS};
+use crate::World;
+
+/// Lives in one world. A new one is started then, since what is over is still shown and looked at.
+const LIVES: usize = 12;
+
+/// A row and what came of it.
+#[derive(Debug)]
+pub struct Judged {
+    row: Row,
+    result: Result<Outcome>,
+    took: Duration,
+}
+
+/// The rows that were driven so far.
+#[derive(Debug, Default)]
+pub struct Matrix {
+    judged: Vec<Judged>,
+}
+
+impl Matrix {
+    /// Writes down what came of a row, and says it.
+    fn judge(&mut self, row: Row, since: Instant, result: Result<Outcome>) -> bool {
+        let took = since.elapsed();
+        match &result {
+            Ok(outcome) => println!("{row}: {outcome}, {}", seconds(took)),
+            Err(e) => println!("{row}: FAILED after {}: {e:?}", seconds(took)),
+        }
+        let good = result.is_ok();
+        self.judged.push(Judged { row, result, took });
+        good
+    }
+
+    /// Lives of a factory: each has one of the first rows while it is made and one of the second while it is closed.
+    ///
+    /// # Errors
+    /// If a world does not come up. What goes wrong in a row is in its result, and the others are still driven.
+    pub fn lives(&mut self, made: &[Row], closed: &[Row]) -> Result<()> {
+        let mut world = None;
+        for number in 0..made.len().max(closed.len()) {
+            if number % LIVES == 0 {
+                if let Some(old) = world.take() {
+                    World::finish(old);
+                }
+            }
+            let mut here = match world.take() {
+                Some(world) => world,
+                None => World::start("crash-lives", CLIENTS)?,
+            };
+            if self.life(&mut here, made.get(number), closed.get(number)) {
+                world = Some(here);
+            }
+        }
+        world.into_iter().for_each(World::finish);
+        Ok(())
+    }
+
+    fn life(&mut self, world: &mut World, made: Option<&Row>, closed: Option<&Row>) -> bool {
+        let since = Instant::now();
+        let factory = match (life::create(world, made), made) {
+            (Ok((factory, outcome)), Some(row)) => {
+                self.judge(*row, since, Ok(outcome));
+                factory
+            }
+            (Ok((factory, _)), None) => factory,
+            (Err(e), row) => {
+                if let Some(row) = row.or(closed) {
+                    self.judge(*row, since, Err(e));
+                }
+                return false;
+            }
+        };
+        let since = Instant::now();
+        let result = life::close(world, &factory, closed);
+        match (closed, result) {
+            (Some(row), result) => self.judge(*row, since, result),
+            (None, Ok(_)) => true,
+            (None, Err(e)) => {
+                // What it was made with is to blame.
+                if let Some(row) = made {
+                    self.judge(*row, since, Err(e));
+                }
+                false
+            }
+        }
+    }
+
+    /// Payments in a factory that lives, one row after the other.
+    ///
+    /// # Errors
+    /// As [`Matrix::lives`].
+    pub fn payments(&mut self, rows: &[Row]) -> Result<()> {
+        let mut there = None;
+        for row in rows {
+            let (mut world, factory) = match there.take() {
+                Some(there) => there,
+                None => {
+                    let mut world = World::start("crash-pay", CLIENTS)?;
+                    let (factory, _) = life::create(&mut world, None)?;
+                    (world, factory)
+                }
+            };
+            let since = Instant::now();
+            let result = pay::payment(&mut world, &factory, row);
+            if self.judge(*row, since, result) {
+                there = Some((world, factory));
+            }
+        }
+        if let Some((mut world, factory)) = there {
+            life::close(&mut world, &factory, None)?;
+            world.finish();
+        }
+        Ok(())
+    }
+
+    /// Exits, each with its rows one after the other.
+    ///
+    /// # Errors
+    /// As [`Matrix::lives`].
+    pub fn exits(&mut self, rows: &[Row]) -> Result<()> {
+        for place in [Place::Client, Place::Lsp] {
+            for bitcoind in [false, true] {
+                let of_it = |row: &&Row| row.place == place && (row.victim == Victim::Bitcoind) == bitcoind;
+                let rows: Vec<Row> = rows.iter().filter(of_it).copied().collect();
+                if !rows.is_empty() {
+                    self.exit(place, &rows)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn exit(&mut self, place: Place, rows: &[Row]) -> Result<()> {
+        let mut world = World::start("crash-exit", CLIENTS)?;
+        let (factory, _) = life::create(&mut world, None)?;
+        let mut struck = Vec::new();
+        let end = exit::drive(&mut world, &factory, place, rows, &mut struck);
+        let good = end.is_ok();
+        let failure = end.err().map(|e| format!("{e:?}"));
+        for (row, since) in &struck {
+            // The money is judged at the end, for all of them.
+            let result = match &failure {
+                None => Ok(Outcome::Resumed),
+                Some(why) => Err(anyhow::anyhow!("{why}")),
+            };
+            self.judge(*row, *since, result);
+        }
+        for row in rows.iter().filter(|row| !struck.iter().any(|(s, _)| s == *row)) {
+            let why = failure.clone().unwrap_or_else(|| "the point was not reached".into());
+            self.judge(*row, Instant::now(), Err(anyhow::anyhow!("{why}")));
+        }
+        if good {
+            world.finish();
+        }
+        Ok(())
+    }
+
+    /// The table: a line for each step that was driven, a column for who dies there.
+    pub fn table(&self) -> String {
+        let mut text = String::from("| step | LSP | client | bitcoind |\n|---|---|---|---|\n");
+        for point in POINTS.iter().filter(|p| self.judged.iter().any(|j| j.row.point == **p)) {
+            let cell = |column: fn(&Row) -> bool| -> String {
+                let of_it = self.judged.iter().filter(|j| j.row.point == *point && column(&j.row));
+                of_it.map(cell_text).collect::<Vec<_>>().join("; ")
+            };
+            let lsp = cell(|r| r.place == Place::Lsp && r.victim != Victim::Bitcoind);
+            let client = cell(|r| r.place == Place::Client && r.victim != Victim::Bitcoind);
+            let bitcoind = cell(|r| r.victim == Victim::Bitcoind);
+            let _ = writeln!(text, "| `{point}` | {lsp} | {client} | {bitcoind} |");
+        }
+        text
+    }
+
+    /// Fails if a row did, with all that did.
+    ///
+    /// # Errors
+    /// The rows that failed, and why.
+    pub fn check(&self) -> Result<()> {
+        let failed: Vec<String> = self
+            .judged
+            .iter()
+            .filter_map(|j| j.result.as_ref().err().map(|e| format!("{}: {e:?}", j.row)))
+            .collect();
+        match failed.len() {
+            0 => Ok(()),
+            n => bail!("{n} of {} crashes did harm:\n{}", self.judged.len(), failed.join("\n")),
+        }
+    }
+
+    /// The phases' rows that were judged, for a count.
+    pub fn count(&self, wanted: Phase) -> usize {
+        self.judged.iter().filter(|j| super::rows::phase(j.row.point) == wanted).count()
+    }
+}
+
+fn cell_text(judged: &Judged) -> String {
+    let how = match (judged.row.victim, judged.row.nth) {
+        (Victim::Twice, _) => "twice: ".to_owned(),
+        (_, 1) => String::new(),
+        (_, nth) => format!("time {nth}: "),
+    };
+    let what = judged.result.as_ref().map_or_else(|_| "**FAILED**".to_owned(), ToString::to_string);
+    format!("{how}{what} {}", seconds(judged.took))
+}
