@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bitcoin::consensus::encode;
 use bitcoin::{OutPoint, Transaction};
+use factory_core::faults::switch;
 use lightning::chain::chaininterface::{BroadcasterInterface, TransactionType};
 use lightning::ln::types::ChannelId;
 use tokio::sync::mpsc;
@@ -22,6 +23,9 @@ const NAMESPACE: &str = "kept_closing";
 const VERSION: u32 = 1;
 /// Packages that may wait for bitcoind; LDK repeats what does not fit.
 pub(crate) const QUEUE: usize = 1024;
+
+/// What is said of a factory's funding transaction.
+pub(crate) const FUNDING: &str = "factory funding";
 
 /// Transactions to submit together.
 #[derive(Debug)]
@@ -45,6 +49,9 @@ impl Broadcaster {
 
     /// Queues transactions of our own, past the gate.
     pub(crate) fn send(&self, txs: Vec<Transaction>, what: &str) {
+        if what == FUNDING && (switch("lsp.never_funds") || switch("lsp.other_funding")) {
+            return;
+        }
         let outgoing = Outgoing { txs, what: what.to_owned() };
         if self.queue.try_send(outgoing).is_err() {
             tracing::error!(what, "broadcast queue is full; will be repeated");
