@@ -4,6 +4,43 @@
 //! `hold@POINT` makes a file named like the point in the folder of the process's faults, and waits until that file
 //! is gone: a test sees that the point was reached, does what it wants to (kill another process, mine a block), and
 //! removes the file.
+//!
+//! Switches of hostile peers spoil our protocol's messages on their way out: see [`outgoing`].
+
+#[cfg(all(feature = "faults", debug_assertions))]
+mod client;
+#[cfg(all(feature = "faults", debug_assertions))]
+mod lsp;
+
+use bitcoin::secp256k1::PublicKey;
+use bolt_tlv::payload::Payload;
+
+/// What is sent for a message: its bytes, in this build.
+#[cfg(not(all(feature = "faults", debug_assertions)))]
+#[inline(always)]
+pub(crate) fn outgoing(_peer: &PublicKey, payload: &Payload) -> [Vec<u8>; 1] {
+    [payload.encode()]
+}
+
+/// What is sent for a message: its bytes, or what the switches of hostile clients and LSPs make of it.
+#[cfg(all(feature = "faults", debug_assertions))]
+pub(crate) fn outgoing(peer: &PublicKey, payload: &Payload) -> Vec<Vec<u8>> {
+    let on: Vec<String> = factory_core::faults::faults()
+        .1
+        .into_iter()
+        .filter_map(|fault| match fault {
+            factory_core::faults::Fault::On(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    if on.iter().any(|name| name.starts_with("client.")) {
+        client::outgoing(&on, payload)
+    } else if on.iter().any(|name| name.starts_with("lsp.")) {
+        lsp::outgoing(&on, peer, payload)
+    } else {
+        vec![payload.encode()]
+    }
+}
 
 /// A point at which a process can be made to die or to wait. Nothing, in this build.
 #[cfg(not(all(feature = "faults", debug_assertions)))]

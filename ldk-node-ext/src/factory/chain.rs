@@ -191,7 +191,7 @@ impl Service {
     fn publish_funding(&self, id: &InstanceId) {
         let Some(factory) = self.factories.get(id) else { return };
         if let (Stage::Funded | Stage::Live, Some(tx)) = (factory.state.stage, &factory.state.funding_tx) {
-            self.parts.broadcaster.send(vec![tx.0.clone()], "factory funding");
+            self.parts.broadcaster.send(vec![tx.0.clone()], crate::ldk::FUNDING);
         }
     }
 

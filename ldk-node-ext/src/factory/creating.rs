@@ -82,9 +82,11 @@ impl Creating {
         }
     }
 
+    /// Notes what a client has done. Who has been left out stays so, whatever it goes on sending.
     pub(super) fn set_member(&mut self, client: &PublicKey, state: MemberState, reason: Option<String>) {
         let id = client.to_string();
-        if let Some(m) = self.members.iter_mut().find(|m| m.node_id == id) {
+        let inside = |m: &&mut FactoryMember| m.node_id == id && m.state != MemberState::Excluded;
+        if let Some(m) = self.members.iter_mut().find(inside) {
             m.state = state;
             m.reason = reason;
         }

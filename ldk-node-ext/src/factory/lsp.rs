@@ -134,6 +134,7 @@ impl Service {
                 let temporary = ChannelId(temporary_channel_id);
                 self.parts.outpoints.expect(temporary, id);
                 let to_self_delay = self.creating.get(&id).map_or(0, |c| c.to_self_delay);
+                let capacity_sat = capacity_sat + u64::from(switch("lsp.channel.capacity"));
                 let opened = self.parts.manager.create_channel(
                     client,
                     capacity_sat,
@@ -315,7 +316,7 @@ impl Service {
                 let Signed::Lsp(record) = &factory.signed else { return Vec::new() };
                 let clients = record.client_ids.clone();
                 self.parts.index.watch([], factory.funding_inputs());
-                self.parts.broadcaster.send(vec![tx.clone()], "factory funding");
+                self.parts.broadcaster.send(vec![tx.clone()], crate::ldk::FUNDING);
                 for client in clients {
                     self.send(client, payload::Funded { instance_id, attempt, transaction: tx.clone() });
                 }

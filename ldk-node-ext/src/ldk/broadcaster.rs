@@ -25,6 +25,9 @@ const VERSION: u32 = 1;
 /// Packages that may wait for bitcoind; LDK repeats what does not fit.
 pub(crate) const QUEUE: usize = 1024;
 
+/// What is said of a factory's funding transaction.
+pub(crate) const FUNDING: &str = "factory funding";
+
 /// Transactions to submit together.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -47,6 +50,9 @@ impl Broadcaster {
 
     /// Queues transactions of our own, past the gate.
     pub(crate) fn send(&self, txs: Vec<Transaction>, what: &str) {
+        if what == FUNDING && (switch("lsp.never_funds") || switch("lsp.other_funding")) {
+            return;
+        }
         let outgoing = Outgoing { txs, what: what.to_owned() };
         if self.queue.try_send(outgoing).is_err() {
             tracing::error!(what, "broadcast queue is full; will be repeated");

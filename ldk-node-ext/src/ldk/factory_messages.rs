@@ -23,6 +23,7 @@ use lightning::types::features::{InitFeatures, NodeFeatures};
 use lightning::util::ser::{LengthLimitedRead, Writeable, Writer};
 use tokio::sync::mpsc;
 
+use crate::faults;
 use crate::util::lock;
 
 /// Messages of one peer that may wait for the factory service.
@@ -121,11 +122,15 @@ impl FactoryMessages {
     ///
     /// Returns false if the peer is not connected, does not speak our protocol, or does not read.
     pub(crate) fn send(&self, peer: PublicKey, payload: &Payload) -> bool {
-        let piggyback = FactoryPiggyback { protocol_id: PROTOCOL_ID, payload: payload.encode() };
+        let payloads = faults::outgoing(&peer, payload);
         let mut inner = lock(&self.inner);
         let ready =
             inner.peers.get(&peer).is_some_and(|p| p.speaks_ours && p.outgoing < MAX_OUTGOING_PER_PEER);
-        ready && self.queue(&mut inner, peer, piggyback.into())
+        ready
+            && payloads.into_iter().all(|payload| {
+                let piggyback = FactoryPiggyback { protocol_id: PROTOCOL_ID, payload };
+                self.queue(&mut inner, peer, piggyback.into())
+            })
     }
 
     /// Connected peers that speak our protocol.

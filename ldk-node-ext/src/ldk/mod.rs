@@ -20,7 +20,7 @@ mod signer;
 mod user_config;
 
 pub use broadcaster::Broadcaster;
-pub(crate) use broadcaster::Outgoing;
+pub(crate) use broadcaster::{Outgoing, FUNDING};
 pub use channel_messages::ChannelMessages;
 pub use depth::FundingDepth;
 pub(crate) use factory_messages::PeerEvent;
