@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use anyhow::Result;
-use bitcoin::{OutPoint, Transaction};
+use bitcoin::{OutPoint, Transaction, Txid};
 use integration::closed::{
     all_leave, close_of, distributions_are_refused, dues, nobody_pays, paths, wait_signed,
 };
@@ -28,17 +28,16 @@ fn params() -> Value {
     })
 }
 
-/// A factory whose close everybody has signed and only the LSP holds.
-struct Withheld {
+/// A factory over which payments were made.
+struct Fresh {
     world: World,
     factory: Factory,
     before: Snapshot,
     /// What the clients are due, sat.
     dues: Vec<u64>,
-    txid: bitcoin::Txid,
 }
 
-fn withheld(name: &str) -> Result<Withheld> {
+fn fresh(name: &str) -> Result<Fresh> {
     let world = World::start(name, CLIENTS)?;
     let request = world.factory_request(CAPACITY, CAPACITY / 2, STOCK, Some(params()));
     let factory = world.create_factory(&request)?;
@@ -50,19 +49,25 @@ fn withheld(name: &str) -> Result<Withheld> {
     ];
     wait_for(&world, &start.after(&paid)?)?;
     let before = wait_at_rest(&world)?;
-    let id = &factory.instance_id;
-    let dues = dues(&world, id)?;
+    let dues = dues(&world, &factory.instance_id)?;
+    Ok(Fresh { world, factory, before, dues })
+}
+
+/// As [`fresh`], and everybody has signed its close, which only the LSP holds.
+fn withheld(name: &str) -> Result<(Fresh, Txid)> {
+    let fresh = fresh(name)?;
+    let (world, id) = (&fresh.world, &fresh.factory.instance_id);
     world.lsp.faults().set("on@lsp.close.withheld")?;
     world.lsp.close_factory(id)?;
-    let txid = wait_signed(&world, id)?;
+    let txid = wait_signed(world, id)?;
     assert!(world.bitcoind.mempool()?.is_empty(), "it was withheld");
-    Ok(Withheld { world, factory, before, dues, txid })
+    Ok((fresh, txid))
 }
 
 /// It is published long after everybody has signed it, and more payments were tried in between.
 #[test]
 fn a_close_that_comes_late_pays_what_everybody_had() -> Result<()> {
-    let Withheld { mut world, factory, before, dues, txid } = withheld("late-close")?;
+    let (Fresh { mut world, factory, before, dues }, txid) = withheld("late-close")?;
     let id = factory.instance_id.clone();
     nobody_pays(&world)?;
     world.client_mut(0)?.kill()?;
@@ -122,7 +127,7 @@ fn a_close_that_comes_late_pays_what_everybody_had() -> Result<()> {
 /// paid the same that the close would have paid them, and then the chain refuses the close, and at T the distributions.
 #[test]
 fn a_client_that_leaves_instead_calls_the_others_out() -> Result<()> {
-    let Withheld { mut world, factory, before, dues, txid } = withheld("veto")?;
+    let (Fresh { mut world, factory, before, dues }, txid) = withheld("veto")?;
     let id = factory.instance_id.clone();
     world.lsp.kill()?;
     let close: Transaction = close_of(&world.lsp, &id)?;
@@ -155,6 +160,38 @@ fn a_client_that_leaves_instead_calls_the_others_out() -> Result<()> {
     distributions_are_refused(&world, &paths, &mut stranger)?;
     world.mine(3)?;
     assert_eq!(Snapshot::take(&world)?.parties, held.parties);
+    world.finish();
+    Ok(())
+}
+
+/// A client leaves by its path while the close is being signed: one signature is missing, and comes when the root is on
+/// the chain already. The channels were shut by then, so all leave by their paths, with the same amounts.
+#[test]
+#[ignore = "long: make adversaries"]
+fn a_client_that_leaves_while_the_close_is_being_signed() -> Result<()> {
+    let Fresh { mut world, factory, before, dues } = fresh("veto-signing")?;
+    let id = factory.instance_id.clone();
+    world.lsp.stop()?;
+    let paths = paths(&world, &tree_of(&world.lsp, &id)?)?;
+    world.lsp.start()?;
+    world.wait_usable(&factory)?;
+    let slow = world.client(2)?;
+    slow.faults().set("hold@client.send.close_partial")?;
+    world.lsp.close_factory(&id)?;
+    slow.faults().wait_held("client.send.close_partial")?;
+    world.client(0)?.exit(&id)?;
+    let root = world.lsp.factory(&id)?.tree[0].txid;
+    world.bitcoind.wait_seen(root, PATIENCE)?;
+    world.bitcoind.mine(1)?;
+    assert!(world.bitcoind.confirmed(root)?.is_some());
+    slow.faults().clear()?;
+    world.sync()?;
+    all_leave(&world, &id, &paths)?;
+    pace::rest_until(&world, |after| check_conserved(&world, &before, after))?;
+    for (client, due) in world.clients.iter().zip(&dues) {
+        let fees = client.factory(&id)?.exits.pop().expect("exit").fees_sat;
+        assert_eq!(client.balance()?.total_sat, CLIENT_COIN + due - fees, "{}", client.name());
+    }
     world.finish();
     Ok(())
 }
