@@ -22,15 +22,19 @@ QUICK := $(CARGO) nextest run --locked --workspace -E 'package(integration)'
 EVERY := $(QUICK) --run-ignored all
 EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(scenario_exit_reorg) + binary(scenario_mass_exit) + binary(scenario_variants) + binary(~scenario_htlc)'
+ADVERSARIES := timeout 1200 $(CARGO) nextest run --locked --workspace --run-ignored only \
+	-E 'binary(~scenario_adversary) + binary(~scenario_reorg)'
 else
 UNIT := true
 QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=1
 EVERY := $(QUICK) --include-ignored
 EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_reorg --test scenario_mass_exit \
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
+ADVERSARIES := timeout 1200 $(CARGO) test --locked --workspace --test 'scenario_adversary_*' --test 'scenario_reorg_*' \
+	-- --test-threads=1 --ignored
 endif
 
-.PHONY: help demo test scenarios exits checks build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits adversaries checks build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +56,9 @@ exits: build peer ## the long exits: in a crowd, every reorganisation, large tre
 checks: build peer ## leaves out one protection after the other: the test that guards it has to fail (20 minutes; ONLY=name for some)
 	@$(CARGO) build --locked --workspace --bins --tests
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(TARGET)/debug/checks $(ONLY)
+
+adversaries: build peer ## the long scenarios of attacks and reorganisations (ends after 20 minutes)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(ADVERSARIES)
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind

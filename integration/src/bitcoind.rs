@@ -170,6 +170,27 @@ impl Bitcoind {
         self.process.kill()
     }
 
+    /// Adds a flag for the next start.
+    pub fn add_flag(&mut self, flag: &str) {
+        self.process.add_argument(flag);
+    }
+
+    /// Freezes it (SIGSTOP): it takes connections and answers nothing.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.process.freeze()
+    }
+
+    /// Lets it go on after [`Bitcoind::freeze`].
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn thaw(&mut self) -> Result<()> {
+        self.process.thaw()
+    }
+
     /// Starts it again on the same data and port.
     ///
     /// # Errors
@@ -230,14 +251,23 @@ impl Bitcoind {
     pub fn reorganize(&self, depth: u32) -> Result<()> {
         let first =
             self.height()?.checked_sub(depth.max(1) - 1).ok_or_else(|| anyhow!("no {depth} blocks"))?;
-        let hash: BlockHash = self.rpc.call("getblockhash", json!([first]))?;
-        self.rpc.call::<Value>("invalidateblock", json!([hash]))?;
+        self.take_off(first)?;
         // Paid to somebody else, lest an empty block come out as the one that was just called invalid.
         let script = ScriptBuf::from_bytes(rand::random::<[u8; 32]>().to_vec());
         let other = Address::p2wsh(&script, Network::Regtest).to_string();
         for _ in 0..=depth {
             let _: Value = self.rpc.call("generateblock", json!([other, []]))?;
         }
+        Ok(())
+    }
+
+    /// Takes the block at a height and all above it off the chain.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn take_off(&self, height: u32) -> Result<()> {
+        let hash: BlockHash = self.rpc.call("getblockhash", json!([height]))?;
+        self.rpc.call::<Value>("invalidateblock", json!([hash]))?;
         Ok(())
     }
 

@@ -52,6 +52,11 @@ impl Proc {
         self
     }
 
+    /// Adds an argument for the next start.
+    pub fn add_argument(&mut self, argument: impl Into<OsString>) {
+        self.arguments.push(argument.into());
+    }
+
     /// Sets an environment variable of the process.
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> Self {

@@ -1,7 +1,7 @@
 //! Other people's transactions, so that blocks are full and feerates rise.
 
 use anyhow::Result;
-use bitcoin::Txid;
+use bitcoin::{Amount, Txid};
 
 use crate::cpfp::Purse;
 use crate::Bitcoind;
@@ -64,5 +64,18 @@ pub fn small_blocks(bitcoind: &mut Bitcoind, weight: u32) -> Result<()> {
     bitcoind.stop()?;
     // The last section of the file is the chain's.
     std::fs::write(&file, format!("{settings}blockmaxweight={weight}\n"))?;
+    bitcoind.restart()
+}
+
+/// Lets bitcoind take nothing into its mempool that pays less than this, sat/vB, and forget what is there and does. It
+/// is stopped and started for it.
+///
+/// # Errors
+/// If it does not come back.
+pub fn raise_floor(bitcoind: &mut Bitcoind, sat_per_vb: u64) -> Result<()> {
+    let btc_per_kvb = Amount::from_sat(sat_per_vb * 1000).to_btc();
+    bitcoind.stop()?;
+    // After the flags it was started with, of which one may be the same: the last one counts.
+    bitcoind.add_flag(&format!("-minrelaytxfee={btc_per_kvb:.8}"));
     bitcoind.restart()
 }

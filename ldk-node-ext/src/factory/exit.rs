@@ -9,6 +9,7 @@
 mod finish;
 mod info;
 mod reserve;
+mod retry;
 mod triggers;
 
 use bitcoin::secp256k1::PublicKey;
@@ -33,6 +34,8 @@ const SPARE_COINS: usize = 2;
 
 /// How the words begin that say that the wallet lacks a coin.
 const WANTS_COIN: &str = "a confirmed wallet coin";
+/// How the words begin that say that bitcoind did not take a transaction, or did not answer.
+const FAILED: &str = "another try";
 
 /// What is to be done for an exit at this block.
 enum Todo {
@@ -215,23 +218,6 @@ impl Service {
         }
     }
 
-    /// Exits that wait for something that comes between blocks are tried again.
-    pub(super) async fn retry_exits(&mut self) {
-        let waiting: Vec<(ExitReason, InstanceId, u32)> = self
-            .exits_under_way()
-            .into_iter()
-            .filter(|(_, id, first)| {
-                let exit = self.factories.get(id).and_then(|f| f.exit_under_way(*first));
-                exit.is_some_and(|e| e.needs_coin_sat.is_some())
-            })
-            .collect();
-        // Only what has changed in the wallet can help between blocks.
-        let coins = if waiting.is_empty() { (0, 0) } else { self.parts.wallet.free_coins() };
-        if std::mem::replace(&mut self.coins_seen, coins) != coins {
-            self.run_exits(waiting).await;
-        }
-    }
-
     /// All exits under way, the most urgent first.
     pub(super) fn exits_under_way(&self) -> Vec<(ExitReason, InstanceId, u32)> {
         let mut list: Vec<_> = self
@@ -326,7 +312,7 @@ impl Service {
                     step.kind
                 )
             }
-            Err(e) => format!("another try to publish the {}: {e}", step.kind),
+            Err(e) => format!("{FAILED} to publish the {}: {e}", step.kind),
         };
         // Told once a step; that one waits for coins left to others is no reason to send any.
         let told = before.needs_coin_sat.is_some()

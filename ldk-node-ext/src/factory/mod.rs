@@ -138,6 +138,8 @@ pub(crate) struct Service {
     reserve_low: HashSet<InstanceId>,
     /// Free coins when exits that wait for one were tried last: number and sum.
     coins_seen: (usize, u64),
+    /// When exits whose transaction bitcoind did not take were tried last.
+    exits_retried: Instant,
 }
 
 impl Loaded {
@@ -164,6 +166,7 @@ impl Loaded {
             publisher,
             reserve_low: HashSet::new(),
             coins_seen: (0, 0),
+            exits_retried: Instant::now(),
         };
         service.refresh_limits(service.parts.height());
         service.clean_up_after_restart();

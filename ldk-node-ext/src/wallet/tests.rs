@@ -413,3 +413,15 @@ fn a_step_that_was_overtaken_gives_its_coin_back() {
     assert!(load().child(&txid).is_none(), "over a restart, too");
     assert!(s.child(&parent(1), 3, &[]).is_ok(), "the only coin is free for the next step");
 }
+
+#[test]
+fn a_payment_is_made_from_confirmed_coins_only() {
+    let s = Setup::with_coins(&[1_000_000, 50_000]);
+    let first = s.wallet.sign(s.pay(400_000).unwrap()).unwrap();
+    // It is in the mempool and lingers: its txid, and what is made from its change, may never confirm.
+    s.wallet.saw_unconfirmed(&first);
+    assert!(matches!(s.pay(300_000), Err(Error::InsufficientFunds { .. })), "the change is unconfirmed");
+    assert!(s.pay(20_000).is_ok());
+    s.mine(vec![first]);
+    assert!(s.pay(300_000).is_ok());
+}
