@@ -22,15 +22,17 @@ QUICK := $(CARGO) nextest run --locked --workspace -E 'package(integration)'
 EVERY := $(QUICK) --run-ignored all
 EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(scenario_exit_reorg) + binary(scenario_mass_exit) + binary(scenario_variants) + binary(~scenario_htlc)'
+CRASH := $(CARGO) nextest run --locked --workspace --run-ignored only --no-capture -E 'binary(scenario_crash)'
 else
 UNIT := true
 QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=1
 EVERY := $(QUICK) --include-ignored
 EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_reorg --test scenario_mass_exit \
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
+CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -- --test-threads=1 --ignored --nocapture
 endif
 
-.PHONY: help demo test scenarios exits checks build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits crash checks build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +54,9 @@ exits: build peer ## the long exits: in a crowd, every reorganisation, large tre
 checks: build peer ## leaves out one protection after the other: the test that guards it has to fail (20 minutes; ONLY=name for some)
 	@$(CARGO) build --locked --workspace --bins --tests
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(TARGET)/debug/checks $(ONLY)
+
+crash: build peer ## every process dies at every step; table in $CARGO_TARGET_DIR/crash-matrix.md (ends after 25 minutes)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(CRASH)
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind
