@@ -24,6 +24,7 @@ EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(scenario_exit_reorg) + binary(scenario_mass_exit) + binary(scenario_variants) + binary(~scenario_htlc)'
 ADVERSARIES := timeout 1200 $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(~scenario_adversary) + binary(~scenario_reorg)'
+CRASH := $(CARGO) nextest run --locked --workspace --run-ignored only --no-capture -E 'binary(scenario_crash)'
 else
 UNIT := true
 QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=1
@@ -32,9 +33,10 @@ EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_re
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
 ADVERSARIES := timeout 1200 $(CARGO) test --locked --workspace --test 'scenario_adversary_*' --test 'scenario_reorg_*' \
 	-- --test-threads=1 --ignored
+CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -- --test-threads=1 --ignored --nocapture
 endif
 
-.PHONY: help demo test scenarios exits adversaries checks build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits adversaries crash checks build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -59,6 +61,9 @@ checks: build peer ## leaves out one protection after the other: the test that g
 
 adversaries: build peer ## the long scenarios of attacks and reorganisations (ends after 20 minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(ADVERSARIES)
+
+crash: build peer ## every process dies at every step; table in $CARGO_TARGET_DIR/crash-matrix.md (ends after 25 minutes)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(CRASH)
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind

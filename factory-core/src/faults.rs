@@ -274,6 +274,8 @@ fn parse_one(entry: &str) -> Result<Fault, String> {
 
 #[cfg(all(feature = "faults", debug_assertions))]
 mod armed {
+    use std::fs::OpenOptions;
+    use std::io::Write;
     use std::path::PathBuf;
     use std::sync::OnceLock;
 
@@ -299,6 +301,19 @@ mod armed {
         }
     }
 
+    /// Adds a line to a file in that folder, for a test that has to know what only the process knows.
+    ///
+    /// Ends the process if that fails: a test that goes by what is not there proves nothing.
+    pub fn note(file: &str, line: impl FnOnce() -> String) {
+        let Some(folder) = folder() else { return };
+        let text = format!("{}\n", line());
+        let file = OpenOptions::new().create(true).append(true).open(folder.join(file));
+        if let Err(e) = file.and_then(|mut file| file.write_all(text.as_bytes())) {
+            eprintln!("{VARIABLE}: {e}");
+            std::process::abort();
+        }
+    }
+
     /// Whether a switch is on.
     pub fn switch(name: &str) -> bool {
         debug_assert!(super::switches().any(|n| n == name), "{name} is not listed");
@@ -307,7 +322,12 @@ mod armed {
 }
 
 #[cfg(all(feature = "faults", debug_assertions))]
-pub use armed::{faults, folder, switch};
+pub use armed::{faults, folder, note, switch};
+
+/// A line for a test. Nothing, in this build.
+#[cfg(not(all(feature = "faults", debug_assertions)))]
+#[inline(always)]
+pub fn note(_file: &str, _line: impl FnOnce() -> String) {}
 
 /// Whether a switch is on. Never, in this build.
 #[cfg(not(all(feature = "faults", debug_assertions)))]

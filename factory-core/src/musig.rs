@@ -17,7 +17,7 @@ use rand::{CryptoRng, RngCore, SeedableRng};
 use secp256k1_musig as secp;
 use secp256k1_musig::musig as sys;
 
-use crate::faults::switch;
+use crate::faults::{note, switch};
 use crate::Error;
 
 /// A public nonce or an aggregate of public nonces, as BIP 327 serializes it.
@@ -26,6 +26,9 @@ pub type NonceBytes = [u8; 66];
 pub type PartialBytes = [u8; 32];
 /// A final BIP 340 signature.
 pub type SignatureBytes = [u8; 64];
+
+/// The file in which a process under test notes each public nonce: when it is drawn, and when it signs.
+pub const NONCES: &str = "nonces";
 
 /// The aggregate of a set of signers, as an output key that only all of them together can spend.
 #[derive(Clone)]
@@ -179,7 +182,9 @@ impl SecretSession {
             Some(&message).filter(|_| !fixed),
             None,
         );
-        Ok(Self { nonce, public: public.serialize(), pair, output: key.output, message })
+        let public = public.serialize();
+        note(NONCES, || format!("drawn {}", hex::encode(public)));
+        Ok(Self { nonce, public, pair, output: key.output, message })
     }
 
     /// The nonce to publish.
@@ -196,6 +201,7 @@ impl SecretSession {
             return Err(Error::Mismatch { what: "aggregate key of the session" });
         }
         let session = key.session(aggregate, &self.message)?;
+        note(NONCES, || format!("signed {}", hex::encode(self.public)));
         Ok(session.partial_sign(self.nonce, &self.pair, &key.cache).serialize())
     }
 }

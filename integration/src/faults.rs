@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use factory_core::faults::{parse, LIST};
+use factory_core::faults::{parse, LIST, POINTS};
 
 use crate::wait::{self, Seen};
 
@@ -60,7 +60,7 @@ impl Faults {
         self.set("")?;
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
-            if path.file_name().is_some_and(|name| name != LIST) {
+            if POINTS.iter().any(|point| path.file_name().is_some_and(|name| name == *point)) {
                 fs::remove_file(path)?;
             }
         }

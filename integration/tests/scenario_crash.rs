@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use integration::crash::rows::{every, quick, Phase};
 use integration::crash::table::Matrix;
+use integration::crash::{life, nonces, CLIENTS};
 use integration::ledger::{wait_for, Snapshot};
 use integration::payments::{pay, Order, Party};
 use integration::world::{CEREMONY, PATIENCE};
-use integration::World;
+use integration::{wait, World};
 
 const CAPACITY: u64 = 300_000;
 
@@ -48,6 +49,33 @@ fn a_crash_at_the_steps_that_matter_most() -> Result<()> {
     matrix.exits(&quick(Phase::Exit))?;
     println!("{}", matrix.table());
     matrix.check()
+}
+
+/// What is checked after every life is worth something: a process that draws the same nonce again for a close that goes
+/// on after a crash is found out.
+#[test]
+#[ignore = "long: make crash"]
+fn a_nonce_that_comes_back_is_noticed() -> Result<()> {
+    let mut world = World::start("crash-nonce", CLIENTS)?;
+    let (factory, _) = life::create(&mut world, None)?;
+    let signed = nonces::check(&world)?;
+    assert!(signed > 0, "nothing was noted");
+    world.lsp.faults().set("on@nonce.fixed,kill@lsp.sent.close_agg_nonce")?;
+    world.lsp.close_factory(&factory.instance_id)?;
+    world.lsp.wait_killed()?;
+    // The close goes on with the same transaction, and so would the nonce.
+    world.lsp.faults().set("on@nonce.fixed")?;
+    world.lsp.start()?;
+    let error = wait::until_value(
+        "the nonce to be used again",
+        PATIENCE,
+        || Ok(nonces::check(&world).err().map(|e| e.to_string())),
+        Option::is_some,
+    )?;
+    let error = error.unwrap_or_default();
+    assert!(error.contains("lsp-server has used a nonce twice"), "{error}");
+    world.finish();
+    Ok(())
 }
 
 /// Every point, every process. `CRASH_ROWS` in the environment drives those alone whose point has it in its name.

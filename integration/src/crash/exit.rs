@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail, Context, Result};
-use serde_json::{json, Value};
+use anyhow::{bail, Result};
+use serde_json::json;
 
-use super::{Place, Row, Victim, VICTIM};
+use super::{Call, Place, Row, Victim, VICTIM};
 use crate::exit::mine_until;
 use crate::ledger::{check_conserved, wait_at_rest, Snapshot};
 use crate::types::Factory;
@@ -40,8 +40,7 @@ pub fn drive(
     if let Some((row, _)) = &armed {
         row.arm(world)?;
     }
-    // One that dies in the call may not have begun.
-    let mut asked = ask(world, &id, place);
+    let mut call = Some(ask(world, &id, place)?);
     loop {
         let height = world.bitcoind.height()?;
         if height > first + BLOCKS {
@@ -56,14 +55,13 @@ pub fn drive(
                 continue;
             }
         }
-        if asked.is_err() {
-            let begun = leaver(world, place)?.factory(&id).is_ok_and(|f| !f.exits.is_empty());
-            if !begun {
-                asked = ask(world, &id, place);
-                asked.as_ref().map_err(|e| anyhow!("{e:?}")).context("asked again")?;
+        if let Some(over) = call.take_if(|call| call.is_over()) {
+            // One that died in the call may not have begun.
+            let died = over.answer().is_err();
+            if died && leaver(world, place)?.factory(&id).is_ok_and(|f| f.exits.is_empty()) {
+                call = Some(ask(world, &id, place)?);
                 continue;
             }
-            asked = Ok(());
         }
         if armed.is_none() && is_over(world, &id, place)? {
             break;
@@ -93,13 +91,12 @@ fn leaver(world: &World, place: Place) -> Result<&crate::Daemon> {
     }
 }
 
-fn ask(world: &World, id: &str, place: Place) -> Result<()> {
+fn ask(world: &World, id: &str, place: Place) -> Result<Call> {
     let body = match place {
         Place::Client => json!({}),
         Place::Lsp => json!({ "client": world.client(VICTIM)?.node_id() }),
     };
-    leaver(world, place)?.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &body)?;
-    Ok(())
+    Call::post(leaver(world, place)?, &format!("/v1/factories/{id}/exit"), body)
 }
 
 /// Whether the row's point is reached within a moment. Not every block leads there, so there is no long wait: the
@@ -135,11 +132,10 @@ fn recover(world: &mut World, row: &Row, next: Option<Row>) -> Result<()> {
     if let Some(next) = next {
         next.arm(world)?;
     }
-    let started = row.daemon(world)?.start();
-    match (started, next) {
-        // At the next row's point already.
-        (Err(_), Some(next)) if next.has_struck(world)? => Ok(()),
-        (started, _) => started,
+    match row.daemon(world)?.start() {
+        // At the next row's point already, perhaps: that is looked at next.
+        Err(_) if next.is_some() => Ok(()),
+        started => started,
     }
 }
 

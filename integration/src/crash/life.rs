@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 
 use anyhow::{anyhow, bail, Context, Result};
+use serde_json::json;
 
-use super::{appear, wait_free, Outcome, Place, Row, Victim};
+use super::{appear, nonces, wait_free, Call, Outcome, Place, Row, Victim};
 use crate::close;
 use crate::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
 use crate::payments::{pay, Order, Party};
@@ -48,10 +49,15 @@ pub fn create(world: &mut World, row: Option<&Row>) -> Result<(Factory, Outcome)
             row.arm(world)?;
         }
     }
-    let called = world.lsp.create_factory(&world.factory_request(CAPACITY, PUSH, STOCK, None));
+    let request = world.factory_request(CAPACITY, PUSH, STOCK, None);
+    let call = Call::post(&world.lsp, "/v1/factories", request)?;
     match early.filter(|row| !row.point.ends_with(".join")) {
-        Some(row) => row.strike(world).with_context(|| format!("create: {called:?}"))?,
-        None => drop(called?),
+        Some(row) => {
+            row.strike(world)?;
+            // It may have died before it had an answer.
+            let _ = call.answer();
+        }
+        None => drop(call.answer()?),
     }
     let died = early.is_some_and(|row| row.place == Place::Lsp && row.victim != Victim::Bitcoind);
     let Some(factory) = outcome(world, &known, died)? else {
@@ -154,12 +160,13 @@ pub fn close(world: &mut World, factory: &Factory, row: Option<&Row>) -> Result<
         Some(row) => {
             let due = close::Due::ask(world, id)?;
             row.arm(world)?;
-            let called = world.lsp.close_factory(id);
+            let call = Call::post(&world.lsp, &format!("/v1/factories/{id}/close"), json!({}))?;
             let late = ON_FINAL.contains(&row.point);
             if late {
-                called?;
+                call.answer()?;
             } else {
-                row.strike(world).with_context(|| format!("close: {called:?}"))?;
+                row.strike(world)?;
+                let _ = call.answer();
             }
             world.sync()?;
             if begun(world, id)? {
@@ -190,6 +197,7 @@ pub fn close(world: &mut World, factory: &Factory, row: Option<&Row>) -> Result<
     let after = Snapshot::take(world)?;
     check_conserved(world, &before, &after)?;
     wait_free(world)?;
+    nonces::check(world)?;
     Ok(outcome)
 }
 

@@ -10,15 +10,18 @@
 
 pub mod exit;
 pub mod life;
+pub mod nonces;
 pub mod pay;
 pub mod rows;
 pub mod table;
 
 use std::fmt;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{bail, Result};
+use anyhow::{anyhow, bail, Result};
 use bitcoin::{Transaction, Txid};
+use serde_json::Value;
 
 use crate::wait::{self, Seen};
 use crate::world::PATIENCE;
@@ -174,6 +177,26 @@ impl Row {
             Victim::Bitcoind => Ok(daemon.faults().is_held(self.point)),
             Victim::Process | Victim::Twice => daemon.was_killed(),
         }
+    }
+}
+
+/// A call of the local API in a thread of its own: the process may die in it, or be held.
+pub(crate) struct Call(JoinHandle<Result<Value>>);
+
+impl Call {
+    pub(crate) fn post(daemon: &Daemon, path: &str, body: Value) -> Result<Self> {
+        let (api, path) = (daemon.api()?.clone(), path.to_owned());
+        Ok(Self(std::thread::spawn(move || api.post(&path, &body))))
+    }
+
+    /// Whether there is an answer.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// The answer; an error if the process has died.
+    pub(crate) fn answer(self) -> Result<Value> {
+        self.0.join().map_err(|_| anyhow!("a call of the API panicked"))?
     }
 }
 

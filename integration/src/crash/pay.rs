@@ -1,8 +1,9 @@
 //! Payments with a crash on the way, in a factory that lives.
 
 use anyhow::{bail, Context, Result};
+use serde_json::json;
 
-use super::{Outcome, Place, Row, OTHER, VICTIM};
+use super::{Call, Outcome, Place, Row, OTHER, VICTIM};
 use crate::hold::Held;
 use crate::ledger::{check_conserved, wait_at_rest, wait_for, Settled};
 use crate::payments::{Order, Party};
@@ -46,8 +47,10 @@ fn plain(world: &mut World, factory: &Factory, row: &Row) -> Result<(Vec<Settled
     let (from, to) = if receives { (OTHER, VICTIM) } else { (VICTIM, OTHER) };
     let invoice = world.client(to)?.invoice(AMOUNT_MSAT, &row.to_string())?;
     row.arm(world)?;
-    let called = world.client(from)?.send(&invoice.invoice);
-    row.strike(world).with_context(|| format!("pay: {called:?}"))?;
+    let body = json!({ "invoice": invoice.invoice, "wait_secs": 0 });
+    let call = Call::post(world.client(from)?, "/v1/pay", body)?;
+    row.strike(world)?;
+    let _ = call.answer();
     back(world, factory)?;
     let names = [Party::Client(from), Party::Client(to)].map(|party| party.to_string());
     let settled = |payment: &Payment| Settled::new(&names[0], &names[1], payment);
@@ -104,9 +107,11 @@ fn held(world: &mut World, factory: &Factory, row: &Row) -> Result<(Vec<Settled>
     match row.point {
         "node.hold.added" => {
             row.arm(world)?;
-            let hash = "ab".repeat(32);
-            let called = world.client(VICTIM)?.hold_invoice(AMOUNT_MSAT, &hash);
-            row.strike(world).with_context(|| format!("hold invoice: {called:?}"))?;
+            let hash = hex::encode(rand::random::<[u8; 32]>());
+            let body = json!({ "amount_msat": AMOUNT_MSAT, "payment_hash": hash });
+            let call = Call::post(world.client(VICTIM)?, "/v1/invoice", body)?;
+            row.strike(world)?;
+            let _ = call.answer();
             back(world, factory)?;
             let held = Held::start(world, order)?;
             held.claim(world)?;
@@ -124,8 +129,10 @@ fn held(world: &mut World, factory: &Factory, row: &Row) -> Result<(Vec<Settled>
         "node.hold.claim_ordered" => {
             let held = Held::start(world, order)?;
             row.arm(world)?;
-            let called = held.claim(world);
-            row.strike(world).with_context(|| format!("claim: {called:?}"))?;
+            let body = json!({ "preimage": held.preimage });
+            let call = Call::post(world.client(VICTIM)?, "/v1/payments/claim", body)?;
+            row.strike(world)?;
+            let _ = call.answer();
             back(world, factory)?;
             Ok((vec![held.paid(world)?], Outcome::Settled))
         }
@@ -142,8 +149,10 @@ fn held(world: &mut World, factory: &Factory, row: &Row) -> Result<(Vec<Settled>
         _ => {
             let held = Held::start(world, order)?;
             row.arm(world)?;
-            let called = held.fail(world);
-            row.strike(world).with_context(|| format!("fail: {called:?}"))?;
+            let body = json!({ "payment_hash": held.payment_hash });
+            let call = Call::post(world.client(VICTIM)?, "/v1/payments/fail", body)?;
+            row.strike(world)?;
+            let _ = call.answer();
             back(world, factory)?;
             held.given_back(world)?;
             Ok((Vec::new(), Outcome::CameBack))

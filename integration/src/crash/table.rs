@@ -1,5 +1,6 @@
 //! Driving many rows, and what is printed of them: a table of step by process.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -45,52 +46,55 @@ impl Matrix {
     /// # Errors
     /// If a world does not come up. What goes wrong in a row is in its result, and the others are still driven.
     pub fn lives(&mut self, made: &[Row], closed: &[Row]) -> Result<()> {
+        let (mut made, mut closed) = (made.iter().copied(), VecDeque::from(closed.to_vec()));
         let mut world = None;
-        for number in 0..made.len().max(closed.len()) {
-            if number % LIVES == 0 {
-                if let Some(old) = world.take() {
-                    World::finish(old);
-                }
+        for number in 1.. {
+            let row = made.next();
+            if row.is_none() && closed.is_empty() {
+                break;
             }
             let mut here = match world.take() {
                 Some(world) => world,
                 None => World::start("crash-lives", CLIENTS)?,
             };
-            if self.life(&mut here, made.get(number), closed.get(number)) {
-                world = Some(here);
+            if self.life(&mut here, row, &mut closed) {
+                if number % LIVES == 0 {
+                    here.finish();
+                } else {
+                    world = Some(here);
+                }
             }
         }
         world.into_iter().for_each(World::finish);
         Ok(())
     }
 
-    fn life(&mut self, world: &mut World, made: Option<&Row>, closed: Option<&Row>) -> bool {
+    /// One life; whether all went well.
+    fn life(&mut self, world: &mut World, made: Option<Row>, closed: &mut VecDeque<Row>) -> bool {
         let since = Instant::now();
-        let factory = match (life::create(world, made), made) {
-            (Ok((factory, outcome)), Some(row)) => {
-                self.judge(*row, since, Ok(outcome));
-                factory
+        let made_of = life::create(world, made.as_ref());
+        let (factory, row) = match (made_of, made) {
+            (Ok((factory, outcome)), row) => {
+                row.into_iter().for_each(|row| drop(self.judge(row, since, Ok(outcome))));
+                // A client that was left out is not there when the factory is closed.
+                let there = |row: &Row| outcome != Outcome::WithoutIt || row.place == Place::Lsp;
+                let at = closed.iter().position(there);
+                (factory, at.and_then(|at| closed.remove(at)))
             }
-            (Ok((factory, _)), None) => factory,
             (Err(e), row) => {
-                if let Some(row) = row.or(closed) {
-                    self.judge(*row, since, Err(e));
+                if let Some(row) = row.or_else(|| closed.pop_front()) {
+                    self.judge(row, since, Err(e));
                 }
                 return false;
             }
         };
         let since = Instant::now();
-        let result = life::close(world, &factory, closed);
-        match (closed, result) {
-            (Some(row), result) => self.judge(*row, since, result),
-            (None, Ok(_)) => true,
-            (None, Err(e)) => {
-                // What it was made with is to blame.
-                if let Some(row) = made {
-                    self.judge(*row, since, Err(e));
-                }
-                false
-            }
+        let result = life::close(world, &factory, row.as_ref());
+        match (row.or(made), result) {
+            (Some(_), Ok(outcome)) => row.is_none_or(|row| self.judge(row, since, Ok(outcome))),
+            // Without a row of its own it is the making that is to blame.
+            (Some(row), Err(e)) => self.judge(row, since, Err(e)),
+            (None, result) => result.is_ok(),
         }
     }
 

@@ -207,12 +207,17 @@ impl Service {
             ClientCloseAction::PersistFrozen(state) => {
                 let attempt = state.attempt;
                 let value = serde_json::to_value(&state).map_err(|e| Error::Store(e.to_string()))?;
-                faults::point("client.frozen.store");
+                let frozen = state.frozen;
+                if frozen {
+                    faults::point("client.frozen.store");
+                }
                 self.stored_close(id, |c| {
                     c.own_msat = Some(state.own_msat);
                     c.machine = Some(value);
                 })?;
-                faults::point("client.frozen.stored");
+                if frozen {
+                    faults::point("client.frozen.stored");
+                }
                 Ok(Some(ClientCloseInput::Persisted { attempt }))
             }
             ClientCloseAction::Completed { tx } => {

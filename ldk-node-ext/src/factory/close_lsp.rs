@@ -224,8 +224,13 @@ impl Service {
         match action {
             LspCloseAction::Send { payload: Payload::CloseDone(_), .. } if withheld() => {}
             LspCloseAction::Send { client, payload } => {
-                // A client that cannot be reached is missed by the timer and asked again later.
-                self.send(client, payload);
+                let sent = self.send(client, payload);
+                if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
+                    // A client that cannot be reached is asked again as soon as everybody is there.
+                    let signing =
+                        matches!(c.machine.phase(), LspClosePhase::Nonces | LspClosePhase::Partials);
+                    c.broken |= signing && !sent;
+                }
             }
             LspCloseAction::PersistState(state) => {
                 let value = serde_json::to_value(&*state).map_err(|e| Error::Store(e.to_string()))?;
