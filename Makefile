@@ -30,7 +30,7 @@ EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_re
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
 endif
 
-.PHONY: help demo test scenarios exits build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits fuzz fuzz-seeds build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +48,12 @@ scenarios: build peer ## every scenario, the long ones too
 
 exits: build peer ## the long exits: in a crowd, every reorganisation, large trees, default delays (each ends after ten minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(EXITS)
+
+fuzz: ## every decoder and the four machines under the fuzzer, FUZZ_SECONDS (30) each; a find is an error
+	@scripts/fuzz.sh $(TARGET)
+
+fuzz-seeds: ## makes fuzz/seeds again
+	@$(CARGO) test --locked --workspace -- --ignored write_seeds
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind
