@@ -36,7 +36,7 @@ ADVERSARIES := timeout 1200 $(CARGO) test --locked --workspace --test 'scenario_
 CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -- --test-threads=1 --ignored --nocapture
 endif
 
-.PHONY: help demo test scenarios exits adversaries crash checks build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits adversaries crash checks fuzz fuzz-seeds build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -64,6 +64,12 @@ adversaries: build peer ## the long scenarios of attacks and reorganisations (en
 
 crash: build peer ## every process dies at every step; table in $CARGO_TARGET_DIR/crash-matrix.md (ends after 25 minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(CRASH)
+
+fuzz: ## every decoder and the four machines under the fuzzer, FUZZ_SECONDS (30) each; a find is an error
+	@scripts/fuzz.sh $(TARGET)
+
+fuzz-seeds: ## makes fuzz/seeds again
+	@$(CARGO) test --locked --workspace -- --ignored write_seeds
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind

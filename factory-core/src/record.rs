@@ -236,6 +236,18 @@ impl ClientFactoryRecord {
         })
     }
 
+    /// Checks a record that was read: the path as [`SignedPath::verify`] does, and the own channel.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn verify(&self) -> Result<(), Error> {
+        let own = self.channel().is_some_and(|c| c.key == self.own_key);
+        if !own || self.position > self.index || self.index >= self.path.clients {
+            return Err(Error::Mismatch { what: "own channel of a stored path" });
+        }
+        self.path.verify()
+    }
+
     /// The client's own channel.
     pub fn channel(&self) -> Option<&LeafChannel> {
         self.path.leaf.get(usize::try_from(self.position).ok()?)
@@ -319,6 +331,38 @@ impl LspFactoryRecord {
             channel_scripts: tree.channel_scripts().to_vec(),
             nodes,
         })
+    }
+
+    /// Checks a record that was read: its version, that it has the nodes of its shape and a client, a channel script
+    /// and a place for each, and every leaf's path as [`SignedPath::verify`] does.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn verify(&self) -> Result<(), Error> {
+        if self.version != RECORD_VERSION {
+            return Err(Error::RecordVersion { got: self.version, known: RECORD_VERSION });
+        }
+        let (shape, clients) = (&self.plan.params.shape, self.plan.members.len());
+        for (what, got) in [("client ids", self.client_ids.len()), ("scripts", self.channel_scripts.len())] {
+            if got != clients {
+                return Err(Error::Count { what, got, expected: clients });
+            }
+        }
+        let places = geometry::nodes(shape, clients)?;
+        if places.len() != self.nodes.len() {
+            return Err(Error::Count { what: "nodes", got: self.nodes.len(), expected: places.len() });
+        }
+        for (node, place) in self.nodes.iter().zip(&places) {
+            let is_leaf = place.level.saturating_add(1) == shape.levels();
+            let here = (short(place.level)?, short(place.first)?, short(place.end)?);
+            if (node.level, node.first, node.end) != here || is_leaf == node.distributions.is_empty() {
+                return Err(Error::Mismatch { what: "place of a stored node" });
+            }
+            if is_leaf {
+                self.leaf_path(place.first)?.verify()?;
+            }
+        }
+        Ok(())
     }
 
     /// The path and the distributions of client `index`, as that client has them.

@@ -19,6 +19,9 @@ mod config;
 mod error;
 mod factory;
 mod faults;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod htlc_rules;
 #[cfg(feature = "http")]
 pub mod http;

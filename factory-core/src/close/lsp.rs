@@ -173,11 +173,6 @@ impl LspClose {
         self.clients.iter().filter(owes).map(|c| c.id).collect()
     }
 
-    /// Changes the feerate, sat per 1000 weight units. Has no effect once the transaction is made.
-    pub fn set_feerate(&mut self, feerate_sat_per_kwu: u64) {
-        self.config.feerate_sat_per_kwu = feerate_sat_per_kwu;
-    }
-
     /// Takes one input and says what to do. What is late or repeated is ignored.
     ///
     /// # Errors

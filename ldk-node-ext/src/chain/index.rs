@@ -33,8 +33,9 @@ pub(crate) struct Spend {
     pub(crate) height: u32,
 }
 
+/// The index on disk.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+pub(crate) struct Stored {
     height: u32,
     hash: BlockHash,
     confirmed: Vec<(Txid, Confirmation)>,

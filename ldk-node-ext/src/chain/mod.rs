@@ -8,4 +8,6 @@ mod index;
 pub(crate) use bitcoind::{Bitcoind, MempoolEntry, SubmitError};
 pub(crate) use feed::{ChainFeed, ChainSync, IndexListener, OwnParts, WalletListener};
 pub use fees::Fees;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use index::Stored as StoredIndex;
 pub(crate) use index::{ChainIndex, Spend};

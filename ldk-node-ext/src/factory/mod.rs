@@ -40,6 +40,11 @@ use crate::watch::ExitFile;
 
 pub(crate) use registry::{load, Loaded};
 use stored::Factory;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use {
+    plan::params,
+    stored::{Factory as StoredFactory, Signed},
+};
 
 /// Upper half of the user channel id of every factory channel, by which one is known after a restart
 /// in the middle of a ceremony. ASCII "factory!".

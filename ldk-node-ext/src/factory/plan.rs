@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use bitcoin::secp256k1::PublicKey;
+use bitcoin::Network;
 use factory_core::ceremony::{InvitedClient, ParamsChoice};
 use factory_core::params::{DwLayer, Params};
 
@@ -79,7 +80,8 @@ impl Service {
         if stock_sat != 0 && stock_sat < DUST_SAT {
             return Err(Error::invalid("stock_sat", format!("must be 0 or at least {DUST_SAT} (dust)")));
         }
-        let params = self.params(request.params.unwrap_or_default(), clients.len())?;
+        let network = self.parts.config.network;
+        let params = params(network, request.params.unwrap_or_default(), clients.len())?;
         let shape = match &params {
             ParamsChoice::Fixed(p) | ParamsChoice::Reshape(p) => &p.shape,
         };
@@ -122,42 +124,38 @@ impl Service {
         let ready = self.parts.factory_messages.ready_peers();
         self.waiting.keys().filter(|id| ready.contains(id) && !self.is_busy(id)).copied().collect()
     }
+}
 
-    fn params(&self, wish: ParamsOverride, clients: usize) -> Result<ParamsChoice, Error> {
-        let network = self.parts.config.network;
-        let mut params = match wish.clients_per_leaf {
-            Some(k) => Params::default_with(clients, k, network),
-            None => Params::default_for(clients, network),
-        }
-        .map_err(bad_params)?;
-        let fixed = wish.arity.is_some();
-        if let Some(arity) = wish.arity {
-            params.shape.layers =
-                std::iter::repeat_n(Vec::new(), arity.len()).chain(params.shape.layers.pop()).collect();
-            params.shape.arity = arity;
-        }
-        let shaped = wish.layers.is_some();
-        if let Some(layers) = wish.layers {
-            params.shape.layers = layers
-                .into_iter()
-                .map(|level| {
-                    level.into_iter().map(|[states, step, base]| DwLayer { states, step, base }).collect()
-                })
-                .collect();
-        }
-        params.active = wish.active.unwrap_or(params.active);
-        params.dying = wish.dying.unwrap_or(params.dying);
-        params.margin = wish.margin.unwrap_or(params.margin);
-        params.min_depth = wish.min_depth.unwrap_or(params.min_depth);
-        params.validate(clients).map_err(bad_params)?;
-        // A shape somebody chose stays as it is; a default one follows the number of clients.
-        let upper = params.shape.layers.iter().rev().skip(1).any(|l| !l.is_empty());
-        Ok(if fixed || (shaped && upper) {
-            ParamsChoice::Fixed(params)
-        } else {
-            ParamsChoice::Reshape(params)
-        })
+/// What an operator wishes over the planner's defaults for so many clients.
+pub(crate) fn params(network: Network, wish: ParamsOverride, clients: usize) -> Result<ParamsChoice, Error> {
+    let mut params = match wish.clients_per_leaf {
+        Some(k) => Params::default_with(clients, k, network),
+        None => Params::default_for(clients, network),
     }
+    .map_err(bad_params)?;
+    let fixed = wish.arity.is_some();
+    if let Some(arity) = wish.arity {
+        params.shape.layers =
+            std::iter::repeat_n(Vec::new(), arity.len()).chain(params.shape.layers.pop()).collect();
+        params.shape.arity = arity;
+    }
+    let shaped = wish.layers.is_some();
+    if let Some(layers) = wish.layers {
+        params.shape.layers = layers
+            .into_iter()
+            .map(|level| {
+                level.into_iter().map(|[states, step, base]| DwLayer { states, step, base }).collect()
+            })
+            .collect();
+    }
+    params.active = wish.active.unwrap_or(params.active);
+    params.dying = wish.dying.unwrap_or(params.dying);
+    params.margin = wish.margin.unwrap_or(params.margin);
+    params.min_depth = wish.min_depth.unwrap_or(params.min_depth);
+    params.validate(clients).map_err(bad_params)?;
+    // A shape somebody chose stays as it is; a default one follows the number of clients.
+    let upper = params.shape.layers.iter().rev().skip(1).any(|l| !l.is_empty());
+    Ok(if fixed || (shaped && upper) { ParamsChoice::Fixed(params) } else { ParamsChoice::Reshape(params) })
 }
 
 fn bad_params(e: factory_core::Error) -> Error {

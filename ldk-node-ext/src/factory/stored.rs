@@ -417,16 +417,9 @@ impl Factory {
 
     /// Writes tree and state together.
     pub(crate) fn store_all(&self, store: &Store) -> Result<(), Error> {
-        #[derive(Serialize)]
-        struct Versioned<'a, T> {
-            version: u32,
-            record: &'a T,
-        }
         let key = hex::encode(self.id());
-        let tree =
-            serde_json::to_vec(&Versioned { version: VERSION, record: &self.signed }).map_err(store_error)?;
-        let state =
-            serde_json::to_vec(&Versioned { version: VERSION, record: &self.state }).map_err(store_error)?;
+        let tree = records::encode(VERSION, &self.signed).map_err(store_error)?;
+        let state = records::encode(VERSION, &self.state).map_err(store_error)?;
         store.write_all(&[(TREES, "", &key, &tree), (STATES, "", &key, &state)]).map_err(store_error)
     }
 
@@ -442,6 +435,17 @@ impl Factory {
         store.remove(TREES, "", &key, false).map_err(store_error)
     }
 
+    /// Checks what was read: a tree that would not confirm is no way out, and is better known now than in need.
+    ///
+    /// # Errors
+    /// [`Error::Factory`] with the first thing that does not hold.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match &self.signed {
+            Signed::Lsp(record) => Ok(record.verify()?),
+            Signed::Client(record) => Ok(record.verify()?),
+        }
+    }
+
     /// Reads all factories.
     pub(crate) fn load_all(store: &Store) -> Result<Vec<Self>, Error> {
         let keys = store.list(STATES, "").map_err(store_error)?;
@@ -450,7 +454,14 @@ impl Factory {
             let state = records::get(store, STATES, &key, VERSION)?;
             let signed = records::get(store, TREES, &key, VERSION)?;
             match (signed, state) {
-                (Some(signed), Some(state)) => out.push(Self { signed, state }),
+                (Some(signed), Some(state)) => {
+                    let factory = Self { signed, state };
+                    factory.check().map_err(|e| Error::Corrupt {
+                        key: format!("{TREES}/{key}"),
+                        reason: e.to_string(),
+                    })?;
+                    out.push(factory);
+                }
                 _ => {
                     let reason = "the tree and its state must both be there".to_owned();
                     return Err(Error::Corrupt { key: format!("{TREES}/{key}"), reason });

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::str::FromStr;
 
-use axum::body::{to_bytes, Bytes};
+use axum::body::to_bytes;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{header, StatusCode};
+use axum::http::{header, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use serde::Deserialize;
 
@@ -46,8 +46,12 @@ fn too_large() -> ApiError {
     ApiError::new(ApiCode::InvalidArgument, text).with_status(StatusCode::PAYLOAD_TOO_LARGE)
 }
 
-fn parse_body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
-    let bytes: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { bytes };
+/// Reads a body that is there whole.
+///
+/// # Errors
+/// [`ApiCode::InvalidArgument`], with the field if it is one's.
+pub(crate) fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let bytes = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}".as_slice() } else { bytes };
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let path = e.path().to_string();
@@ -85,13 +89,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        let query = Query::<HashMap<String, String>>::try_from_uri(&parts.uri)
-            .map_err(|e| ApiError::new(ApiCode::InvalidArgument, e.body_text()))?;
-        Ok(Self(query.0))
+        Self::of(&parts.uri)
     }
 }
 
 impl Params {
+    /// Those of an address.
+    pub(crate) fn of(uri: &Uri) -> Result<Self, ApiError> {
+        let query = Query::<HashMap<String, String>>::try_from_uri(uri)
+            .map_err(|e| ApiError::new(ApiCode::InvalidArgument, e.body_text()))?;
+        Ok(Self(query.0))
+    }
+
     /// Takes a number out; `default` if it is not given.
     ///
     /// # Errors
@@ -125,7 +134,7 @@ mod tests {
     use crate::api::{CreateFactoryRequest, PayRequest};
 
     fn fails<T: DeserializeOwned + std::fmt::Debug>(body: &str) -> (Option<String>, String) {
-        let e = parse_body::<T>(&Bytes::copy_from_slice(body.as_bytes())).unwrap_err();
+        let e = parse_body::<T>(body.as_bytes()).unwrap_err();
         assert_eq!(e.code, ApiCode::InvalidArgument);
         (e.field, e.message)
     }
@@ -157,7 +166,7 @@ mod tests {
 
     #[test]
     fn no_body_is_an_empty_request() {
-        assert!(parse_body::<Empty>(&Bytes::from_static(b" \n")).is_ok());
+        assert!(parse_body::<Empty>(b" \n").is_ok());
         let (field, _) = fails::<Empty>(r#"{"force":true}"#);
         assert_eq!(field.as_deref(), Some("force"));
     }

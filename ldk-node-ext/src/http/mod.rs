@@ -23,6 +23,8 @@ mod server;
 
 pub use client::{segment, ApiClient};
 pub use error::{ApiCode, ApiError, ErrorBody, HttpError};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use extract::parse_body;
 pub use extract::{Body, Empty, Params, MAX_BODY_BYTES};
 pub use files::{create_data_dir, write_private, AddressFiles, Token};
 pub use files::{API_ADDRESS_FILE, LISTEN_ADDRESS_FILE, TOKEN_FILE};

@@ -36,7 +36,7 @@ pub(crate) struct HeldHtlc {
 
 /// An inbound HTLC with an output on our newest commitment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Inbound {
+pub(crate) struct Inbound {
     expiry: u32,
     /// Hex.
     #[serde(with = "hex::serde")]

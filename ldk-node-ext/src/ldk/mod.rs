@@ -28,6 +28,8 @@ pub use factory_messages::{FactoryMessages, FactoryWireMessage};
 #[cfg(test)]
 pub(crate) use held_htlcs::HeldHtlc;
 pub use held_htlcs::HeldHtlcs;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use held_htlcs::Inbound;
 pub(crate) use outpoints::{channel_id, Gate};
 pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
 pub use router::FactoryRouter;

@@ -50,7 +50,7 @@ impl StoredChild {
 
 /// What is kept of one transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Carried {
+pub(crate) struct Carried {
     /// Our newest child.
     child: Option<StoredChild>,
     /// Since when the transaction has been in the mempool as it is there now.

@@ -16,7 +16,7 @@ const BUMP_PERCENT: u64 = 25;
 
 /// A step in the mempool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     /// Height at which it was first seen there at this feerate.
     pub(super) at: u32,
     /// Feerate of the step and its child, sat per 1000 weight units.

@@ -55,12 +55,12 @@ struct Files {
 
 /// One key of a journal.
 #[derive(Serialize, Deserialize)]
-struct Entry<'a> {
-    primary: &'a str,
-    secondary: &'a str,
-    key: &'a str,
+pub(crate) struct Entry<'a> {
+    pub(crate) primary: &'a str,
+    pub(crate) secondary: &'a str,
+    pub(crate) key: &'a str,
     #[serde(with = "hex")]
-    value: Vec<u8>,
+    pub(crate) value: Vec<u8>,
 }
 
 impl FileStore {
@@ -208,7 +208,7 @@ impl KVStoreSync for FileStore {
 }
 
 /// A journal: version and checksum in the first line, the keys as JSON in the second.
-fn encode(entries: &[(&str, &str, &str, &[u8])]) -> Result<Vec<u8>, io::Error> {
+pub(crate) fn encode(entries: &[(&str, &str, &str, &[u8])]) -> Result<Vec<u8>, io::Error> {
     let entries: Vec<Entry<'_>> = entries
         .iter()
         .map(|(primary, secondary, key, value)| Entry { primary, secondary, key, value: value.to_vec() })
@@ -219,7 +219,7 @@ fn encode(entries: &[(&str, &str, &str, &[u8])]) -> Result<Vec<u8>, io::Error> {
     Ok(bytes)
 }
 
-fn decode(bytes: &[u8]) -> Result<Vec<Entry<'_>>, io::Error> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Vec<Entry<'_>>, io::Error> {
     let mut lines = bytes.splitn(2, |b| *b == b'\n');
     let (head, body) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
     let wanted = format!("{JOURNAL_VERSION} {}", sha256::Hash::hash(body));

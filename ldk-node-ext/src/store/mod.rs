@@ -17,6 +17,8 @@ pub(crate) mod tx;
 pub(crate) use backend::private_dir;
 pub use backend::{Store, StoreKind};
 pub use files::FileStore;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use files::{decode as decode_journal, encode as encode_journal};
 pub use sqlite::SqliteStore;
 
 use lightning::util::persist::KVStoreSync;

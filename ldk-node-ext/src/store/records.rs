@@ -24,9 +24,16 @@ pub fn put<T: Serialize>(
     version: u32,
     record: &T,
 ) -> Result<(), Error> {
-    let bytes = serde_json::to_vec(&Versioned { version, record })
-        .map_err(|e| Error::Store(format!("{namespace}/{key}: {e}")))?;
+    let bytes = encode(version, record).map_err(|e| Error::Store(format!("{namespace}/{key}: {e}")))?;
     store.write(namespace, "", key, bytes).map_err(|e| Error::Store(format!("{namespace}/{key}: {e}")))
+}
+
+/// The bytes of a record.
+///
+/// # Errors
+/// A record that is no JSON.
+pub(crate) fn encode<T: Serialize>(version: u32, record: &T) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec(&Versioned { version, record })
 }
 
 /// Reads a record of this version, `None` when there is none.
@@ -39,22 +46,35 @@ pub fn get<T: DeserializeOwned>(
     key: &str,
     version: u32,
 ) -> Result<Option<T>, Error> {
-    let corrupt = |reason: String| Error::Corrupt { key: format!("{namespace}/{key}"), reason };
     let Some(bytes) = super::read_opt(store, namespace, "", key)
         .map_err(|e| Error::Store(format!("{namespace}/{key}: {e}")))?
     else {
         return Ok(None);
     };
+    decode(namespace, key, version, &bytes).map(Some)
+}
+
+/// Reads the bytes of a record of this version.
+///
+/// # Errors
+/// [`Error::Corrupt`] when it is of another version or not readable.
+pub(crate) fn decode<T: DeserializeOwned>(
+    namespace: &str,
+    key: &str,
+    version: u32,
+    bytes: &[u8],
+) -> Result<T, Error> {
+    let corrupt = |reason: String| Error::Corrupt { key: format!("{namespace}/{key}"), reason };
     #[derive(Deserialize)]
     struct Head {
         version: u32,
     }
-    let head: Head = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+    let head: Head = serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))?;
     if head.version != version {
         return Err(corrupt(format!("version {}, this software reads {version}", head.version)));
     }
-    let full: Versioned<T> = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
-    Ok(Some(full.record))
+    let full: Versioned<T> = serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))?;
+    Ok(full.record)
 }
 
 /// All records of a namespace with their keys.

@@ -87,21 +87,44 @@ impl Layers {
         variables: impl IntoIterator<Item = (String, String)>,
         config: Option<&Path>,
         data_dir: &Path,
-        known: &[&[&str]],
+        known: &[&[&'static str]],
     ) -> Result<Self, HttpError> {
-        let known: Vec<&str> = known.iter().flat_map(|keys| keys.iter().copied()).collect();
-        let environment = environment_layer(prefix, variables, &known)?;
+        let all = flat(known);
+        let environment = environment_layer(prefix, variables, &all)?;
         let named = config.map(Path::to_owned).or(environment.get("config").map(PathBuf::from));
         let path = named.clone().unwrap_or_else(|| data_dir.join("config.toml"));
         let text = match fs::read_to_string(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound && named.is_none() => String::new(),
             other => other.map_err(HttpError::file("read", &path))?,
         };
-        let file = toml::from_str::<Table>(&text)
-            .map_err(|e| HttpError::ConfigFile { path: path.clone(), reason: syntax_error(&text, &e) })?;
+        Self::new(prefix, environment, &path, &text, &all)
+    }
+
+    /// As [`Layers::load`], with the text of the file given.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn parse(
+        prefix: &str,
+        variables: impl IntoIterator<Item = (String, String)>,
+        path: PathBuf,
+        text: &str,
+        known: &[&[&'static str]],
+    ) -> Result<Self, HttpError> {
+        let all = flat(known);
+        Self::new(prefix, environment_layer(prefix, variables, &all)?, &path, text, &all)
+    }
+
+    fn new(
+        prefix: &str,
+        environment: BTreeMap<String, String>,
+        path: &Path,
+        text: &str,
+        known: &[&str],
+    ) -> Result<Self, HttpError> {
+        let file = toml::from_str::<Table>(text)
+            .map_err(|e| HttpError::ConfigFile { path: path.to_owned(), reason: syntax_error(text, &e) })?;
         let file_name = path.display().to_string();
         if let Some(key) = file.keys().find(|key| !known.contains(&key.as_str())) {
-            return Err(unknown(&file_name, key, &known));
+            return Err(unknown(&file_name, key, known));
         }
         Ok(Self { prefix: prefix.to_owned(), environment, file_name, file })
     }
@@ -148,6 +171,10 @@ impl Layers {
             HttpError::BadSetting { place: self.file_name.clone(), key, value, reason }
         })
     }
+}
+
+fn flat(known: &[&[&'static str]]) -> Vec<&'static str> {
+    known.iter().flat_map(|keys| keys.iter().copied()).collect()
 }
 
 /// The environment of this process; variables that are not UTF-8 are nobody's settings.
