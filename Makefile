@@ -30,7 +30,7 @@ EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_re
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
 endif
 
-.PHONY: help demo test scenarios exits build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits bench build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +48,9 @@ scenarios: build peer ## every scenario, the long ones too
 
 exits: build peer ## the long exits: in a crowd, every reorganisation, large trees, default delays (each ends after ten minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(EXITS)
+
+bench: ## costs of the ceremony against the least possible, of a release build of its own (three minutes)
+	@$(CARGO) bench --locked -p factory-core --bench ceremony
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind
