@@ -30,7 +30,7 @@ EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_re
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
 endif
 
-.PHONY: help demo test scenarios exits bench build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits bench scale build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -51,6 +51,16 @@ exits: build peer ## the long exits: in a crowd, every reorganisation, large tre
 
 bench: ## costs of the ceremony against the least possible, of a release build of its own (three minutes)
 	@$(CARGO) bench --locked -p factory-core --bench ceremony
+
+# The programs as they are shipped. That they hold no trace of the tests' faults is seen to first.
+scale: build ## factories of up to 256 clients, each a process, and the speed of payments; release build (15 minutes at most)
+	@$(CARGO) build --locked --release -p lsp-server -p client-app
+	@for program in lsp-server client-app; do \
+		if grep -q FACTORY_FAULTS $(TARGET)/release/$$program; then echo "$$program has fail points in it"; exit 1; fi; \
+	done
+	@export BITCOIND="$$(scripts/bitcoind.sh)" BIN_LSP_SERVER=$(TARGET)/release/lsp-server \
+		BIN_CLIENT_APP=$(TARGET)/release/client-app SCENARIO_POLL_MS=1000; \
+		timeout --foreground 900 $(TARGET)/debug/scale
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind
