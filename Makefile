@@ -49,8 +49,10 @@ scenarios: build peer ## every scenario, the long ones too
 exits: build peer ## the long exits: in a crowd, every reorganisation, large trees, default delays (each ends after ten minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(EXITS)
 
-bench: ## costs of the ceremony against the least possible, of a release build of its own (three minutes)
+bench: bitcoind ## costs of the ceremony against the least possible (release build of its own), and of exits (four minutes)
 	@$(CARGO) bench --locked -p factory-core --bench ceremony
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; \
+		timeout 600 $(CARGO) test --locked --workspace --test tree_on_chain -- --ignored --nocapture as_planned
 
 # The programs as they are shipped. That they hold no trace of the tests' faults is seen to first.
 scale: build ## factories of up to 256 clients, each a process, and the speed of payments; release build (15 minutes at most)
@@ -60,7 +62,7 @@ scale: build ## factories of up to 256 clients, each a process, and the speed of
 	done
 	@export BITCOIND="$$(scripts/bitcoind.sh)" BIN_LSP_SERVER=$(TARGET)/release/lsp-server \
 		BIN_CLIENT_APP=$(TARGET)/release/client-app SCENARIO_POLL_MS=1000; \
-		timeout --foreground 900 $(TARGET)/debug/scale
+		timeout 900 $(TARGET)/debug/scale
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind
