@@ -36,7 +36,7 @@ ADVERSARIES := timeout 1200 $(CARGO) test --locked --workspace --test 'scenario_
 CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -- --test-threads=1 --ignored --nocapture
 endif
 
-.PHONY: help demo test scenarios exits adversaries crash checks fuzz fuzz-seeds build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits adversaries crash checks fuzz fuzz-seeds bench scale build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -70,6 +70,21 @@ fuzz: ## every decoder and the four machines under the fuzzer, FUZZ_SECONDS (30)
 
 fuzz-seeds: ## makes fuzz/seeds again
 	@$(CARGO) test --locked --workspace -- --ignored write_seeds
+
+bench: bitcoind ## costs of the ceremony against the least possible (release build of its own), and of exits (four minutes)
+	@$(CARGO) bench --locked -p factory-core --bench ceremony
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; \
+		timeout 600 $(CARGO) test --locked --workspace --test tree_on_chain -- --ignored --nocapture as_planned
+
+# The programs as they are shipped. That they hold no trace of the tests' faults is seen to first.
+scale: build ## factories of up to 256 clients, each a process, and the speed of payments; release build (15 minutes at most)
+	@$(CARGO) build --locked --release -p lsp-server -p client-app
+	@for program in lsp-server client-app; do \
+		if grep -q FACTORY_FAULTS $(TARGET)/release/$$program; then echo "$$program has fail points in it"; exit 1; fi; \
+	done
+	@export BITCOIND="$$(scripts/bitcoind.sh)" BIN_LSP_SERVER=$(TARGET)/release/lsp-server \
+		BIN_CLIENT_APP=$(TARGET)/release/client-app SCENARIO_POLL_MS=1000; \
+		timeout 900 $(TARGET)/debug/scale
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind

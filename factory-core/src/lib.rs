@@ -3,7 +3,7 @@
 //!
 //! Everything here is a value or a state machine that takes a message, a block height or a timer and returns
 //! messages and actions. There is no clock, no network, no storage, no async and no Lightning library; randomness
-//! is passed in. What leaves this crate as an action is carried out by the caller.
+//! is passed in. The work on a whole tree is spread over the cores, and done when a call returns. What leaves this crate as an action is carried out by the caller.
 
 pub mod ceremony;
 pub mod close;
@@ -17,6 +17,7 @@ pub mod lifetime;
 pub mod musig;
 pub mod node;
 pub mod odometer;
+mod parallel;
 pub mod params;
 pub mod path;
 pub mod plan;

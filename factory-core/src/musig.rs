@@ -122,10 +122,8 @@ impl AggKey {
         ScriptBuf::new_p2tr_tweaked(bitcoin::key::TweakedPublicKey::dangerous_assume_tweaked(self.output))
     }
 
-    fn session(&self, aggregate: &NonceBytes, message: &[u8; 32]) -> Result<sys::Session, Error> {
-        let nonce =
-            sys::AggregatedNonce::from_byte_array(aggregate).map_err(|_| Error::BadNonce { index: 0 })?;
-        Ok(sys::Session::new(&self.cache, nonce, message))
+    fn session(&self, aggregate: &AggregateNonce, message: &[u8; 32]) -> Session {
+        Session(sys::Session::new(&self.cache, aggregate.0, message))
     }
 }
 
@@ -134,14 +132,86 @@ impl AggKey {
 /// # Errors
 /// [`Error::BadSecretKey`] for zero or a value not below the group order.
 pub fn public_key(secret: &[u8; 32]) -> Result<PublicKey, Error> {
-    let pair = secp::Keypair::from_secret_bytes(*secret).map_err(|_| Error::BadSecretKey)?;
-    PublicKey::from_slice(&pair.public_key().serialize()).map_err(|_| Error::BadSecretKey)
+    Ok(Signer::new(secret)?.public)
+}
+
+/// A signer's key pair.
+pub struct Signer {
+    pair: secp::Keypair,
+    public: PublicKey,
+}
+
+impl Signer {
+    /// From a 32-byte secret key.
+    ///
+    /// # Errors
+    /// As [`public_key`].
+    pub fn new(secret: &[u8; 32]) -> Result<Self, Error> {
+        let pair = secp::Keypair::from_secret_bytes(*secret).map_err(|_| Error::BadSecretKey)?;
+        let public =
+            PublicKey::from_slice(&pair.public_key().serialize()).map_err(|_| Error::BadSecretKey)?;
+        Ok(Self { pair, public })
+    }
+
+    /// Its public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.public
+    }
+}
+
+/// A public nonce that was read: two points, as reading them takes two square roots.
+#[derive(Clone, Copy)]
+pub struct PublicNonce(sys::PublicNonce);
+
+impl PublicNonce {
+    /// Reads a nonce.
+    ///
+    /// # Errors
+    /// [`Error::BadNonce`] with index 0.
+    pub fn read(nonce: &NonceBytes) -> Result<Self, Error> {
+        sys::PublicNonce::from_byte_array(nonce).map(Self).map_err(|_| Error::BadNonce { index: 0 })
+    }
+
+    /// As it is sent.
+    pub fn to_bytes(&self) -> NonceBytes {
+        self.0.serialize()
+    }
+}
+
+/// The sum of everybody's nonces that was read or computed.
+#[derive(Clone, Copy)]
+pub struct AggregateNonce(sys::AggregatedNonce);
+
+impl AggregateNonce {
+    /// Reads an aggregate nonce. The point at infinity is allowed, as BIP 327 asks.
+    ///
+    /// # Errors
+    /// [`Error::BadNonce`] with index 0.
+    pub fn read(nonce: &NonceBytes) -> Result<Self, Error> {
+        sys::AggregatedNonce::from_byte_array(nonce).map(Self).map_err(|_| Error::BadNonce { index: 0 })
+    }
+
+    /// Adds nonces up (BIP 327 `NonceAgg`). The order does not matter.
+    ///
+    /// # Errors
+    /// An empty list.
+    pub fn sum(nonces: &[PublicNonce]) -> Result<Self, Error> {
+        if nonces.is_empty() {
+            return Err(Error::Empty { what: "list of nonces" });
+        }
+        Ok(Self(sys::AggregatedNonce::new(&nonces.iter().map(|n| &n.0).collect::<Vec<_>>())))
+    }
+
+    /// As it is sent.
+    pub fn to_bytes(&self) -> NonceBytes {
+        self.0.serialize()
+    }
 }
 
 /// One signer's secret half of one signing session: it can sign one message once.
 pub struct SecretSession {
     nonce: sys::SecretNonce,
-    public: NonceBytes,
+    public: PublicNonce,
     pair: secp::Keypair,
     output: XOnlyPublicKey,
     message: [u8; 32],
@@ -164,11 +234,23 @@ impl SecretSession {
         message: [u8; 32],
         rng: &mut R,
     ) -> Result<Self, Error> {
-        let own = public_key(secret)?;
-        if !key.contains(&own) {
-            return Err(Error::NotASigner { key: own.to_string() });
+        Self::of(&Signer::new(secret)?, key, message, rng)
+    }
+
+    /// As [`SecretSession::new`], for a signer of many sessions.
+    ///
+    /// # Errors
+    /// As [`SecretSession::new`].
+    pub fn of<R: RngCore + CryptoRng>(
+        signer: &Signer,
+        key: &AggKey,
+        message: [u8; 32],
+        rng: &mut R,
+    ) -> Result<Self, Error> {
+        let Signer { pair, public } = signer;
+        if !key.contains(public) {
+            return Err(Error::NotASigner { key: public.to_string() });
         }
-        let pair = secp::Keypair::from_secret_bytes(*secret).map_err(|_| Error::BadSecretKey)?;
         let fixed = switch("nonce.fixed");
         let random = match fixed {
             true => sys::SessionSecretRand::from_rng(&mut StdRng::from_seed([7; 32])),
@@ -182,13 +264,17 @@ impl SecretSession {
             Some(&message).filter(|_| !fixed),
             None,
         );
-        let public = public.serialize();
-        note(NONCES, || format!("drawn {}", hex::encode(public)));
-        Ok(Self { nonce, public, pair, output: key.output, message })
+        note(NONCES, || format!("drawn {}", hex::encode(public.serialize())));
+        Ok(Self { nonce, public: PublicNonce(public), pair: *pair, output: key.output, message })
     }
 
     /// The nonce to publish.
     pub fn public_nonce(&self) -> NonceBytes {
+        self.public.to_bytes()
+    }
+
+    /// The nonce to publish, to be added to others.
+    pub(crate) fn public(&self) -> PublicNonce {
         self.public
     }
 
@@ -197,12 +283,46 @@ impl SecretSession {
     /// # Errors
     /// An aggregate nonce that does not parse, or a `key` other than the one the session was started for.
     pub fn sign(self, key: &AggKey, aggregate: &NonceBytes) -> Result<PartialBytes, Error> {
+        self.sign_in(key, &AggregateNonce::read(aggregate)?).map(|(partial, _)| partial)
+    }
+
+    /// As [`SecretSession::sign`]; returns also what is needed to add partial signatures up.
+    ///
+    /// # Errors
+    /// As [`SecretSession::sign`].
+    pub fn sign_in(self, key: &AggKey, aggregate: &AggregateNonce) -> Result<(PartialBytes, Session), Error> {
         if key.output != self.output {
             return Err(Error::Mismatch { what: "aggregate key of the session" });
         }
-        let session = key.session(aggregate, &self.message)?;
-        note(NONCES, || format!("signed {}", hex::encode(self.public)));
-        Ok(session.partial_sign(self.nonce, &self.pair, &key.cache).serialize())
+        let session = key.session(aggregate, &self.message);
+        note(NONCES, || format!("signed {}", hex::encode(self.public.0.serialize())));
+        Ok((session.0.partial_sign(self.nonce, &self.pair, &key.cache).serialize(), session))
+    }
+}
+
+/// The public half of a signing session: key, message and everybody's nonces.
+#[derive(Clone, Copy)]
+pub struct Session(sys::Session);
+
+impl Session {
+    /// Adds partial signatures up to a signature (BIP 327 `PartialSigAgg`). The result is **not** verified here: see
+    /// [`verify_final`].
+    ///
+    /// # Errors
+    /// A number of partials other than the number of signers, or the position of one that does not parse.
+    pub fn aggregate(&self, key: &AggKey, partials: &[PartialBytes]) -> Result<SignatureBytes, Error> {
+        if partials.len() != key.signers.len() {
+            return Err(Error::Count {
+                what: "list of partial signatures",
+                got: partials.len(),
+                expected: key.signers.len(),
+            });
+        }
+        let read =
+            |(index, p)| sys::PartialSignature::from_byte_array(p).map_err(|_| Error::BadPartial { index });
+        let parsed = partials.iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
+        let signature = self.0.partial_sig_agg(&parsed.iter().collect::<Vec<_>>());
+        Ok(signature.assume_valid().to_byte_array())
     }
 }
 
@@ -211,15 +331,9 @@ impl SecretSession {
 /// # Errors
 /// [`Error::BadNonce`] with the position of the first one that does not parse, or an empty list.
 pub fn aggregate_nonces(nonces: &[NonceBytes]) -> Result<NonceBytes, Error> {
-    if nonces.is_empty() {
-        return Err(Error::Empty { what: "list of nonces" });
-    }
-    let parsed = nonces
-        .iter()
-        .enumerate()
-        .map(|(index, n)| sys::PublicNonce::from_byte_array(n).map_err(|_| Error::BadNonce { index }))
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(sys::AggregatedNonce::new(&parsed.iter().collect::<Vec<_>>()).serialize())
+    let read = |(index, n)| PublicNonce::read(n).map_err(|_| Error::BadNonce { index });
+    let parsed = nonces.iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
+    Ok(AggregateNonce::sum(&parsed)?.to_bytes())
 }
 
 /// Checks that a public nonce parses.
@@ -227,7 +341,7 @@ pub fn aggregate_nonces(nonces: &[NonceBytes]) -> Result<NonceBytes, Error> {
 /// # Errors
 /// [`Error::BadNonce`] with index 0.
 pub fn check_nonce(nonce: &NonceBytes) -> Result<(), Error> {
-    sys::PublicNonce::from_byte_array(nonce).map(|_| ()).map_err(|_| Error::BadNonce { index: 0 })
+    PublicNonce::read(nonce).map(|_| ())
 }
 
 /// Checks that an aggregate nonce parses. The point at infinity is allowed, as BIP 327 asks.
@@ -235,7 +349,7 @@ pub fn check_nonce(nonce: &NonceBytes) -> Result<(), Error> {
 /// # Errors
 /// [`Error::BadNonce`] with index 0.
 pub fn check_aggregate_nonce(nonce: &NonceBytes) -> Result<(), Error> {
-    sys::AggregatedNonce::from_byte_array(nonce).map(|_| ()).map_err(|_| Error::BadNonce { index: 0 })
+    AggregateNonce::read(nonce).map(|_| ())
 }
 
 /// Checks that a partial signature parses.
@@ -246,32 +360,17 @@ pub fn check_partial(partial: &PartialBytes) -> Result<(), Error> {
     sys::PartialSignature::from_byte_array(partial).map(|_| ()).map_err(|_| Error::BadPartial { index: 0 })
 }
 
-/// Adds partial signatures up to a signature (BIP 327 `PartialSigAgg`). The result is **not** verified here: see
-/// [`verify_final`].
+/// Adds partial signatures up to a signature, as [`Session::aggregate`].
 ///
 /// # Errors
-/// A number of partials other than the number of signers, or the position of one that does not parse.
+/// As [`Session::aggregate`], or an aggregate nonce that does not parse.
 pub fn aggregate_partials(
     key: &AggKey,
     message: &[u8; 32],
     aggregate: &NonceBytes,
     partials: &[PartialBytes],
 ) -> Result<SignatureBytes, Error> {
-    if partials.len() != key.signers.len() {
-        return Err(Error::Count {
-            what: "list of partial signatures",
-            got: partials.len(),
-            expected: key.signers.len(),
-        });
-    }
-    let parsed = partials
-        .iter()
-        .enumerate()
-        .map(|(index, p)| sys::PartialSignature::from_byte_array(p).map_err(|_| Error::BadPartial { index }))
-        .collect::<Result<Vec<_>, _>>()?;
-    let session = key.session(aggregate, message)?;
-    let signature = session.partial_sig_agg(&parsed.iter().collect::<Vec<_>>());
-    Ok(signature.assume_valid().to_byte_array())
+    key.session(&AggregateNonce::read(aggregate)?, message).aggregate(key, partials)
 }
 
 /// Checks one signer's partial signature (BIP 327 `PartialSigVerify`), to name a culprit.
@@ -292,9 +391,9 @@ pub fn verify_partial(
     }
     let partial =
         sys::PartialSignature::from_byte_array(partial).map_err(|_| Error::BadPartial { index: 0 })?;
-    let nonce = sys::PublicNonce::from_byte_array(nonce).map_err(|_| Error::BadNonce { index: 0 })?;
-    let session = key.session(aggregate, message)?;
-    if session.partial_verify(&key.cache, &partial, &nonce, to_new(signer)?) {
+    let nonce = PublicNonce::read(nonce)?;
+    let session = key.session(&AggregateNonce::read(aggregate)?, message);
+    if session.0.partial_verify(&key.cache, &partial, &nonce.0, to_new(signer)?) {
         Ok(())
     } else {
         Err(Error::WrongPartial { index: 0 })
@@ -315,160 +414,4 @@ pub fn verify_final(key: &AggKey, message: &[u8; 32], signature: &SignatureBytes
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use musig2::secp::{Point, Scalar};
-
-    fn secret(i: u8) -> [u8; 32] {
-        let mut s = [i; 32];
-        s[0] = 1;
-        s[31] = i.wrapping_mul(7).wrapping_add(1);
-        s
-    }
-
-    fn bitcoin_accepts(output: &XOnlyPublicKey, message: &[u8; 32], signature: &SignatureBytes) -> bool {
-        bitcoin::secp256k1::Secp256k1::verification_only()
-            .verify_schnorr(
-                &bitcoin::secp256k1::schnorr::Signature::from_slice(signature).unwrap(),
-                &bitcoin::secp256k1::Message::from_digest(*message),
-                output,
-            )
-            .is_ok()
-    }
-
-    /// The `musig2` crate is an independent implementation of the protocol: same keys, same nonces on the wire, same
-    /// signature, with some signers on either side.
-    #[test]
-    fn agrees_with_an_independent_implementation() {
-        for n in [2u8, 3, 9, 40] {
-            let mut rng = StdRng::from_seed([n; 32]);
-            let secrets: Vec<_> = (0..n).map(secret).collect();
-            let publics: Vec<_> = secrets.iter().map(|s| public_key(s).unwrap()).collect();
-            let key = AggKey::new(&publics).unwrap();
-            let message = [n ^ 0x55; 32];
-
-            let points = key.signers().iter().map(|p| Point::from_slice(&p.serialize()).unwrap());
-            let oracle = musig2::KeyAggContext::new(points).unwrap();
-            let plain: Point = oracle.aggregated_pubkey();
-            assert_eq!(plain.serialize_xonly(), key.internal().serialize());
-            let oracle = oracle.with_unspendable_taproot_tweak().unwrap();
-            let tweaked: Point = oracle.aggregated_pubkey();
-            assert_eq!(tweaked.serialize_xonly(), key.output().serialize());
-
-            let mut ours = Vec::new();
-            let mut theirs = Vec::new();
-            let mut nonces = Vec::new();
-            for (i, s) in secrets.iter().enumerate() {
-                if i % 2 == 0 {
-                    let session = SecretSession::new(s, &key, message, &mut rng).unwrap();
-                    nonces.push(session.public_nonce());
-                    ours.push((i, session));
-                } else {
-                    let scalar = Scalar::from_slice(s).unwrap();
-                    let mut seed = [0u8; 32];
-                    rng.fill_bytes(&mut seed);
-                    let nonce = musig2::SecNonce::generate(seed, scalar, tweaked, message, []);
-                    nonces.push(nonce.public_nonce().serialize());
-                    theirs.push((i, scalar, nonce));
-                }
-            }
-            let aggregate = aggregate_nonces(&nonces).unwrap();
-            let their_aggregate = musig2::AggNonce::from_bytes(&aggregate).unwrap();
-            let mut partials = vec![[0u8; 32]; secrets.len()];
-            for (i, session) in ours {
-                partials[i] = session.sign(&key, &aggregate).unwrap();
-            }
-            for (i, scalar, nonce) in theirs {
-                let p: musig2::PartialSignature =
-                    musig2::sign_partial(&oracle, scalar, nonce, &their_aggregate, message).unwrap();
-                partials[i] = p.serialize();
-            }
-            for i in 0..secrets.len() {
-                verify_partial(&key, &message, &aggregate, &publics[i], &nonces[i], &partials[i]).unwrap();
-                let j = (i + 1) % secrets.len();
-                assert_eq!(
-                    verify_partial(&key, &message, &aggregate, &publics[j], &nonces[j], &partials[i]),
-                    Err(Error::WrongPartial { index: 0 })
-                );
-            }
-            let signature = aggregate_partials(&key, &message, &aggregate, &partials).unwrap();
-            verify_final(&key, &message, &signature).unwrap();
-            assert!(bitcoin_accepts(&key.output(), &message, &signature));
-            assert!(!bitcoin_accepts(&key.internal(), &message, &signature));
-            let parsed = partials.iter().map(|p| musig2::PartialSignature::from_slice(p).unwrap());
-            let other: musig2::CompactSignature =
-                musig2::aggregate_partial_signatures(&oracle, &their_aggregate, parsed, message).unwrap();
-            assert_eq!(other.serialize(), signature);
-            let mut broken = signature;
-            broken[40] ^= 1;
-            assert!(verify_final(&key, &message, &broken).is_err());
-            assert!(verify_final(&key, &[1; 32], &signature).is_err());
-        }
-    }
-
-    #[test]
-    fn output_key_has_no_script_path() {
-        let keys = [public_key(&secret(1)).unwrap(), public_key(&secret(2)).unwrap()];
-        let key = AggKey::new(&keys).unwrap();
-        let secp = bitcoin::secp256k1::Secp256k1::verification_only();
-        assert_eq!(key.script_pubkey(), ScriptBuf::new_p2tr(&secp, key.internal(), None));
-        let reversed = AggKey::new(&[keys[1], keys[0]]).unwrap();
-        assert_eq!(key, reversed);
-    }
-
-    #[test]
-    fn refuses_bad_key_lists() {
-        let a = public_key(&secret(1)).unwrap();
-        assert_eq!(AggKey::new(&[a]).unwrap_err(), Error::TooFewSigners { got: 1 });
-        assert!(matches!(AggKey::new(&[a, a]), Err(Error::DuplicateKey { .. })));
-        assert_eq!(public_key(&[0; 32]), Err(Error::BadSecretKey));
-        assert_eq!(public_key(&[0xff; 32]), Err(Error::BadSecretKey));
-    }
-
-    #[test]
-    fn wrong_key_is_an_error_not_an_abort() {
-        let keys: Vec<_> = (1..4).map(|i| public_key(&secret(i)).unwrap()).collect();
-        let mut rng = StdRng::from_seed([9; 32]);
-        let key = AggKey::new(&keys[..2]).unwrap();
-        let other = AggKey::new(&keys).unwrap();
-        assert!(matches!(
-            SecretSession::new(&secret(3), &key, [1; 32], &mut rng),
-            Err(Error::NotASigner { .. })
-        ));
-        let session = SecretSession::new(&secret(1), &key, [1; 32], &mut rng).unwrap();
-        let aggregate = session.public_nonce();
-        assert_eq!(
-            session.sign(&other, &aggregate),
-            Err(Error::Mismatch { what: "aggregate key of the session" })
-        );
-    }
-
-    /// Everything a peer sends is 66 or 32 arbitrary bytes; nonces that cancel out must not bring a process down.
-    #[test]
-    fn hostile_bytes_are_errors() {
-        let keys: Vec<_> = (1..3).map(|i| public_key(&secret(i)).unwrap()).collect();
-        let key = AggKey::new(&keys).unwrap();
-        let mut rng = StdRng::from_seed([3; 32]);
-        for bad in [[0u8; 66], [2u8; 66], [0xff; 66], [4u8; 66]] {
-            if check_nonce(&bad).is_err() {
-                assert_eq!(aggregate_nonces(&[bad]), Err(Error::BadNonce { index: 0 }));
-            }
-        }
-        assert!(check_nonce(&[0; 66]).is_err());
-        assert!(check_aggregate_nonce(&[0; 66]).is_ok());
-        assert!(check_partial(&[0xff; 32]).is_err());
-        assert_eq!(aggregate_nonces(&[]), Err(Error::Empty { what: "list of nonces" }));
-
-        let honest = SecretSession::new(&secret(1), &key, [7; 32], &mut rng).unwrap();
-        let mut negated = honest.public_nonce();
-        negated[0] ^= 1; // 2 <-> 3: the opposite point
-        negated[33] ^= 1;
-        let aggregate = aggregate_nonces(&[honest.public_nonce(), negated]).unwrap();
-        assert_eq!(aggregate, [0; 66]);
-        let partial = honest.sign(&key, &aggregate).unwrap();
-        let signature = aggregate_partials(&key, &[7; 32], &aggregate, &[partial, [1; 32]]).unwrap();
-        assert!(verify_final(&key, &[7; 32], &signature).is_err());
-        assert!(aggregate_partials(&key, &[7; 32], &aggregate, &[partial]).is_err());
-        assert!(aggregate_partials(&key, &[7; 32], &aggregate, &[partial, [0xff; 32]]).is_err());
-    }
-}
+mod tests;

@@ -3,7 +3,10 @@
 //! Every one has version 3 (TRUC, BIP 431), one input, pays no fee and carries one pay-to-anchor output of 0 sat
 //! as its last output, so that a child pays for both when it is broadcast. Relative delays are BIP 68 blocks.
 
+use std::sync::LazyLock;
+
 use bitcoin::hashes::Hash;
+use bitcoin::secp256k1::{Secp256k1, VerifyOnly};
 use bitcoin::sighash::{Prevouts, SighashCache};
 use bitcoin::{
     absolute, transaction, Amount, OutPoint, ScriptBuf, Sequence, TapSighashType, Transaction, TxIn, TxOut,
@@ -13,6 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::musig::SignatureBytes;
 use crate::Error;
+
+/// One for all: making one takes a multiplication on the curve.
+static VERIFIER: LazyLock<Secp256k1<VerifyOnly>> = LazyLock::new(Secp256k1::verification_only);
 
 /// nSequence of an input without a relative delay: replaceable, and nLockTime counts.
 pub const NO_DELAY: Sequence = Sequence(0xffff_fffd);
@@ -227,8 +233,6 @@ impl SignedTx {
         let [signature] = witness.as_slice() else { return Err(bad()) };
         let signature = bitcoin::secp256k1::schnorr::Signature::from_slice(signature).map_err(|_| bad())?;
         let message = bitcoin::secp256k1::Message::from_digest(taproot_sighash(&self.tx, &self.spends)?);
-        bitcoin::secp256k1::Secp256k1::verification_only()
-            .verify_schnorr(&signature, &message, &key)
-            .map_err(|_| bad())
+        VERIFIER.verify_schnorr(&signature, &message, &key).map_err(|_| bad())
     }
 }

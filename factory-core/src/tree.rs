@@ -12,6 +12,7 @@ use crate::geometry::{self, NodeRange};
 use crate::musig::AggKey;
 use crate::node::{client_keys, node_key, Node, NodeSpec};
 use crate::odometer::States;
+use crate::parallel;
 use crate::plan::{add, index_error, FactoryPlan, LeafSpec};
 use crate::Error;
 
@@ -34,8 +35,7 @@ impl Layout {
     pub fn new(plan: FactoryPlan) -> Result<Self, Error> {
         let ranges = geometry::nodes(&plan.params.shape, plan.members.len())?;
         let all_keys = plan.keys();
-        let keys =
-            ranges.iter().map(|r| node_key(&all_keys, r.first, r.end)).collect::<Result<Vec<_>, _>>()?;
+        let keys = parallel::try_map(&ranges, |r| node_key(&all_keys, r.first, r.end))?;
         let place: BTreeMap<(usize, usize), usize> =
             ranges.iter().enumerate().map(|(i, r)| ((r.level, r.first), i)).collect();
         let leaf_level = plan.params.shape.arity.len();

@@ -20,8 +20,11 @@ use crate::types::{Balance, Channel, Event, Factory, Info, Invoice, Payment, Wai
 use crate::wait::{self, Seen};
 use crate::{binaries, Bitcoind};
 
-/// How often the daemons ask bitcoind for a new block, ms.
-pub(crate) const POLL_MS: &str = "200";
+/// How often the daemons ask bitcoind for a new block, ms. Hundreds of them have to ask less often.
+pub(crate) fn poll_ms() -> String {
+    std::env::var("SCENARIO_POLL_MS").unwrap_or_else(|_| "200".into())
+}
+
 /// How long a start or a stop may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long an API call may last: longer than the longest payment is waited for.
@@ -202,6 +205,14 @@ impl Daemon {
         &self.data_dir
     }
 
+    /// Its process id.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn process_id(&self) -> Result<u32> {
+        self.process.id().ok_or_else(|| anyhow!("{} is not running", self.name))
+    }
+
     /// Whether it was started and not ended.
     pub fn is_up(&self) -> bool {
         self.api.is_some()
@@ -377,17 +388,26 @@ impl Lsp {
     /// # Errors
     /// If it does not come up.
     pub fn start(folder: &Path, bitcoind: &Bitcoind, flags: &[&str]) -> Result<Self> {
-        let data_dir = folder.join("lsp");
+        Self::start_as("lsp", folder, bitcoind, flags)
+    }
+
+    /// As [`Lsp::start`], one of several: with its data in `folder/name`.
+    ///
+    /// # Errors
+    /// As [`Lsp::start`].
+    pub fn start_as(name: &str, folder: &Path, bitcoind: &Bitcoind, flags: &[&str]) -> Result<Self> {
+        let data_dir = folder.join(name);
         fs::create_dir_all(&data_dir)?;
         // Clients know the LSP by address, so it keeps its port over restarts.
         let listen = format!("127.0.0.1:{}", free_port()?);
-        let process = Proc::new("lsp-server", &binaries::workspace("lsp-server")?, &folder.join("lsp.log"))
+        let log = folder.join(format!("{name}.log"));
+        let process = Proc::new("lsp-server", &binaries::workspace("lsp-server")?, &log)
             .arg("run")
             .arg("--data-dir")
             .arg(data_dir.as_os_str())
             .args(["--network", "regtest", "--listen", &listen, "--api", "127.0.0.1:0"])
             .args(bitcoind_flags(bitcoind))
-            .args(["--poll-ms", POLL_MS])
+            .args(["--poll-ms", &poll_ms()])
             .args(flags)
             .env("RUST_LOG", &log_filter());
         let mut daemon = Daemon::new("lsp-server", process, data_dir)?;
@@ -473,7 +493,7 @@ impl Client {
             .arg("run")
             .arg("--data-dir")
             .arg(data_dir.as_os_str())
-            .args(["--poll-ms", POLL_MS])
+            .args(["--poll-ms", &poll_ms()])
             .env("RUST_LOG", &log_filter());
         let mut daemon = Daemon::new(&name, process, data_dir)?;
         daemon.start()?;

@@ -75,6 +75,21 @@ impl Api {
         parse("GET", path, answer)
     }
 
+    /// `GET path` of something that is text and not JSON.
+    ///
+    /// # Errors
+    /// If the connection or the answer is broken, or it is not a success.
+    pub fn text(&self, path: &str) -> Result<String> {
+        let request = self.agent.get(format!("{}{path}", self.base));
+        let answer = request.header("Authorization", &self.authorization).call();
+        let mut answer = answer.with_context(|| format!("GET {path}"))?;
+        let text = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_string()?;
+        if !answer.status().is_success() {
+            bail!("GET {path}: {} {text}", answer.status());
+        }
+        Ok(text)
+    }
+
     /// `POST path` with a JSON body.
     ///
     /// # Errors

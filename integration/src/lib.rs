@@ -28,6 +28,7 @@ pub mod pace;
 pub mod payments;
 pub mod peer;
 pub mod process;
+pub mod scale;
 pub mod signed;
 pub mod traffic;
 pub mod types;

@@ -11,7 +11,7 @@ use bitcoin::consensus::encode::deserialize_hex;
 use bitcoin::{BlockHash, Transaction, Txid};
 use serde::Deserialize;
 
-use crate::daemon::{bitcoind_flags, log_filter, POLL_MS};
+use crate::daemon::{bitcoind_flags, log_filter, poll_ms};
 use crate::process::Proc;
 use crate::wait::{self, Seen};
 use crate::{binaries, Bitcoind, Client};
@@ -138,7 +138,7 @@ impl Watcher {
             .args(files)
             .arg("--data-dir")
             .arg(data_dir.as_os_str())
-            .args(["--network", "regtest", "--poll-ms", POLL_MS])
+            .args(["--network", "regtest", "--poll-ms", &poll_ms()])
             .args(bitcoind_flags(bitcoind))
             .args(flags)
             .env("RUST_LOG", &log_filter());

@@ -84,11 +84,8 @@ impl World {
     fn start_in(path: PathBuf, folder: Folder, clients: usize, flags: &[&str]) -> Result<Self> {
         let bitcoind = Bitcoind::start(&path)?;
         let lsp = Lsp::start(&path, &bitcoind, flags)?;
-        let mut world = Self { peer: None, clients: Vec::new(), lsp, bitcoind, path, folder };
-        for index in 0..clients {
-            let client = Client::start(&world.path, index, &world.bitcoind, &world.lsp, flags)?;
-            world.clients.push(client);
-        }
+        let clients = start_clients(&path, clients, &bitcoind, &lsp, flags)?;
+        let world = Self { peer: None, clients, lsp, bitcoind, path, folder };
         world.fund()?;
         Ok(world)
     }
@@ -353,6 +350,31 @@ impl World {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Starts clients, some of them at a time: each waits for its process, not for the processor.
+fn start_clients(
+    path: &Path,
+    clients: usize,
+    bitcoind: &Bitcoind,
+    lsp: &Lsp,
+    flags: &[&str],
+) -> Result<Vec<Client>> {
+    const AT_ONCE: usize = 8;
+    let every = |first: usize| {
+        let indices = (first..clients).step_by(AT_ONCE);
+        indices.map(|i| Ok((i, Client::start(path, i, bitcoind, lsp, flags)?))).collect::<Result<Vec<_>>>()
+    };
+    let mut started = Vec::with_capacity(clients);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE.min(clients)).map(|n| scope.spawn(move || every(n))).collect();
+        for thread in threads {
+            started.extend(thread.join().map_err(|_| anyhow!("a thread that starts clients panicked"))??);
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    started.sort_by_key(|(i, _)| *i);
+    Ok(started.into_iter().map(|(_, client)| client).collect())
 }
 
 /// The channel with `peer` in the factory `id`.

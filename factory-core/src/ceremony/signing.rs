@@ -6,28 +6,32 @@
 
 use std::collections::BTreeMap;
 
-use rand::{CryptoRng, RngCore};
+use rand::rngs::StdRng;
+use rand::{CryptoRng, RngCore, SeedableRng};
 
 use crate::faults::switch;
 use crate::musig::{
-    aggregate_nonces, aggregate_partials, verify_final, verify_partial, NonceBytes, PartialBytes,
-    SecretSession, SignatureBytes,
+    verify_final, verify_partial, AggregateNonce, NonceBytes, PartialBytes, PublicNonce, SecretSession,
+    Session, SignatureBytes, Signer,
 };
 use crate::node::Node;
+use crate::parallel;
 use crate::plan::index_error;
 use crate::tree::Tree;
 use crate::Error;
 
 /// One session after nonce aggregation.
-struct Session {
+struct Open {
     message: [u8; 32],
-    secret: SecretSession,
+    session: Session,
     aggregate: NonceBytes,
+    /// The provider's own partial signature. It never leaves this process.
+    own: PartialBytes,
 }
 
 /// All sessions of a tree, by node.
 pub(super) struct TreeSigning {
-    sessions: Vec<Vec<Session>>,
+    sessions: Vec<Vec<Open>>,
     /// Where a level's entries start in a client's lists.
     offsets: Vec<usize>,
 }
@@ -51,30 +55,42 @@ impl TreeSigning {
         offsets(tree).last().copied().unwrap_or(0)
     }
 
-    /// Draws the provider's nonces and aggregates them with the clients'. `nonces` has one list per client in tree
-    /// order, each as long as [`TreeSigning::path_sessions`].
+    /// Draws the provider's nonces, aggregates them with the clients' and signs with them. `nonces` has one list per
+    /// client in tree order, each as long as [`TreeSigning::path_sessions`].
     pub(super) fn start<R: RngCore + CryptoRng>(
         tree: &Tree,
-        secret: &[u8; 32],
-        nonces: &[Vec<NonceBytes>],
+        signer: &Signer,
+        nonces: &[Vec<PublicNonce>],
         rng: &mut R,
     ) -> Result<Self, Error> {
         let offsets = offsets(tree);
-        let mut sessions = Vec::with_capacity(tree.nodes().len());
-        for node in tree.nodes() {
+        // Seeds from one source in a fixed order, so that the threads need not share it.
+        let seeded: Vec<_> = tree
+            .nodes()
+            .iter()
+            .map(|node| {
+                let mut seed = [0u8; 32];
+                rng.fill_bytes(&mut seed);
+                (node, seed)
+            })
+            .collect();
+        let sessions = parallel::try_map(&seeded, |(node, seed)| {
+            let mut rng = StdRng::from_seed(*seed);
             let offset = offset(&offsets, node)?;
             let mut list = Vec::with_capacity(node.session_count());
             for (k, tx) in node.sessions().enumerate() {
                 let message = tx.sighash()?;
-                let secret = SecretSession::new(secret, &node.key, message, rng)?;
-                let mut all = vec![secret.public_nonce()];
+                let secret = SecretSession::of(signer, &node.key, message, &mut rng)?;
+                let mut all = vec![secret.public()];
                 for client in node.first..node.end {
                     all.push(entry(nonces.get(client), offset.saturating_add(k))?);
                 }
-                list.push(Session { message, secret, aggregate: aggregate_nonces(&all)? });
+                let aggregate = AggregateNonce::sum(&all)?;
+                let (own, session) = secret.sign_in(&node.key, &aggregate)?;
+                list.push(Open { message, session, aggregate: aggregate.to_bytes(), own });
             }
-            sessions.push(list);
-        }
+            Ok::<_, Error>(list)
+        })?;
         Ok(Self { sessions, offsets })
     }
 
@@ -94,17 +110,24 @@ impl TreeSigning {
     pub(super) fn finish(
         self,
         tree: &Tree,
-        nonces: &[Vec<NonceBytes>],
+        nonces: &[Vec<PublicNonce>],
         partials: &[Vec<PartialBytes>],
     ) -> Result<Finished, Error> {
-        let mut signed = Vec::with_capacity(self.sessions.len());
-        let mut culprits = BTreeMap::new();
-        for (node, sessions) in tree.nodes().iter().zip(self.sessions) {
+        let work: Vec<_> = tree.nodes().iter().zip(self.sessions).collect();
+        let done = parallel::try_map(&work, |(node, sessions)| {
             let offset = offset(&self.offsets, node)?;
-            let mut list = Vec::with_capacity(sessions.len());
-            for (k, session) in sessions.into_iter().enumerate() {
+            let finish = |(k, session)| {
                 let at = offset.saturating_add(k);
-                match finish_session(node, session, at, nonces, partials)? {
+                Ok((at, finish_session(node, session, at, nonces, partials)?))
+            };
+            sessions.iter().enumerate().map(finish).collect::<Result<Vec<_>, Error>>()
+        })?;
+        let mut signed = Vec::with_capacity(done.len());
+        let mut culprits = BTreeMap::new();
+        for node in done {
+            let mut list = Vec::with_capacity(node.len());
+            for (at, outcome) in node {
+                match outcome {
                     Ok(signature) => list.push(signature),
                     Err(clients) => {
                         for client in clients {
@@ -126,26 +149,26 @@ impl TreeSigning {
 /// The signature of one session, or the clients whose partials are wrong.
 fn finish_session(
     node: &Node,
-    session: Session,
+    open: &Open,
     at: usize,
-    nonces: &[Vec<NonceBytes>],
+    nonces: &[Vec<PublicNonce>],
     partials: &[Vec<PartialBytes>],
 ) -> Result<Result<SignatureBytes, Vec<usize>>, Error> {
-    let Session { message, secret, aggregate } = session;
-    let mut all = vec![secret.sign(&node.key, &aggregate)?];
+    let Open { message, session, aggregate, own } = open;
+    let mut all = vec![*own];
     for client in node.first..node.end {
         all.push(entry(partials.get(client), at)?);
     }
-    let signature = aggregate_partials(&node.key, &message, &aggregate, &all)?;
-    if verify_final(&node.key, &message, &signature).is_ok() || switch("lsp.signatures.unchecked") {
+    let signature = session.aggregate(&node.key, &all)?;
+    if verify_final(&node.key, message, &signature).is_ok() || switch("lsp.signatures.unchecked") {
         return Ok(Ok(signature));
     }
     let mut guilty = Vec::new();
     for client in node.first..node.end {
         let key = client_key(node, client)?;
-        let nonce = entry(nonces.get(client), at)?;
+        let nonce = entry(nonces.get(client), at)?.to_bytes();
         let partial = entry(partials.get(client), at)?;
-        if verify_partial(&node.key, &message, &aggregate, &key, &nonce, &partial).is_err() {
+        if verify_partial(&node.key, message, aggregate, &key, &nonce, &partial).is_err() {
             guilty.push(client);
         }
     }

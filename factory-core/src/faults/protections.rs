@@ -30,7 +30,6 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     // What the LSP checks of a client.
     ("lsp.accept.key", 1, "no client takes the key of somebody else"),
     ("lsp.accept.script", 15, "a client's payout script is a standard one"),
-    ("lsp.nonces.unchecked", 2, "a client's nonces parse"),
     ("lsp.partials.unchecked", 2, "a client's partial signatures parse"),
     // Nonces.
     ("nonce.fixed", 4, "every nonce is drawn afresh"),

@@ -34,7 +34,6 @@ pub const TABLE: &[Check] = &[
     test("client.plan.channel_id", "cheats", "attempts_that_change_what_has_to_stay", "Some(ChannelId)"),
     test("lsp.accept.key", "ceremony", BAD_CLIENTS, "takes the provider's key"),
     test("lsp.accept.script", "ceremony", BAD_CLIENTS, "gives an odd payout script"),
-    test("lsp.nonces.unchecked", "ceremony", BAD_CLIENTS, "sends a nonce that is no point"),
     test("lsp.partials.unchecked", "ceremony", BAD_CLIENTS, "sends a partial above the group order"),
     test("client.plan.own_key", "cheats", BAD_PLANS, "another's index"),
     test("client.plan.keys", "cheats", BAD_PLANS, "a key twice"),

@@ -8,6 +8,7 @@ mod hostile;
 mod plans;
 mod reorganised;
 mod silent;
+mod sizes;
 
 use anyhow::Result;
 use factory::{params, Factory};

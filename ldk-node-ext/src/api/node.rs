@@ -315,3 +315,21 @@ pub struct EventRecord {
     /// Its fields.
     pub data: serde_json::Value,
 }
+
+/// Factory messages of one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MessageCount {
+    /// How many.
+    pub messages: u64,
+    /// Their bytes, type and body.
+    pub bytes: u64,
+}
+
+/// Factory messages (bLIP-56) since the node's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FactoryTraffic {
+    /// From peers.
+    pub received: MessageCount,
+    /// To peers.
+    pub sent: MessageCount,
+}

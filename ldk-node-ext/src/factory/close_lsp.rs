@@ -1,6 +1,6 @@
 //! The LSP's side of a cooperative close: carries out what `LspClose` says.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
@@ -9,7 +9,8 @@ use factory_core::close::{
     LspClose, LspCloseAction, LspCloseConfig, LspCloseInput, LspClosePhase, LspCloseState,
 };
 use factory_core::faults::switch;
-use lightning::ln::channel_state::ChannelShutdownState;
+use lightning::ln::channel_state::{ChannelDetails, ChannelShutdownState};
+use lightning::ln::types::ChannelId;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -305,10 +306,14 @@ impl Service {
     /// written, so this is repeated until the channel is gone.
     fn shut_channels(&mut self, id: &InstanceId) {
         let Some(Closing::Lsp(closing)) = self.closing.get_mut(id) else { return };
+        if closing.to_shut.is_empty() {
+            return;
+        }
         let open = self.parts.manager.list_channels();
+        let open: HashMap<ChannelId, &ChannelDetails> = open.iter().map(|c| (c.channel_id, c)).collect();
         closing.to_shut.retain(|(client, outpoint)| {
             let channel = channel_id(*outpoint);
-            let Some(details) = open.iter().find(|c| c.channel_id == channel) else {
+            let Some(details) = open.get(&channel) else {
                 // Closed before: LDK's event has come or will come.
                 return false;
             };
@@ -356,11 +361,13 @@ impl Service {
                 to_shut.push(*id);
             }
             let stalled = (c.broken || c.machine.phase() == LspClosePhase::Stalled) && c.retry_at <= now;
-            let all_there = self.factories.get(id).is_some_and(|f| match &f.signed {
-                Signed::Lsp(r) => r.client_ids.iter().all(|client| ready.contains(client)),
-                Signed::Client(_) => false,
-            });
-            if stalled && all_there {
+            let all_there = || {
+                self.factories.get(id).is_some_and(|f| match &f.signed {
+                    Signed::Lsp(r) => r.client_ids.iter().all(|client| ready.contains(client)),
+                    Signed::Client(_) => false,
+                })
+            };
+            if stalled && all_there() {
                 c.pause = (c.pause * 2).min(LONGEST_RETRY);
                 c.retry_at = now + c.pause;
                 c.broken = false;

@@ -94,6 +94,13 @@ impl Creating {
 }
 
 impl Creating {
+    /// Whether all others have stored their exits.
+    pub(super) fn is_last_to_persist(&self, client: &PublicKey) -> bool {
+        let id = client.to_string();
+        let mut others = self.members.iter().filter(|m| m.state != MemberState::Excluded && m.node_id != id);
+        others.all(|m| m.state == MemberState::Persisted)
+    }
+
     /// Whether a client takes part.
     pub(super) fn has(&self, client: &PublicKey) -> bool {
         let id = client.to_string();

@@ -60,29 +60,30 @@ impl Service {
                 return;
             }
         }
-        if let Some(id) = payload.instance_id() {
-            self.report_lost_channels(id).await;
-        }
         let Some(id) = payload.instance_id().filter(|id| self.creating.contains_key(id)) else {
             tracing::debug!(%client, number = payload.number(), "message of no factory under way");
             return;
         };
+        self.report_lost_channels(id, &client, &payload).await;
         if let (Some(state), Some(c)) = (member_state(&payload), self.creating.get_mut(&id)) {
             c.set_member(&client, state, None);
         }
         self.lsp_input(id, LspInput::Message { client, payload }).await;
     }
 
-    /// A channel that LDK has closed may not have been reported yet; a ceremony has to hear of it before
-    /// it hears anything else.
-    async fn report_lost_channels(&mut self, id: InstanceId) {
-        let open: Vec<ChannelId> = self.parts.manager.list_channels().iter().map(|c| c.channel_id).collect();
-        let lost: Vec<AttemptChannel> = match self.creating.get(&id) {
-            Some(c) => {
-                c.channels.iter().filter(|c| c.funded.is_some_and(|f| !open.contains(&f))).copied().collect()
-            }
-            None => return,
+    /// A channel that LDK has closed may not have been reported yet. A ceremony has to hear of it before it hears
+    /// anything else of that client, and of everybody's before the message that may let the funding transaction out.
+    async fn report_lost_channels(&mut self, id: InstanceId, client: &PublicKey, payload: &Payload) {
+        let Some(creating) = self.creating.get(&id) else { return };
+        let last = matches!(payload, Payload::Persisted(_)) && creating.is_last_to_persist(client);
+        let asked = creating.channels.iter().filter(|c| last || c.client.eq_fast_unstable(client));
+        let funded = asked.filter_map(|c| c.funded.map(|f| (f, *c)));
+        let manager = &self.parts.manager;
+        let is_open = |funded: &ChannelId, peer: &PublicKey| {
+            manager.list_channels_with_counterparty(peer).iter().any(|c| c.channel_id == *funded)
         };
+        let lost: Vec<AttemptChannel> =
+            funded.filter(|(f, c)| !is_open(f, &c.client)).map(|(_, c)| c).collect();
         for channel in lost {
             let (client, temporary_channel_id) = (channel.client, channel.temporary.0);
             let reason = "closed before the factory was made".to_owned();
@@ -127,8 +128,8 @@ impl Service {
                 tracing::debug!(%channel, %outpoint, "first commitment held");
                 self.parts.outpoints.unexpect(&temporary);
                 let (client, temporary_channel_id) = (peer, temporary.0);
-                let details =
-                    self.parts.manager.list_channels().into_iter().find(|c| c.channel_id == channel);
+                let of_peer = self.parts.manager.list_channels_with_counterparty(&peer);
+                let details = of_peer.into_iter().find(|c| c.channel_id == channel);
                 let zero_fee = details
                     .and_then(|c| c.channel_type)
                     .is_some_and(|t| t.supports_anchor_zero_fee_commitments());

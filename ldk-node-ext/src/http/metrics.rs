@@ -8,12 +8,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::Router;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::ApiError;
-use crate::api::{Balance, FactoryInfo, FactoryState, NodeInfo};
+use crate::api::{Balance, FactoryInfo, FactoryState, FactoryTraffic, NodeInfo};
 use crate::{Error, Node};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -26,7 +27,7 @@ pub(super) fn routes(node: Node) -> Router {
 }
 
 async fn metrics(State(node): State<Node>) -> Result<Response, ApiError> {
-    let text = text(&node.info(), &node.balance()?, &node.factories().await?)?;
+    let text = text(&node.info(), &node.balance()?, &node.factories().await?, node.factory_traffic())?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
 
@@ -34,7 +35,12 @@ fn number(n: impl TryInto<i64>) -> i64 {
     n.try_into().unwrap_or(i64::MAX)
 }
 
-fn text(info: &NodeInfo, balance: &Balance, factories: &[FactoryInfo]) -> Result<String, Error> {
+fn text(
+    info: &NodeInfo,
+    balance: &Balance,
+    factories: &[FactoryInfo],
+    traffic: FactoryTraffic,
+) -> Result<String, Error> {
     let mut registry = Registry::default();
     let mut single = |name: &str, help: &str, value: i64| {
         let gauge: Gauge = Gauge::default();
@@ -45,6 +51,16 @@ fn text(info: &NodeInfo, balance: &Balance, factories: &[FactoryInfo]) -> Result
     single("node_synced", "1 if the node has all blocks of bitcoind", i64::from(info.synced));
     single("peers_connected", "Peers connected", number(info.peers.iter().filter(|p| p.connected).count()));
     single("wallet_confirmed_sat", "Confirmed coins", number(balance.onchain.confirmed_sat));
+
+    let messages = Family::<Labels, Counter>::default();
+    registry.register("factory_messages", "Factory messages since the start", messages.clone());
+    let bytes = Family::<Labels, Counter>::default();
+    registry.register("factory_message_bytes", "Their bytes, type and body", bytes.clone());
+    for (direction, count) in [("in", traffic.received), ("out", traffic.sent)] {
+        let labels: Labels = vec![("direction", direction.to_owned())];
+        messages.get_or_create(&labels).inc_by(count.messages);
+        bytes.get_or_create(&labels).inc_by(count.bytes);
+    }
 
     let mut family = |name: &str, help: &str| {
         let family = Family::<Labels, Gauge>::default();
@@ -90,7 +106,7 @@ fn text(info: &NodeInfo, balance: &Balance, factories: &[FactoryInfo]) -> Result
 mod tests {
     use super::super::show::tests::sample;
     use super::*;
-    use crate::api::{ExitReserve, LightningBalance, OnchainBalance, Role};
+    use crate::api::{ExitReserve, LightningBalance, MessageCount, OnchainBalance, Role};
 
     #[test]
     fn the_deadline_and_the_reserve_of_a_factory_are_told() {
@@ -116,10 +132,14 @@ mod tests {
         let mut over = sample();
         over.state = FactoryState::Closed;
         over.instance_id = "ab".repeat(32);
-        let text = text(&info, &balance, &[f.clone(), over.clone()]).unwrap();
+        let received = MessageCount { messages: 3, bytes: 1_000 };
+        let traffic = FactoryTraffic { received, sent: MessageCount::default() };
+        let text = text(&info, &balance, &[f.clone(), over.clone()], traffic).unwrap();
         for line in [
             "node_height 500".to_owned(),
             "wallet_confirmed_sat 7000".to_owned(),
+            "factory_messages_total{direction=\"in\"} 3".to_owned(),
+            "factory_message_bytes_total{direction=\"in\"} 1000".to_owned(),
             format!("exit_needed_sat{{instance_id=\"{}\"}} 9000", f.instance_id),
             format!("exit_available_sat{{instance_id=\"{}\"}} 7000", f.instance_id),
         ] {
@@ -128,10 +148,10 @@ mod tests {
         assert!(!text.contains(&over.instance_id), "{text}");
         assert!(text.contains("expiry_blocks{"), "{text}");
         f.deadlines.clear();
-        let nothing_due = super::text(&info, &balance, &[f.clone()]).unwrap();
+        let nothing_due = super::text(&info, &balance, &[f.clone()], traffic).unwrap();
         assert!(!nothing_due.contains("_blocks{"), "{nothing_due}");
         f.expiry_height = 499;
-        let past = super::text(&info, &balance, &[f]).unwrap();
+        let past = super::text(&info, &balance, &[f], traffic).unwrap();
         assert!(past.contains("expiry_blocks{") && past.contains("settlement_blocks{"), "{past}");
     }
 }

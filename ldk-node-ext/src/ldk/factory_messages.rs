@@ -6,7 +6,7 @@
 //! are worked off, is warned and disconnected; nothing it sends is kept beyond that.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bitcoin::secp256k1::PublicKey;
@@ -23,6 +23,7 @@ use lightning::types::features::{InitFeatures, NodeFeatures};
 use lightning::util::ser::{LengthLimitedRead, Writeable, Writer};
 use tokio::sync::mpsc;
 
+use crate::api::{FactoryTraffic, MessageCount};
 use crate::faults;
 use crate::util::lock;
 
@@ -87,6 +88,27 @@ struct Peer {
     outgoing: usize,
 }
 
+/// Counts of one direction since the start.
+#[derive(Default)]
+struct Count {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Count {
+    /// Counts a message: its type and body, which Lightning's transport wraps into 34 bytes more (BOLT 8).
+    fn add(&self, body: &[u8]) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        let bytes = body.len().saturating_add(size_of::<u16>());
+        self.bytes.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn read(&self) -> MessageCount {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        MessageCount { messages: read(&self.messages), bytes: read(&self.bytes) }
+    }
+}
+
 #[derive(Default)]
 struct Inner {
     peers: HashMap<PublicKey, Peer>,
@@ -101,6 +123,8 @@ pub struct FactoryMessages {
     envelope: Envelope,
     inner: Mutex<Inner>,
     events: mpsc::Sender<PeerEvent>,
+    received: Count,
+    sent: Count,
 }
 
 fn refuse(reason: String) -> LightningError {
@@ -115,7 +139,9 @@ fn refuse(reason: String) -> LightningError {
 impl FactoryMessages {
     pub(crate) fn new(envelope: Envelope) -> (Self, mpsc::Receiver<PeerEvent>) {
         let (events, receiver) = mpsc::channel(MAX_WAITING);
-        (Self { envelope, inner: Mutex::new(Inner::default()), events }, receiver)
+        let inner = Mutex::new(Inner::default());
+        let (received, sent) = (Count::default(), Count::default());
+        (Self { envelope, inner, events, received, sent }, receiver)
     }
 
     /// Queues a message; the caller then lets the peer manager run.
@@ -133,6 +159,11 @@ impl FactoryMessages {
             })
     }
 
+    /// Factory messages since the start.
+    pub(crate) fn traffic(&self) -> FactoryTraffic {
+        FactoryTraffic { received: self.received.read(), sent: self.sent.read() }
+    }
+
     /// Connected peers that speak our protocol.
     pub(crate) fn ready_peers(&self) -> Vec<PublicKey> {
         lock(&self.inner).peers.iter().filter(|(_, p)| p.speaks_ours).map(|(id, _)| *id).collect()
@@ -141,6 +172,7 @@ impl FactoryMessages {
     fn queue(&self, inner: &mut Inner, peer: PublicKey, message: FactoryMessage) -> bool {
         match message.encode_body() {
             Ok(body) => {
+                self.sent.add(&body);
                 inner
                     .outgoing
                     .push((peer, FactoryWireMessage { message_type: self.envelope.message_type, body }));
@@ -224,6 +256,7 @@ impl CustomMessageReader for FactoryMessages {
 
 impl CustomMessageHandler for FactoryMessages {
     fn handle_custom_message(&self, msg: FactoryWireMessage, peer: PublicKey) -> Result<(), LightningError> {
+        self.received.add(&msg.body);
         let decoded = FactoryMessage::decode_body(&msg.body).map_err(|e| refuse(e.to_string()));
         let result = decoded.and_then(|message| self.handle(message, peer));
         if let Err(e) = &result {
@@ -327,6 +360,9 @@ mod tests {
         assert!(handler.handle_custom_message(wire(piggyback.clone().into()), peer()).is_err());
         assert!(matches!(events.try_recv(), Ok(PeerEvent::Message { .. })));
         handler.handle_custom_message(wire(piggyback.into()), peer()).unwrap();
+        let traffic = handler.traffic();
+        assert_eq!(traffic.sent.messages, 2, "the protocols and the Join");
+        assert!(traffic.received.messages > 32 && traffic.received.bytes > 32 * 32, "{traffic:?}");
         handler.peer_disconnected(peer());
         assert!(!handler.send(peer(), &join));
     }

@@ -169,6 +169,11 @@ impl Node {
         }
     }
 
+    /// Factory messages since the start.
+    pub fn factory_traffic(&self) -> api::FactoryTraffic {
+        self.parts.factory_messages.traffic()
+    }
+
     /// Where Lightning connections are accepted.
     pub fn listen_address(&self) -> Option<SocketAddr> {
         *lock(&self.parts.listen)

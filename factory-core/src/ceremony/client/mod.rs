@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{CryptoRng, RngCore, SeedableRng};
 
 use crate::faults::switch;
-use crate::musig::{check_aggregate_nonce, public_key, SecretSession};
+use crate::musig::{AggregateNonce, SecretSession, Signer};
 use crate::params::FUNDING_GIVE_UP;
 use crate::path::{ClientPath, ClientPlan};
 use crate::plan::check_payout_script;
@@ -47,7 +47,7 @@ type Actions = Vec<ClientAction>;
 /// ignored; what breaks a check is refused with the check's code.
 pub struct ClientCeremony {
     config: ClientConfig,
-    own_key: PublicKey,
+    signer: Signer,
     rng: StdRng,
     phase: ClientPhase,
     timer: u64,
@@ -66,13 +66,13 @@ impl ClientCeremony {
     /// # Errors
     /// A bad secret key or a payout script of another type.
     pub fn new<R: RngCore + CryptoRng>(config: ClientConfig, rng: &mut R) -> Result<Self, Error> {
-        let own_key = public_key(&config.secret_key)?;
+        let signer = Signer::new(&config.secret_key)?;
         check_payout_script("payout script", &config.payout_script)?;
         let mut seed = [0u8; 32];
         rng.fill_bytes(&mut seed);
         Ok(Self {
             config,
-            own_key,
+            signer,
             rng: StdRng::from_seed(seed),
             phase: ClientPhase::Idle,
             timer: 0,
@@ -92,7 +92,7 @@ impl ClientCeremony {
 
     /// The client's factory key.
     pub fn own_key(&self) -> PublicKey {
-        self.own_key
+        self.signer.public_key()
     }
 
     /// The factory, once an invitation came.
@@ -227,7 +227,7 @@ impl ClientCeremony {
             payload::Accept {
                 instance_id: invite.instance_id,
                 attempt: invite.attempt,
-                factory_key: self.own_key,
+                factory_key: self.own_key(),
                 payout_script: self.config.payout_script.clone(),
             }
             .into(),
@@ -239,7 +239,7 @@ impl ClientCeremony {
     fn plan_message(&mut self, message: &payload::Plan, out: &mut Actions) -> Result<(), Refusal> {
         self.drop_round(out);
         self.attempt = message.attempt;
-        let plan = ClientPlan::new(message, self.config.network, &self.own_key)?;
+        let plan = ClientPlan::new(message, self.config.network, &self.own_key())?;
         let lsp_key = plan.keys.first().copied();
         if self.lsp_key.is_some() && self.lsp_key != lsp_key && !switch("client.plan.lsp_key") {
             return Err(Refusal::new(RefuseCode::LspKey, "provider's key changed between attempts"));
@@ -314,7 +314,6 @@ impl ClientCeremony {
 
     /// With the path and the channel there: checks that they belong together, then sends nonces.
     fn start_sessions(&mut self, out: &mut Actions) -> Result<(), Refusal> {
-        let secret = self.config.secret_key;
         let Some(round) = self.round.as_mut() else { return Ok(()) };
         let (Some(path), Some(channel)) = (&round.path, &round.channel) else { return Ok(()) };
         let script = path.channel_scripts().get(round.plan.position);
@@ -338,7 +337,7 @@ impl ClientCeremony {
         for (node, tx) in path.sessions() {
             let message = tx.sighash().map_err(refuse(RefuseCode::Internal))?;
             sessions.push(
-                SecretSession::new(&secret, &node.key, message, &mut self.rng)
+                SecretSession::of(&self.signer, &node.key, message, &mut self.rng)
                     .map_err(refuse(RefuseCode::Internal))?,
             );
         }
@@ -360,12 +359,13 @@ impl ClientCeremony {
             let text = format!("{} aggregate nonces, expected {}", nonces.len(), path.session_count());
             return Err(Refusal::new(RefuseCode::ListLength, text));
         }
-        for nonce in nonces {
-            check_aggregate_nonce(nonce).map_err(refuse(RefuseCode::AggregateNonce))?;
-        }
+        let read = nonces.iter().map(AggregateNonce::read).collect::<Result<Vec<_>, _>>();
+        let nonces = read.map_err(refuse(RefuseCode::AggregateNonce))?;
         let mut partials = Vec::with_capacity(sessions.len());
-        for ((session, (node, _)), nonce) in sessions.into_iter().zip(path.sessions()).zip(nonces) {
-            partials.push(session.sign(&node.key, nonce).map_err(refuse(RefuseCode::AggregateNonce))?);
+        for ((session, (node, _)), nonce) in sessions.into_iter().zip(path.sessions()).zip(&nonces) {
+            let (partial, _) =
+                session.sign_in(&node.key, nonce).map_err(refuse(RefuseCode::AggregateNonce))?;
+            partials.push(partial);
         }
         self.enter(ClientPhase::Partials, out);
         out.push(ClientAction::Send(payload::Partials { instance_id, attempt, partials }.into()));
@@ -373,7 +373,7 @@ impl ClientCeremony {
     }
 
     fn signed(&mut self, signatures: &[[u8; 64]], out: &mut Actions) -> Result<(), Refusal> {
-        let own_key = self.own_key;
+        let own_key = self.own_key();
         let round = self.round()?;
         let path = round.path.as_ref().ok_or_else(|| Refusal::new(RefuseCode::Internal, "no path"))?;
         let record = ClientFactoryRecord::assemble(&round.plan, path, own_key, signatures)

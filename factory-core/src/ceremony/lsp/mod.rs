@@ -11,7 +11,7 @@ use rand::{CryptoRng, RngCore, SeedableRng};
 
 use super::signing::TreeSigning;
 use crate::faults::switch;
-use crate::musig::{check_nonce, check_partial, public_key, NonceBytes, PartialBytes};
+use crate::musig::{check_partial, PartialBytes, PublicNonce, Signer};
 use crate::params::{as_u64, MIN_CLIENTS};
 use crate::plan::check_payout_script;
 use crate::record::LspFactoryRecord;
@@ -41,7 +41,7 @@ struct Round {
     opened: bool,
     script: Option<ScriptBuf>,
     outpoint: Option<OutPoint>,
-    nonces: Option<Vec<NonceBytes>>,
+    nonces: Option<Vec<PublicNonce>>,
     partials: Option<Vec<PartialBytes>>,
     persisted: bool,
     held: bool,
@@ -60,7 +60,7 @@ impl Round {
 /// send excludes it.
 pub struct LspCeremony {
     config: LspConfig,
-    lsp_key: PublicKey,
+    signer: Signer,
     rng: StdRng,
     phase: Phase,
     attempt: u16,
@@ -83,7 +83,7 @@ impl LspCeremony {
     /// # Errors
     /// A bad secret key, fewer than two clients to start with or as the minimum, or a client invited twice.
     pub fn new<R: RngCore + CryptoRng>(config: LspConfig, rng: &mut R) -> Result<(Self, Actions), Error> {
-        let lsp_key = public_key(&config.secret_key)?;
+        let signer = Signer::new(&config.secret_key)?;
         let need = as_u64(config.min_clients.max(MIN_CLIENTS));
         let most = as_u64(crate::params::MAX_CLIENTS);
         crate::params::range("min_clients", as_u64(config.min_clients), as_u64(MIN_CLIENTS), most)?;
@@ -105,7 +105,7 @@ impl LspCeremony {
             .collect();
         let mut machine = Self {
             config,
-            lsp_key,
+            signer,
             rng: StdRng::from_seed(seed),
             phase: Phase::Inviting,
             attempt: 0,
@@ -236,7 +236,8 @@ impl LspCeremony {
     }
 
     fn client(&mut self, id: PublicKey) -> Option<&mut Client> {
-        self.clients.iter_mut().find(|c| c.id == id)
+        // On the bytes in memory: the usual comparison serializes both.
+        self.clients.iter_mut().find(|c| c.id.eq_fast_unstable(&id))
     }
 
     /// The client, if the channel is one that was opened in the current attempt.
@@ -245,7 +246,7 @@ impl LspCeremony {
     }
 
     fn message(&mut self, id: PublicKey, message: Payload) -> Result<Guilty, Error> {
-        let (phase, attempt, lsp_key) = (self.phase, self.attempt, self.lsp_key);
+        let (phase, attempt, lsp_key) = (self.phase, self.attempt, self.signer.public_key());
         let number = message.number();
         if message.instance_id() != Some(self.config.instance_id) {
             return Ok(Vec::new());
@@ -262,7 +263,10 @@ impl LspCeremony {
         }
         let sessions = self.tree.as_ref().map_or(0, TreeSigning::path_sessions);
         let taken = |key: &PublicKey, clients: &[Client]| {
-            clients.iter().any(|c| c.id != id && c.accepted.as_ref().is_some_and(|(k, _)| k == key))
+            clients.iter().any(|c| {
+                let other = !c.id.eq_fast_unstable(&id);
+                other && c.accepted.as_ref().is_some_and(|(k, _)| k.eq_fast_unstable(key))
+            })
         };
         let taken = match &message {
             Payload::Accept(m) => m.factory_key == lsp_key || taken(&m.factory_key, &self.clients),
@@ -297,11 +301,14 @@ impl LspCeremony {
                 if m.nonces.len() != sessions {
                     return blame(length(m.nonces.len(), sessions));
                 }
-                let bad = m.nonces.iter().position(|n| check_nonce(n).is_err());
-                if let Some(session) = bad.filter(|_| !switch("lsp.nonces.unchecked")) {
-                    return blame(ExcludeReason::BadNonce { session: as_u64(session) });
+                let mut nonces = Vec::with_capacity(m.nonces.len());
+                for (session, nonce) in m.nonces.iter().enumerate() {
+                    match PublicNonce::read(nonce) {
+                        Ok(nonce) => nonces.push(nonce),
+                        Err(_) => return blame(ExcludeReason::BadNonce { session: as_u64(session) }),
+                    }
                 }
-                client.round.nonces = Some(m.nonces);
+                client.round.nonces = Some(nonces);
             }
             Payload::Partials(m) if phase >= Phase::Partials => {
                 if client.round.partials.is_some() {

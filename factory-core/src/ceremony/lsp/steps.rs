@@ -13,7 +13,7 @@ use crate::ceremony::signing::{Finished, TreeSigning};
 use crate::ceremony::ExcludeReason;
 use crate::faults::switch;
 use crate::lifetime::Lifetime;
-use crate::musig::NonceBytes;
+use crate::musig::PublicNonce;
 use crate::params::as_u64;
 use crate::plan::{FactoryPlan, LeafMember, Member, PlanParts};
 use crate::record::LspFactoryRecord;
@@ -47,7 +47,7 @@ impl LspCeremony {
             params,
             birth_height: self.config.birth_height,
             expiry_height: life.expiry(),
-            lsp_key: self.lsp_key,
+            lsp_key: self.signer.public_key(),
             members,
             leaf_stock_sat: self.config.leaf_stock_sat,
             stock_script: self.config.stock_script.clone(),
@@ -121,13 +121,13 @@ impl LspCeremony {
         Ok(Vec::new())
     }
 
-    fn nonces(&self) -> Vec<Vec<NonceBytes>> {
+    fn nonces(&self) -> Vec<Vec<PublicNonce>> {
         self.clients.iter().map(|c| c.round.nonces.clone().unwrap_or_default()).collect()
     }
 
     pub(super) fn aggregate(&mut self, out: &mut Actions) -> Result<(), Error> {
         let tree = self.tree.as_ref().ok_or(Error::Empty { what: "tree" })?;
-        let signing = TreeSigning::start(tree, &self.config.secret_key, &self.nonces(), &mut self.rng)?;
+        let signing = TreeSigning::start(tree, &self.signer, &self.nonces(), &mut self.rng)?;
         let (instance_id, attempt) = (self.config.instance_id, self.attempt);
         let mut messages = Vec::with_capacity(self.clients.len());
         for (index, client) in self.clients.iter().enumerate() {
