@@ -346,7 +346,10 @@ impl Wallet {
         let free = inner.coins(|_| false).into_iter().filter(|c| !inner.taken(&c.outpoint));
         let available: u64 = free.map(|c| c.txout.value.to_sat()).sum();
         let mut builder = inner.bdk.build_tx();
-        builder.add_recipient(script, value).fee_rate(feerate).exclude_unconfirmed().unspendable(taken);
+        builder.add_recipient(script, value).fee_rate(feerate).unspendable(taken);
+        if !switch("wallet.unconfirmed_coins") {
+            builder.exclude_unconfirmed();
+        }
         let psbt = builder.finish().map_err(|e| match e {
             bdk_wallet::error::CreateTxError::CoinSelection(shortage) => {
                 Error::InsufficientFunds { needed_sat: shortage.needed.to_sat(), available_sat: available }

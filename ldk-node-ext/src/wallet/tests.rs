@@ -413,3 +413,16 @@ fn a_step_that_was_overtaken_gives_its_coin_back() {
     assert!(load().child(&txid).is_none(), "over a restart, too");
     assert!(s.child(&parent(1), 3, &[]).is_ok(), "the only coin is free for the next step");
 }
+
+/// What spends an unconfirmed coin has no txid that stays: the coin's own transaction may be replaced.
+#[test]
+fn a_payment_spends_confirmed_coins_only() {
+    let s = Setup::with_coins(&[50_000]);
+    let output = TxOut { value: Amount::from_sat(200_000), script_pubkey: s.wallet.new_script().unwrap() };
+    let paid = foreign(0xdd, &[], vec![output]);
+    s.wallet.saw_unconfirmed(&paid);
+    let built = s.pay(100_000);
+    assert!(matches!(built, Err(Error::InsufficientFunds { .. })), "an unconfirmed coin was spent");
+    s.mine(vec![paid]);
+    assert_eq!(s.pay(100_000).unwrap().unsigned_tx.input.len(), 1);
+}
