@@ -133,7 +133,7 @@ fn check_fees(world: &World, watcher: &mut Watcher, first: u32, others: u64) -> 
 }
 
 /// Nothing was published; two leaves of two clients. The watcher is started only after the expiry height, and killed
-/// in between.
+/// in between, once while the chain is reorganised.
 #[test]
 fn a_watcher_without_keys_pays_everybody() -> Result<()> {
     let (mut world, factory, exits, files) = abandoned("watcher", params(2, &[2]))?;
@@ -159,9 +159,19 @@ fn a_watcher_without_keys_pays_everybody() -> Result<()> {
     watcher.kill()?;
     world.bitcoind.mine(1)?;
     watcher.restart(&world.bitcoind)?;
+    // It is dead again while the root's block is taken off the chain, and bitcoind does not know the root any more.
+    watcher.kill()?;
+    assert!(world.bitcoind.confirmed(root)?.is_some());
+    world.bitcoind.reorganize(1)?;
+    world.bitcoind.kill()?;
+    world.bitcoind.restart()?;
+    assert_eq!(world.bitcoind.mempool()?, []);
+    let again = world.bitcoind.height()?;
+    watcher.restart(&world.bitcoind)?;
+    assert!(world.bitcoind.mempool()?.contains(&root), "the root is not out again after a reorganisation");
     watcher.drive(&world.bitcoind, "paid", 20)?;
     // The root, then both leaves at once or one after the other, depending on the coins.
-    assert!(world.bitcoind.height()? <= factory.expiry_height + 4);
+    assert!(world.bitcoind.height()? <= again + 4);
     for exit in &exits {
         let (position, tx) = distribution_of(&world, exit)?.ok_or_else(|| anyhow!("not paid"))?;
         assert_eq!(position, 0);

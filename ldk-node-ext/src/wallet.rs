@@ -347,7 +347,10 @@ impl Wallet {
         let available: u64 = free.map(|c| c.txout.value.to_sat()).sum();
         let mut builder = inner.bdk.build_tx();
         // In this order: `unspendable` forgets what was excluded before it.
-        builder.add_recipient(script, value).fee_rate(feerate).unspendable(taken).exclude_unconfirmed();
+        builder.add_recipient(script, value).fee_rate(feerate).unspendable(taken);
+        if !switch("wallet.unconfirmed_coins") {
+            builder.exclude_unconfirmed();
+        }
         let psbt = builder.finish().map_err(|e| match e {
             bdk_wallet::error::CreateTxError::CoinSelection(shortage) => {
                 Error::InsufficientFunds { needed_sat: shortage.needed.to_sat(), available_sat: available }

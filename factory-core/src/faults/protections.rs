@@ -46,6 +46,7 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("lsp.funding.uncommitted", 2, "the LSP waits until it holds every first commitment"),
     ("lsp.funding.unstored", 10, "the LSP stores the funding transaction before it shows it"),
     ("lsp.funding.any_txid", 16, "the LSP compares the txid after signing"),
+    ("wallet.unconfirmed_coins", 16, "a funding transaction spends confirmed coins only"),
     ("wallet.changes_txid", 16, "a wallet signs the transaction that it was given"),
     // Payments.
     ("ready.not_held", 13, "channel_ready is held until the funding is deep"),
@@ -53,6 +54,7 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("htlc.expiry", 6, "an HTLC expires late enough for an exit"),
     ("htlc.delta", 6, "incoming and outgoing expiry are far enough apart for an exit"),
     ("htlc.no_alarm", 6, "an exit starts in time for an HTLC"),
+    ("htlc.held_forgotten", 6, "an HTLC that was claimed counts until our own commitment is rid of it"),
     ("holds.unstored", 10, "an order for a held payment is stored before it is carried out"),
     // What LDK publishes.
     ("gate.open", 10, "a commitment waits for its leaf"),

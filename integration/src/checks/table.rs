@@ -119,6 +119,12 @@ pub const TABLE: &[Check] = &[
         "RelativeDelay { step: 3 }",
     ),
     test("guard.no_distribution", "guard", "a_leaf_that_nobody_touches_is_left_alone", "PublishDistribution"),
+    test(
+        "wallet.unconfirmed_coins",
+        "ldk_node_ext",
+        "wallet::tests::a_payment_spends_confirmed_coins_only",
+        "an unconfirmed coin was spent",
+    ),
     test("htlc.expiry", "ldk_node_ext", "htlc_rules::tests::one_block_decides", "ExpiresTooSoon"),
     test("htlc.delta", "ldk_node_ext", "htlc_rules::tests::one_block_decides", "DeltaTooSmall"),
     test(
@@ -126,6 +132,12 @@ pub const TABLE: &[Check] = &[
         "ldk_node_ext",
         "htlc_rules::tests::an_alarm_waits_for_the_peer_and_ends_with_its_htlc",
         "kind: Claimed",
+    ),
+    test(
+        "htlc.held_forgotten",
+        "ldk_node_ext",
+        "ldk::signer::tests::a_claimed_htlc_is_held_until_our_own_commitment_is_rid_of_it",
+        "inbound and claimed alone",
     ),
     test(
         "ready.not_held",
@@ -318,6 +330,13 @@ pub const TABLE: &[Check] = &[
         "scenario_watcher",
         "a_watcher_without_keys_pays_everybody",
         "the root is not out at the expiry height",
+    ),
+    scenario(
+        "index.reorg_kept",
+        &[],
+        "scenario_watcher",
+        "a_watcher_without_keys_pays_everybody",
+        "not out again after a reorganisation",
     ),
     scenario(
         "watch.signatures",

@@ -75,7 +75,9 @@ impl Matrix {
         let made_of = life::create(world, made.as_ref());
         let (factory, row) = match (made_of, made) {
             (Ok((factory, outcome)), row) => {
-                row.into_iter().for_each(|row| drop(self.judge(row, since, Ok(outcome))));
+                for row in row {
+                    self.judge(row, since, Ok(outcome));
+                }
                 // A client that was left out is not there when the factory is closed.
                 let there = |row: &Row| outcome != Outcome::WithoutIt || row.place == Place::Lsp;
                 let at = closed.iter().position(there);

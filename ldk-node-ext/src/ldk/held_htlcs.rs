@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use bitcoin::OutPoint;
+use factory_core::faults::switch;
 use lightning::ln::chan_utils::HTLCOutputInCommitment;
 use lightning::ln::types::ChannelId;
 use lightning::types::payment::{PaymentHash, PaymentPreimage};
@@ -135,7 +136,7 @@ impl HeldHtlcs {
         let Some(mut inbound) = channels.get(&channel).cloned() else { return };
         let hashes: Vec<[u8; 32]> = preimages.iter().map(|p| PaymentHash::from(*p).0).collect();
         for htlc in &mut inbound {
-            htlc.claimed |= hashes.contains(&htlc.payment_hash);
+            htlc.claimed |= hashes.contains(&htlc.payment_hash) && !switch("htlc.held_forgotten");
         }
         self.set(&mut channels, channel, inbound);
     }
