@@ -194,6 +194,11 @@ impl Proc {
         }
     }
 
+    /// Its process id, while it is not known to have ended.
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// The end of the log.
     pub fn log_tail(&self) -> String {
         let bytes = fs::read(&self.log).unwrap_or_default();

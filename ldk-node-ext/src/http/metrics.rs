@@ -26,7 +26,8 @@ pub(super) fn routes(node: Node) -> Router {
 }
 
 async fn metrics(State(node): State<Node>) -> Result<Response, ApiError> {
-    let text = text(&node.info(), &node.balance()?, &node.factories().await?)?;
+    let text =
+        text(&node.info(), &node.balance()?, &node.factories().await?, node.disk_full_since().is_some())?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
 
@@ -34,7 +35,12 @@ fn number(n: impl TryInto<i64>) -> i64 {
     n.try_into().unwrap_or(i64::MAX)
 }
 
-fn text(info: &NodeInfo, balance: &Balance, factories: &[FactoryInfo]) -> Result<String, Error> {
+fn text(
+    info: &NodeInfo,
+    balance: &Balance,
+    factories: &[FactoryInfo],
+    disk_full: bool,
+) -> Result<String, Error> {
     let mut registry = Registry::default();
     let mut single = |name: &str, help: &str, value: i64| {
         let gauge: Gauge = Gauge::default();
@@ -43,6 +49,7 @@ fn text(info: &NodeInfo, balance: &Balance, factories: &[FactoryInfo]) -> Result
     };
     single("node_height", "Height of the chain's tip", number(info.height));
     single("node_synced", "1 if the node has all blocks of bitcoind", i64::from(info.synced));
+    single("disk_full", "1 if there is no room for what has to be written", i64::from(disk_full));
     single("peers_connected", "Peers connected", number(info.peers.iter().filter(|p| p.connected).count()));
     single("wallet_confirmed_sat", "Confirmed coins", number(balance.onchain.confirmed_sat));
 
@@ -116,9 +123,10 @@ mod tests {
         let mut over = sample();
         over.state = FactoryState::Closed;
         over.instance_id = "ab".repeat(32);
-        let text = text(&info, &balance, &[f.clone(), over.clone()]).unwrap();
+        let text = text(&info, &balance, &[f.clone(), over.clone()], true).unwrap();
         for line in [
             "node_height 500".to_owned(),
+            "disk_full 1".to_owned(),
             "wallet_confirmed_sat 7000".to_owned(),
             format!("exit_needed_sat{{instance_id=\"{}\"}} 9000", f.instance_id),
             format!("exit_available_sat{{instance_id=\"{}\"}} 7000", f.instance_id),
@@ -128,10 +136,10 @@ mod tests {
         assert!(!text.contains(&over.instance_id), "{text}");
         assert!(text.contains("expiry_blocks{"), "{text}");
         f.deadlines.clear();
-        let nothing_due = super::text(&info, &balance, &[f.clone()]).unwrap();
+        let nothing_due = super::text(&info, &balance, &[f.clone()], false).unwrap();
         assert!(!nothing_due.contains("_blocks{"), "{nothing_due}");
         f.expiry_height = 499;
-        let past = super::text(&info, &balance, &[f]).unwrap();
+        let past = super::text(&info, &balance, &[f], false).unwrap();
         assert!(past.contains("expiry_blocks{") && past.contains("settlement_blocks{"), "{past}");
     }
 }
