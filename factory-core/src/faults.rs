@@ -213,7 +213,9 @@ pub const SWITCHES: &[(&str, &str)] = &[
     ("lsp.signed.path", "hostile LSP: a wrong signature of a tree transaction"),
     ("lsp.signed.withheld", "hostile LSP: keeps the signatures"),
     ("lsp.two_trees", "hostile LSP: another tree for each client"),
+    ("net.strangers.stay", "none: a node ends no connection of a stranger, so idle ones keep clients out"),
     ("node.depth.ignored", "13: HTLCs pass over funding that a reorganisation has made too shallow"),
+    ("store.full", "none: the disk has no room, for any write of the store"),
 ];
 
 /// The names of all switches.

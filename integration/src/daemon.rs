@@ -1,5 +1,7 @@
 //! `lsp-server` and `client-app` processes, started as an operator starts them and asked over their local API.
 
+mod looks;
+
 use std::fs;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::process::ExitStatusExt;

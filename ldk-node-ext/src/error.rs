@@ -52,6 +52,12 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The store is an old copy: a peer has proved it. Nothing may be done with it any more.
+    #[error("store: this data directory is an old copy: {0}. Its channels' money would be lost by going on from here, so it is not used again. Put the newest copy back; if there is none, ask the other side to close the channel")]
+    OldState(String),
+    /// There is no room for what has to be written. It is tried again.
+    #[error("store: {0}")]
+    NoRoom(String),
     /// File system.
     #[error("{path}: {source}")]
     Io {
@@ -108,11 +114,12 @@ impl Error {
             Self::InvalidArgument { .. } => ErrorKind::InvalidArgument,
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Conflict(_) => ErrorKind::Conflict,
-            Self::Unavailable(_) => ErrorKind::Unavailable,
+            Self::Unavailable(_) | Self::NoRoom(_) => ErrorKind::Unavailable,
             Self::InsufficientFunds { .. } | Self::OverBudget { .. } => ErrorKind::InsufficientFunds,
             Self::Factory(_)
             | Self::Store(_)
             | Self::Corrupt { .. }
+            | Self::OldState(_)
             | Self::Io { .. }
             | Self::Bitcoind(_)
             | Self::Wallet(_)

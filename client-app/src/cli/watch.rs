@@ -113,7 +113,7 @@ pub async fn run(config: WatcherConfig, files: Vec<ExitFile>, output: Output) ->
     };
     watcher.stop().await;
     match ended {
-        true => Err(HttpError::NodeEnded),
+        true => Err(HttpError::NodeEnded { reason: None }),
         false => Ok(()),
     }
 }

@@ -75,7 +75,7 @@ impl Matrix {
         let made_of = life::create(world, made.as_ref());
         let (factory, row) = match (made_of, made) {
             (Ok((factory, outcome)), row) => {
-                for row in row {
+                if let Some(row) = row {
                     self.judge(row, since, Ok(outcome));
                 }
                 // A client that was left out is not there when the factory is closed.

@@ -420,7 +420,9 @@ impl Factory {
         let key = hex::encode(self.id());
         let tree = records::encode(VERSION, &self.signed).map_err(store_error)?;
         let state = records::encode(VERSION, &self.state).map_err(store_error)?;
-        store.write_all(&[(TREES, "", &key, &tree), (STATES, "", &key, &state)]).map_err(store_error)
+        store
+            .write_all(&[(TREES, "", &key, &tree), (STATES, "", &key, &state)])
+            .map_err(|e| crate::store::error(STATES, &e))
     }
 
     /// Writes the state.

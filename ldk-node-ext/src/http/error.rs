@@ -264,8 +264,11 @@ pub enum HttpError {
     #[error(transparent)]
     Node(#[from] crate::Error),
     /// The node ended by itself.
-    #[error("the node ended by itself; the log says why")]
-    NodeEnded,
+    #[error("the node ended by itself: {}", .reason.as_deref().unwrap_or("the log says why"))]
+    NodeEnded {
+        /// Why, as far as it is known.
+        reason: Option<String>,
+    },
     /// The outcome was printed in full; only the exit code is left to be told.
     #[error("exit code {code}")]
     Told {
@@ -343,7 +346,7 @@ impl HttpError {
             | Self::TokenMode { .. }
             | Self::TokenFormat { .. }
             | Self::Answer { .. }
-            | Self::NodeEnded
+            | Self::NodeEnded { .. }
             | Self::Told { .. }
             | Self::System { .. } => ApiError::new(ApiCode::Internal, message),
         }

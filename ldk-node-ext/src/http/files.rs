@@ -5,15 +5,16 @@
 //! written to a temporary file and renamed, so that a reader never sees half of one, and is readable
 //! by its owner alone.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rand::RngCore;
 
 use super::HttpError;
+use crate::store::private_dir;
 use crate::util;
 
 /// Name of the file with the bearer token.
@@ -88,11 +89,7 @@ impl Token {
 /// # Errors
 /// [`HttpError::File`].
 pub fn create_data_dir(data_dir: &Path) -> Result<(), HttpError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data_dir)
-        .map_err(HttpError::file("create", data_dir))
+    private_dir(data_dir).map_err(HttpError::file("create", data_dir))
 }
 
 /// Writes a file whole or not at all, with mode 600.

@@ -27,7 +27,8 @@ pub(super) fn routes(node: Node) -> Router {
 }
 
 async fn metrics(State(node): State<Node>) -> Result<Response, ApiError> {
-    let text = text(&node.info(), &node.balance()?, &node.factories().await?, node.factory_traffic())?;
+    let (traffic, full) = (node.factory_traffic(), node.disk_full_since().is_some());
+    let text = text(&node.info(), &node.balance()?, &node.factories().await?, traffic, full)?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
 
@@ -40,6 +41,7 @@ fn text(
     balance: &Balance,
     factories: &[FactoryInfo],
     traffic: FactoryTraffic,
+    disk_full: bool,
 ) -> Result<String, Error> {
     let mut registry = Registry::default();
     let mut single = |name: &str, help: &str, value: i64| {
@@ -49,6 +51,7 @@ fn text(
     };
     single("node_height", "Height of the chain's tip", number(info.height));
     single("node_synced", "1 if the node has all blocks of bitcoind", i64::from(info.synced));
+    single("disk_full", "1 if there is no room for what has to be written", i64::from(disk_full));
     single("peers_connected", "Peers connected", number(info.peers.iter().filter(|p| p.connected).count()));
     single("wallet_confirmed_sat", "Confirmed coins", number(balance.onchain.confirmed_sat));
 
@@ -134,9 +137,10 @@ mod tests {
         over.instance_id = "ab".repeat(32);
         let received = MessageCount { messages: 3, bytes: 1_000 };
         let traffic = FactoryTraffic { received, sent: MessageCount::default() };
-        let text = text(&info, &balance, &[f.clone(), over.clone()], traffic).unwrap();
+        let text = text(&info, &balance, &[f.clone(), over.clone()], traffic, true).unwrap();
         for line in [
             "node_height 500".to_owned(),
+            "disk_full 1".to_owned(),
             "wallet_confirmed_sat 7000".to_owned(),
             "factory_messages_total{direction=\"in\"} 3".to_owned(),
             "factory_message_bytes_total{direction=\"in\"} 1000".to_owned(),
@@ -148,10 +152,10 @@ mod tests {
         assert!(!text.contains(&over.instance_id), "{text}");
         assert!(text.contains("expiry_blocks{"), "{text}");
         f.deadlines.clear();
-        let nothing_due = super::text(&info, &balance, &[f.clone()], traffic).unwrap();
+        let nothing_due = super::text(&info, &balance, &[f.clone()], traffic, false).unwrap();
         assert!(!nothing_due.contains("_blocks{"), "{nothing_due}");
         f.expiry_height = 499;
-        let past = super::text(&info, &balance, &[f], traffic).unwrap();
+        let past = super::text(&info, &balance, &[f], traffic, false).unwrap();
         assert!(past.contains("expiry_blocks{") && past.contains("settlement_blocks{"), "{past}");
     }
 }

@@ -19,6 +19,7 @@ mod logging;
 mod metrics;
 mod routes;
 mod run;
+mod serve;
 mod server;
 
 pub use client::{segment, ApiClient};

@@ -1,6 +1,5 @@
 //! Runs a node with its API until somebody ends it.
 
-use std::future::IntoFuture;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use axum::Router;
 use tokio::signal::unix::{signal, SignalKind};
 
 use super::files::{create_data_dir, AddressFiles, Token};
+use super::serve::serve;
 use super::server::{bind, secure, within, Shutdown};
 use super::{routes, HttpError};
 use crate::{Error, Node, NodeConfig};
@@ -29,6 +29,15 @@ pub struct ApiOptions {
     pub expose: bool,
 }
 
+/// Lets the process open as many files as the system allows it: each connection is one, and the usual limit is 1024.
+fn raise_file_limit() {
+    use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(error = %e, "the limit of open files stays as it is");
+    }
+}
+
 /// Starts the node and serves its API until `stop`, SIGTERM or SIGINT, then ends both in order: no
 /// new requests, the open ones get 3 seconds, the node stores all and stops.
 ///
@@ -47,6 +56,7 @@ pub async fn serve_node(
     let mut terminate = signal(SignalKind::terminate()).map_err(handler)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(handler)?;
 
+    raise_file_limit();
     create_data_dir(&config.data_dir)?;
     let token = Token::read_or_create(&config.data_dir)?;
     let listener = bind(api.bind, api.expose).await?;
@@ -68,9 +78,7 @@ pub async fn serve_node(
         .merge(role_routes(node.clone()));
     let waiting = routes::waiting(node.clone(), shutdown.clone());
     let app = secure(within(QUICK, quick).merge(within(WAITING, waiting)), token);
-    let closing = shutdown.clone();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async move { closing.requested().await });
-    let mut server = tokio::spawn(server.into_future());
+    let mut server = tokio::spawn(serve(listener, app, shutdown.clone()));
 
     // Only now: the node holds the data directory, so the files are no other process's.
     let files = AddressFiles::prepare(&data_dir)
@@ -78,7 +86,7 @@ pub async fn serve_node(
     match &files {
         Ok(_) => {
             let listen = node.listen_address().map_or("no".to_owned(), |at| at.to_string());
-            tracing::info!(api = %address, %listen, node_id = %node.info().node_id, "ready");
+            tracing::info!(api = %address, %listen, node_id = %node.node_id(), "ready");
         }
         Err(_) => shutdown.request(),
     }
@@ -100,7 +108,7 @@ pub async fn serve_node(
     drop(files?);
     stopped?;
     if ended {
-        return Err(HttpError::NodeEnded);
+        return Err(HttpError::NodeEnded { reason: node.failure() });
     }
     tracing::info!("stopped");
     Ok(())

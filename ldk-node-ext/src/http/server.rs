@@ -12,6 +12,7 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::{watch, Semaphore};
 
+use super::serve::Trusted;
 use super::{ApiCode, ApiError, HttpError, Token};
 
 /// Requests served at the same time; one more is answered with 503.
@@ -55,6 +56,9 @@ pub fn secure(routes: Router, token: Token) -> Router {
             let header = request.headers().get(header::AUTHORIZATION);
             if !header.is_some_and(|h| token.matches(h.as_bytes())) {
                 return unauthorized();
+            }
+            if let Some(trusted) = request.extensions().get::<Trusted>() {
+                trusted.set();
             }
             let Ok(_permit) = permits.try_acquire() else {
                 let text = format!("more than {MAX_CONCURRENT_REQUESTS} requests at once");
@@ -108,6 +112,7 @@ mod tests {
     use super::*;
     use crate::api::InvoiceRequest;
     use crate::http::files::write_private;
+    use crate::http::serve::{serve, MAX_CONNECTIONS};
     use crate::http::{ApiClient, Body, Empty, ErrorBody, API_ADDRESS_FILE, MAX_BODY_BYTES};
     use axum::routing::{get, post};
     use axum::Json;
@@ -128,7 +133,7 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().unwrap(), false).await.unwrap();
         let address = listener.local_addr().unwrap();
         write_private(&dir.path().join(API_ADDRESS_FILE), &format!("{address}\n")).unwrap();
-        tokio::spawn(async move { axum::serve(listener, app).await });
+        tokio::spawn(serve(listener, app, Shutdown::default()));
         (dir, address)
     }
 
@@ -229,6 +234,28 @@ mod tests {
         }
         assert_eq!((last.0, code(&last.1)), (503, "unavailable"));
         drop(open);
+    }
+
+    /// More connections than there may be, some of which began a request: who has the token is served.
+    #[tokio::test]
+    async fn connections_without_the_token_make_room() {
+        let (dir, at) = served().await;
+        let auth = Some(Token::read(dir.path()).unwrap().header());
+        let mut idle = Vec::new();
+        for n in 0..MAX_CONNECTIONS + 50 {
+            let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
+            if n % 2 == 0 {
+                let begun = b"GET /v1/thing HTTP/1.1\r\nhost: x\r\nx-slow: ";
+                tokio::io::AsyncWriteExt::write_all(&mut stream, begun).await.unwrap();
+            }
+            idle.push(stream);
+        }
+        let (status, _) = raw(at, "GET", "/v1/thing", auth, String::new()).await;
+        assert_eq!(status, 200);
+        let mut byte = [0];
+        let read = tokio::io::AsyncReadExt::read(&mut idle[0], &mut byte);
+        let read = tokio::time::timeout(Duration::from_secs(10), read).await.unwrap();
+        assert!(matches!(read, Ok(0) | Err(_)), "the oldest is closed");
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@
 //! channel is held lives longer than a connection: LDK repeats `channel_ready` after reestablish.
 
 use std::collections::HashMap;
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex};
 
 use bitcoin::constants::ChainHash;
@@ -18,6 +19,7 @@ use lightning::types::features::{InitFeatures, NodeFeatures};
 
 use super::outpoints::channel_id;
 use super::{ChannelManager, Outpoints};
+use crate::node::Failure;
 use crate::util::lock;
 
 type Key = (PublicKey, ChannelId);
@@ -37,11 +39,16 @@ pub struct ChannelMessages {
     manager: Arc<ChannelManager>,
     outpoints: Arc<Outpoints>,
     held: Mutex<Held>,
+    failure: Arc<Failure>,
 }
 
 impl ChannelMessages {
-    pub(crate) fn new(manager: Arc<ChannelManager>, outpoints: Arc<Outpoints>) -> Self {
-        Self { manager, outpoints, held: Mutex::new(Held::default()) }
+    pub(crate) fn new(
+        manager: Arc<ChannelManager>,
+        outpoints: Arc<Outpoints>,
+        failure: Arc<Failure>,
+    ) -> Self {
+        Self { manager, outpoints, held: Mutex::new(Held::default()), failure }
     }
 
     /// Lets `channel_ready` of a channel pass from now on, both ways.
@@ -102,7 +109,10 @@ impl BaseMessageHandler for ChannelMessages {
 
     fn peer_connected(&self, peer: PublicKey, msg: &Init, inbound: bool) -> Result<(), ()> {
         self.drop_peer(&peer);
-        self.manager.peer_connected(peer, msg, inbound)
+        // LDK takes 250 inbound peers without a channel, the first that come, and refuses the clients of a new
+        // factory after them. The node limits connections itself, and better: `node/connections.rs`.
+        let _ = inbound;
+        self.manager.peer_connected(peer, msg, false)
     }
 }
 
@@ -141,6 +151,19 @@ impl ChannelMessageHandler for ChannelMessages {
         self.manager.handle_funding_created(peer, msg);
     }
 
+    fn handle_channel_reestablish(&self, peer: PublicKey, msg: &msgs::ChannelReestablish) {
+        let manager = AssertUnwindSafe(&self.manager);
+        let Err(panic) = catch_unwind(|| manager.handle_channel_reestablish(peer, msg)) else { return };
+        // LDK panics when the peer knows a secret of a state that we have never seen. The manager is of no use any
+        // more, which is right: it must not sign, close or store anything.
+        let text =
+            panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+        if !text.is_some_and(|text| text.contains("fallen behind")) {
+            resume_unwind(panic);
+        }
+        self.failure.old_state(peer, &msg.channel_id);
+    }
+
     pass! {
         handle_open_channel: &msgs::OpenChannel,
         handle_open_channel_v2: &msgs::OpenChannelV2,
@@ -172,7 +195,6 @@ impl ChannelMessageHandler for ChannelMessages {
         handle_revoke_and_ack: &msgs::RevokeAndACK,
         handle_update_fee: &msgs::UpdateFee,
         handle_announcement_signatures: &msgs::AnnouncementSignatures,
-        handle_channel_reestablish: &msgs::ChannelReestablish,
         handle_channel_update: &msgs::ChannelUpdate,
         handle_error: &msgs::ErrorMessage,
     }

@@ -13,7 +13,9 @@ mod broadcaster;
 mod channel_messages;
 mod depth;
 mod factory_messages;
+mod gossip;
 mod held_htlcs;
+mod monitor_store;
 mod outpoints;
 mod router;
 mod signer;
@@ -25,11 +27,13 @@ pub use channel_messages::ChannelMessages;
 pub use depth::FundingDepth;
 pub(crate) use factory_messages::PeerEvent;
 pub use factory_messages::{FactoryMessages, FactoryWireMessage};
+pub use gossip::BoundedGossip;
 #[cfg(test)]
 pub(crate) use held_htlcs::HeldHtlc;
 pub use held_htlcs::HeldHtlcs;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use held_htlcs::Inbound;
+pub use monitor_store::MonitorStore;
 pub(crate) use outpoints::{channel_id, Gate};
 pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
 pub use router::FactoryRouter;
@@ -40,7 +44,7 @@ use std::sync::{Arc, RwLock};
 use lightning::chain::{Filter, WatchedOutput};
 use lightning::ln::peer_handler::IgnoringMessageHandler;
 use lightning::onion_message::messenger::DefaultMessageRouter;
-use lightning::routing::gossip;
+use lightning::routing::gossip::P2PGossipSync;
 use lightning::routing::router::DefaultRouter;
 use lightning::routing::scoring::{ProbabilisticScorer, ProbabilisticScoringFeeParameters};
 use lightning_net_tokio::SocketDescriptor;
@@ -60,7 +64,7 @@ impl Filter for WholeBlocks {
     fn register_output(&self, _output: WatchedOutput) {}
 }
 
-pub(crate) type NetworkGraph = gossip::NetworkGraph<Arc<Logger>>;
+pub(crate) type NetworkGraph = lightning::routing::gossip::NetworkGraph<Arc<Logger>>;
 pub(crate) type Scorer = ProbabilisticScorer<Arc<NetworkGraph>, Arc<Logger>>;
 pub(crate) type Router = FactoryRouter<
     DefaultRouter<
@@ -79,7 +83,7 @@ pub(crate) type ChainMonitor = lightning::chain::chainmonitor::ChainMonitor<
     Arc<Broadcaster>,
     Arc<Fees>,
     Arc<Logger>,
-    Arc<Store>,
+    Arc<MonitorStore>,
     Arc<Keys>,
 >;
 pub(crate) type ChannelManager = lightning::ln::channelmanager::ChannelManager<
@@ -93,7 +97,7 @@ pub(crate) type ChannelManager = lightning::ln::channelmanager::ChannelManager<
     Arc<MessageRouter>,
     Arc<Logger>,
 >;
-pub(crate) type GossipSync = gossip::P2PGossipSync<
+pub(crate) type GossipSync = P2PGossipSync<
     Arc<NetworkGraph>,
     Arc<dyn lightning::routing::utxo::UtxoLookup + Send + Sync>,
     Arc<Logger>,
@@ -101,7 +105,7 @@ pub(crate) type GossipSync = gossip::P2PGossipSync<
 pub(crate) type PeerManager = lightning::ln::peer_handler::PeerManager<
     SocketDescriptor,
     Arc<ChannelMessages>,
-    Arc<GossipSync>,
+    Arc<BoundedGossip>,
     Arc<OnionMessenger>,
     Arc<Logger>,
     Arc<FactoryMessages>,

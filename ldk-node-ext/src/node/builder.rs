@@ -12,9 +12,9 @@ use lightning::ln::peer_handler::{IgnoringMessageHandler, MessageHandler};
 use lightning::routing::gossip::P2PGossipSync;
 use lightning::routing::router::DefaultRouter;
 use lightning::routing::scoring::ProbabilisticScoringFeeParameters;
-use lightning::sign::EntropySource;
+use lightning::sign::{ChangeDestinationSourceSyncWrapper, EntropySource};
 use lightning::types::payment::PaymentHash;
-use lightning::util::persist::KVStoreSyncWrapper;
+use lightning::util::sweep::OutputSweeper;
 use lightning::util::wallet_utils::WalletSync;
 use lightning_background_processor::{process_events_async, GossipSync as BackgroundGossip};
 use lightning_block_sync::init::{synchronize_listeners, validate_best_block_header};
@@ -24,7 +24,8 @@ use tokio::task::JoinSet;
 
 use super::htlcs::HtlcMemory;
 use super::restore::{check_network, void_channels, Ldk};
-use super::{holds, ldk_events, net, Node, Parts};
+use super::room::{self, PatientStore};
+use super::{failure, holds, ldk_events, net, Failure, Node, Parts};
 use crate::chain::{
     Bitcoind, ChainFeed, ChainIndex, ChainSync, Fees, IndexListener, OwnParts, SubmitError, WalletListener,
 };
@@ -34,8 +35,9 @@ use crate::factory;
 use crate::faults;
 use crate::keys::{self, Keys};
 use crate::ldk::{
-    Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, FundingDepth, GossipSync, HeldHtlcs,
-    MessageRouter, OnionMessenger, Outgoing, Outpoints, PeerManager, Router, WholeBlocks,
+    BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, FundingDepth, GossipSync,
+    HeldHtlcs, MessageRouter, MonitorStore, OnionMessenger, Outgoing, Outpoints, PeerManager, Router,
+    WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::publish::Publisher;
@@ -46,6 +48,17 @@ use crate::store::Store;
 use crate::util::unix_now;
 use crate::wallet::Wallet;
 
+/// The type of a sweeper that is not handed over.
+type NoSweeper = OutputSweeper<
+    Arc<Broadcaster>,
+    ChangeDestinationSourceSyncWrapper<Arc<Wallet>>,
+    Arc<Fees>,
+    Arc<WholeBlocks>,
+    PatientStore,
+    Arc<Logger>,
+    Arc<Keys>,
+>;
+
 /// Commands that may wait for the factory service.
 const COMMAND_QUEUE: usize = 256;
 
@@ -54,6 +67,9 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let seed = keys::load_seed(&config.data_dir, Store::exists(&config.data_dir))?;
     let store = Arc::new(Store::open_as(&config.data_dir, config.store)?);
     check_network(&store, config.network)?;
+    failure::check(&store)?;
+    let (stop, stop_receiver) = watch::channel(false);
+    let failure = Arc::new(Failure::new(stop.clone(), Arc::clone(&store)));
 
     let bitcoind = Arc::new(Bitcoind::new(config.bitcoind_rpc, config.bitcoind_auth.clone())?);
     bitcoind.check(config.network).await?;
@@ -90,12 +106,13 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     };
     let graph = ldk.network_graph()?;
     let scorer = ldk.scorer(&graph)?;
+    let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store)));
     let monitor = Arc::new(ChainMonitor::new(
         None::<Arc<WholeBlocks>>,
         Arc::clone(&broadcaster),
         Arc::clone(&logger),
         Arc::clone(&fees),
-        Arc::clone(&store),
+        Arc::clone(&monitor_store),
         Arc::clone(&keys),
         keys.peer_storage_key(),
         // Monitor writes wait for the manager's: a crash in between then closes no channel.
@@ -155,7 +172,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
 
     let (factory_messages, peer_events) = FactoryMessages::new(Envelope::default());
     let factory_messages = Arc::new(factory_messages);
-    let channel_messages = Arc::new(ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints)));
+    let channel_messages =
+        Arc::new(ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints), Arc::clone(&failure)));
     let onion_messenger = Arc::new(OnionMessenger::new(
         Arc::clone(&keys),
         Arc::clone(&keys),
@@ -170,7 +188,11 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let gossip: Arc<GossipSync> = Arc::new(P2PGossipSync::new(Arc::clone(&graph), None, Arc::clone(&logger)));
     let handlers = MessageHandler {
         chan_handler: Arc::clone(&channel_messages),
-        route_handler: Arc::clone(&gossip),
+        route_handler: Arc::new(BoundedGossip::new(
+            Arc::clone(&gossip),
+            Arc::clone(&graph),
+            Arc::clone(&manager),
+        )),
         onion_message_handler: Arc::clone(&onion_messenger),
         custom_message_handler: Arc::clone(&factory_messages),
         send_only_message_handler: Arc::clone(&monitor),
@@ -196,7 +218,6 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     });
     payments.fail_unknown(&known.collect())?;
     let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
-    let (stop, stop_receiver) = watch::channel(false);
     let (ended, _) = watch::channel(false);
     let (payments_changed, _) = watch::channel(0);
     let synced = Arc::new(AtomicBool::new(true));
@@ -235,6 +256,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         settled: Mutex::default(),
         listen: Mutex::new(None),
         stop,
+        failure,
         ended,
     });
 
@@ -285,6 +307,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         peer_events,
         stop_receiver.clone(),
     ));
+    tasks.spawn(room::run(Arc::clone(&parts), monitor_store, stop_receiver.clone()));
     tasks.spawn(holds::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {
@@ -302,12 +325,14 @@ async fn supervise(parts: Arc<Parts>, mut tasks: JoinSet<()>) {
     tokio::select! {
         biased;
         _ = stop.wait_for(|stop| *stop) => {}
-        ended = tasks.join_next() => {
-            tracing::error!(?ended, "a task of the node ended by itself; the node stops");
-            parts.stop.send_replace(true);
+        // The order may have come, and been obeyed by a task, since it was looked for above.
+        ended = tasks.join_next() => if !*parts.stop.borrow() {
+            parts.failure.stop(format!("a task of the node ended by itself: {ended:?}"));
         }
     }
-    parts.peers.disconnect_all_peers();
+    // In a task of its own: after a panic inside LDK its locks may panic as well, and the end has to come.
+    let peers = Arc::clone(&parts.peers);
+    let _ = tokio::spawn(async move { peers.disconnect_all_peers() }).await;
     while let Some(ended) = tasks.join_next().await {
         if let Err(e) = ended {
             tracing::error!(error = %e, "a task of the node ended badly");
@@ -341,7 +366,7 @@ async fn background(
     };
     let handler_parts = Arc::clone(&parts);
     let result = process_events_async(
-        KVStoreSyncWrapper(Arc::clone(&parts.store)),
+        PatientStore { store: Arc::clone(&parts.store), stop },
         move |event| ldk_events::handle(Arc::clone(&handler_parts), event),
         Arc::clone(&parts.monitor),
         Arc::clone(&parts.manager),
@@ -349,7 +374,8 @@ async fn background(
         BackgroundGossip::p2p(gossip),
         Arc::clone(&parts.peers),
         lightning_background_processor::NO_LIQUIDITY_MANAGER,
-        Some(parts.sweeper.sweeper_async()),
+        // The factory service sweeps, more often than this task would.
+        None::<&NoSweeper>,
         Arc::new(Logger),
         Some(scorer),
         sleeper,
@@ -358,8 +384,7 @@ async fn background(
     )
     .await;
     if let Err(e) = result {
-        tracing::error!(error = %e, "the node cannot write its state and stops");
-        parts.stop.send_replace(true);
+        parts.failure.stop(format!("it cannot write its state: {e}"));
     }
 }
 

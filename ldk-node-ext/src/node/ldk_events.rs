@@ -3,6 +3,7 @@
 //! A handler that cannot store what it has to store asks LDK to hand the event out again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bitcoin::Amount;
 use factory_core::faults::switch;
@@ -50,6 +51,12 @@ impl Parts {
     }
 }
 
+/// Least that somebody may pay without an invoice, msat. Each payment leaves a record for good, and should be worth it.
+const MIN_SPONTANEOUS_MSAT: u64 = 1_000;
+
+/// Before an event that could not be stored is handled again.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// The user channel id of channels that others opened and no factory planned.
 const STRANGERS_CHANNEL: u128 = 0;
 
@@ -66,6 +73,19 @@ fn replay(e: crate::Error) -> ReplayEvent {
 
 /// Handles one event.
 pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
+    let mut stop = p.stop.subscribe();
+    let result = handle_now(p, event).await;
+    if result.is_err() {
+        // LDK hands it out again at once, and whatever was in the way a moment ago still is.
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }
+    result
+}
+
+async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
     match event {
         Event::FundingGenerationReady {
             temporary_channel_id,
@@ -250,6 +270,10 @@ pub(super) async fn handle(p: Arc<Parts>, event: Event) -> Result<(), ReplayEven
                 return Ok(());
             }
             let preimage = match &purpose {
+                PaymentPurpose::SpontaneousPayment(_) if amount_msat < MIN_SPONTANEOUS_MSAT => {
+                    p.manager.fail_htlc_backwards(&payment_hash);
+                    return Ok(());
+                }
                 PaymentPurpose::SpontaneousPayment(preimage) => Some(*preimage),
                 other => other.preimage(),
             };

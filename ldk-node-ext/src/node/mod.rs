@@ -3,13 +3,17 @@
 mod builder;
 mod bumps;
 mod channels;
+mod connections;
+mod failure;
 mod holds;
 mod htlcs;
 mod ldk_events;
 mod net;
 mod payments;
 mod restore;
+mod room;
 
+pub(crate) use failure::Failure;
 pub(crate) use restore::{check_network, mark_void};
 
 use std::net::SocketAddr;
@@ -89,6 +93,7 @@ pub(crate) struct Parts {
     pub(crate) settled: Mutex<std::collections::HashSet<lightning::ln::types::ChannelId>>,
     pub(crate) listen: Mutex<Option<SocketAddr>>,
     pub(crate) stop: watch::Sender<bool>,
+    pub(crate) failure: Arc<Failure>,
     pub(crate) ended: watch::Sender<bool>,
 }
 
@@ -139,6 +144,16 @@ impl Node {
         let _ = self.parts.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
+    /// Why the node ended by itself, if it did and knows.
+    pub fn failure(&self) -> Option<String> {
+        self.parts.failure.reason().map(str::to_owned)
+    }
+
+    /// Node id, hex.
+    pub fn node_id(&self) -> String {
+        self.parts.node_id.to_string()
+    }
+
     /// The state of the node.
     pub fn info(&self) -> api::NodeInfo {
         let p = &self.parts;
@@ -172,6 +187,12 @@ impl Node {
     /// Factory messages since the start.
     pub fn factory_traffic(&self) -> api::FactoryTraffic {
         self.parts.factory_messages.traffic()
+    }
+
+    /// Since when the disk has had no room for what the node has to write, Unix time in seconds. What depends on it
+    /// waits.
+    pub fn disk_full_since(&self) -> Option<u64> {
+        self.parts.store.full_since()
     }
 
     /// Where Lightning connections are accepted.

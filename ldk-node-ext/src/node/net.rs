@@ -1,23 +1,25 @@
 //! Connections: accepting, making, and making again.
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::net::{SocketAddr, TcpStream as StdTcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bitcoin::secp256k1::PublicKey;
+use lightning::ln::channel_state::ChannelDetails;
+use lightning::ln::msgs::SocketAddress;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
+use super::connections::{Connections, Surplus, HANDSHAKE as CONNECT_TIMEOUT};
 use super::Parts;
 use crate::config::RoleConfig;
 use crate::error::Error;
+use crate::factory;
 use crate::store::records;
 
 const NAMESPACE: &str = "peers";
 const VERSION: u32 = 1;
-/// How long a connection may take, Noise handshake and `init` included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections of one node that nobody has channels with.
 const CLIENT_MAX_CONNECTIONS: usize = 16;
 
@@ -63,38 +65,131 @@ pub(super) async fn connect(parts: &Arc<Parts>, peer: PublicKey, address: &str) 
     Ok(())
 }
 
-/// Accepts connections until told to stop, a bounded number at a time.
+/// A connection that somebody made, as long as the handshake lasts: a second handle on its socket, which LDK has.
+type Sockets = HashMap<u64, (SocketAddr, StdTcpStream)>;
+
+/// How often connections are looked at when nobody comes.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Says that a connection ended, also if its task panics.
+struct Ended(u64, mpsc::UnboundedSender<u64>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.1.send(self.0);
+    }
+}
+
+/// Accepts connections until told to stop, and keeps a bounded number of them (see [`super::connections`]).
 pub(super) async fn accept(parts: Arc<Parts>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
     let limit = match &parts.config.role {
         RoleConfig::Lsp(s) => s.max_connections,
         RoleConfig::Client(_) => CLIENT_MAX_CONNECTIONS,
     };
-    let open = Arc::new(AtomicUsize::new(0));
+    let (mut table, mut sockets) = (Connections::new(limit), Sockets::new());
+    let (mut open, mut next) = (0usize, 0u64);
+    // One entry for each connection that is open, and those are bounded.
+    let (ended, mut endings) = mpsc::unbounded_channel();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let accepted = tokio::select! {
-            a = listener.accept() => a,
+        tokio::select! {
+            biased;
             _ = stop.changed() => return,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(e) => {
-                // Out of file descriptors, mostly; wait instead of spinning.
-                tracing::warn!(error = %e, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+            Some(id) = endings.recv() => {
+                open = open.saturating_sub(1);
+                table.closed(id);
+                sockets.remove(&id);
                 continue;
             }
-        };
-        if open.load(Ordering::Acquire) >= limit {
-            tracing::warn!(limit, "too many connections; one refused");
-            continue;
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => {
+                    if open >= table.hard_limit() {
+                        tracing::debug!(%address, open, "too many connections; one refused");
+                        continue;
+                    }
+                    let Ok(stream) = stream.into_std() else { continue };
+                    let Ok(handle) = stream.try_clone() else { continue };
+                    let (id, peers) = (next, Arc::clone(&parts.peers));
+                    let end = Ended(id, ended.clone());
+                    next = next.wrapping_add(1);
+                    open = open.saturating_add(1);
+                    table.opened(id, address.ip(), Instant::now());
+                    sockets.insert(id, (address, handle));
+                    let connection = lightning_net_tokio::setup_inbound(peers, stream);
+                    tokio::spawn(async move {
+                        connection.await;
+                        drop(end);
+                    });
+                    if !table.is_crowded() {
+                        continue;
+                    }
+                }
+                Err(e) => {
+                    // Out of file descriptors, mostly; wait instead of spinning.
+                    tracing::warn!(error = %e, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            },
+            _ = look.tick() => {}
         }
-        let Ok(stream) = stream.into_std() else { continue };
-        open.fetch_add(1, Ordering::AcqRel);
-        let (peers, open) = (Arc::clone(&parts.peers), Arc::clone(&open));
-        tokio::spawn(async move {
-            lightning_net_tokio::setup_inbound(peers, stream).await;
-            open.fetch_sub(1, Ordering::AcqRel);
+        thin_out(&parts, &mut table, &mut sockets);
+    }
+}
+
+/// Learns who is who, and ends what is late or too much.
+fn thin_out(parts: &Parts, table: &mut Connections, sockets: &mut Sockets) {
+    if factory_core::faults::switch("net.strangers.stay") {
+        return;
+    }
+    if !sockets.is_empty() {
+        let peers = parts.peers.list_peers().into_iter().filter(|peer| peer.is_inbound_connection);
+        let named: HashMap<SocketAddr, PublicKey> = peers
+            .filter_map(|peer| Some((socket_address(&peer.socket_address?)?, peer.counterparty_node_id)))
+            .collect();
+        sockets.retain(|id, (address, _)| match named.get(address) {
+            Some(peer) => {
+                table.named(*id, *peer);
+                false
+            }
+            None => true,
         });
+    }
+    let end = |id: &u64, sockets: &mut Sockets| {
+        if let Some((_, socket)) = sockets.remove(id) {
+            // The reader on the other handle sees the end and tells LDK.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    };
+    for id in table.take_overdue(Instant::now()) {
+        end(&id, sockets);
+    }
+    if !table.is_crowded() {
+        return;
+    }
+    let applicants: HashSet<PublicKey> = parts.factory_messages.ready_peers().into_iter().collect();
+    // One that was only begun costs nothing.
+    let stands = |c: &ChannelDetails| {
+        c.is_channel_ready || c.confirmations > Some(0) || factory::is_marked(c.user_channel_id)
+    };
+    let partner = |peer: &PublicKey| parts.manager.list_channels_with_counterparty(peer).iter().any(stands);
+    table.judge(partner, |peer| applicants.contains(peer));
+    while let Some(surplus) = table.take_surplus() {
+        match surplus {
+            Surplus::Unnamed(id) => end(&id, sockets),
+            Surplus::Peer(_, peer) => {
+                tracing::debug!(%peer, "disconnected: too many connections");
+                parts.peers.disconnect_by_node_id(peer);
+            }
+        }
+    }
+}
+
+fn socket_address(address: &SocketAddress) -> Option<SocketAddr> {
+    match address {
+        SocketAddress::TcpIpV4 { addr, port } => Some((*addr, *port).into()),
+        SocketAddress::TcpIpV6 { addr, port } => Some((*addr, *port).into()),
+        _ => None,
     }
 }
 
@@ -104,7 +199,7 @@ pub(super) async fn keep_connected(parts: Arc<Parts>, mut stop: watch::Receiver<
     const FIRST: Duration = Duration::from_millis(500);
     const LONGEST: Duration = Duration::from_secs(30);
     let mut pause = FIRST;
-    let mut lost = std::collections::HashSet::new();
+    let mut lost = HashSet::new();
     loop {
         let mut failed = false;
         for (peer, address) in wanted(&parts) {
@@ -141,7 +236,7 @@ fn wanted(parts: &Parts) -> Vec<(PublicKey, String)> {
         list.push((c.lsp_node_id, c.lsp_address.clone()));
         lsp = Some(c.lsp_node_id);
     }
-    let with_channels: std::collections::HashSet<PublicKey> =
+    let with_channels: HashSet<PublicKey> =
         parts.manager.list_channels().into_iter().map(|c| c.counterparty.node_id).collect();
     for peer in with_channels {
         if Some(peer) == lsp {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lightning::io;
 use lightning::util::persist::{KVStoreSync, KVSTORE_NAMESPACE_KEY_ALPHABET, KVSTORE_NAMESPACE_KEY_MAX_LEN};
@@ -10,7 +10,8 @@ use rustix::fs::{flock, FlockOperation};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{FileStore, SqliteStore};
+use super::room::Room;
+use super::{seal, FileStore, SqliteStore};
 use crate::error::Error;
 use crate::faults;
 
@@ -63,10 +64,53 @@ enum Backend {
     Files(FileStore),
 }
 
-/// The store the node uses. Both backends take the same names: LDK's alphabet, at most 120 bytes.
+impl Backend {
+    fn write_all(&self, entries: &[(&str, &str, &str, &[u8])]) -> Result<(), io::Error> {
+        match self {
+            Self::Sqlite(store) => store.write_all(entries),
+            Self::Files(store) => store.write_all(entries),
+        }
+    }
+
+    fn read(&self, primary: &str, secondary: &str, key: &str) -> Result<Vec<u8>, io::Error> {
+        match self {
+            Self::Sqlite(store) => store.read(primary, secondary, key),
+            Self::Files(store) => store.read(primary, secondary, key),
+        }
+    }
+
+    /// All names.
+    fn names(&self) -> Result<Vec<(String, String, String)>, Error> {
+        match self {
+            Self::Sqlite(store) => store.names(),
+            Self::Files(store) => store.names(),
+        }
+    }
+
+    /// Whether its values have checksums.
+    fn is_sealed(&self) -> Result<bool, Error> {
+        match self {
+            Self::Sqlite(store) => store.is_sealed(),
+            Self::Files(store) => store.is_sealed(),
+        }
+    }
+
+    /// From now on they have.
+    fn set_sealed(&self) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(store) => store.set_sealed(),
+            Self::Files(store) => store.set_sealed(),
+        }
+    }
+}
+
+/// The store the node uses. Both backends take the same names: LDK's alphabet, at most 120 bytes. Values carry a
+/// checksum (see `seal`), and a store of which one is damaged is not opened.
 #[derive(Debug)]
 pub struct Store {
     backend: Backend,
+    path: PathBuf,
+    room: Room,
     // After the backend: released when that is closed.
     _lock: File,
 }
@@ -85,7 +129,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Conflict`] if another process runs in this directory, [`Error::InvalidArgument`] if it
-    /// holds a store of the other kind; as the backend's `open`; [`Error::Io`].
+    /// holds a store of the other kind, [`Error::Corrupt`] for a damaged one; as the backend's `open`;
+    /// [`Error::Io`].
     pub fn open_as(data_dir: &Path, kind: StoreKind) -> Result<Self, Error> {
         private_dir(data_dir).map_err(at(data_dir))?;
         let path = data_dir.join(LOCK_FILE);
@@ -110,12 +155,53 @@ impl Store {
         let backend = match kind {
             StoreKind::Sqlite => {
                 // SQLite gives its log the mode of the database.
-                private_file(&path).map_err(at(&path))?;
+                private_file(&path).and_then(|_| sync_dir(data_dir)).map_err(at(&path))?;
                 Backend::Sqlite(SqliteStore::open(&path)?)
             }
             StoreKind::Filesystem => Backend::Files(FileStore::open(&path)?),
         };
-        Ok(Self { backend, _lock: lock })
+        let store = Self { backend, path, room: Room::new(data_dir.to_owned()), _lock: lock };
+        store.check_all()?;
+        Ok(store)
+    }
+
+    /// Checks every value. Those of a store from before there were checksums get theirs.
+    fn check_all(&self) -> Result<(), Error> {
+        let sealed = self.backend.is_sealed()?;
+        for (primary, secondary, key) in self.backend.names()? {
+            let name = (primary.as_str(), secondary.as_str(), key.as_str());
+            let damaged = |reason: String| Error::Corrupt { key: self.describe(name), reason };
+            let bytes = self.backend.read(name.0, name.1, name.2).map_err(|e| damaged(e.to_string()))?;
+            if sealed {
+                seal::open(name, bytes).ok_or_else(|| damaged("damaged: its checksum is wrong".into()))?;
+            } else if seal::open(name, bytes.clone()).is_none() {
+                let bytes = seal::seal(name, bytes);
+                let written = self.backend.write_all(&[(name.0, name.1, name.2, &bytes)]);
+                written.map_err(|e| Error::Store(format!("{}: {e}", self.describe(name))))?;
+            }
+        }
+        if sealed {
+            return Ok(());
+        }
+        self.backend.set_sealed()
+    }
+
+    /// Where a value is, for people.
+    fn describe(&self, (primary, secondary, key): seal::Name<'_>) -> String {
+        match &self.backend {
+            Backend::Sqlite(_) => format!("{}: {primary}/{secondary}/{key}", self.path.display()),
+            Backend::Files(store) => store.path_of(primary, secondary, key).display().to_string(),
+        }
+    }
+
+    /// Since when there is no room on the disk, Unix time in seconds.
+    pub(crate) fn full_since(&self) -> Option<u64> {
+        self.room.full_since()
+    }
+
+    /// From when to when the disk was full, Unix time in seconds; told once, when it is over.
+    pub(crate) fn take_full(&self) -> Option<(u64, u64)> {
+        self.room.take_last()
     }
 
     /// Whether a data directory has a store, of whichever kind.
@@ -132,39 +218,38 @@ impl Store {
         for (primary, secondary, key, _) in entries {
             check(primary, secondary, Some(key))?;
         }
-        match &self.backend {
-            Backend::Sqlite(store) => store.write_all(entries),
-            Backend::Files(store) => store.write_all(entries),
-        }
+        let sealed: Vec<Vec<u8>> =
+            entries.iter().map(|(p, s, k, value)| seal::seal((p, s, k), value.to_vec())).collect();
+        let entries: Vec<(&str, &str, &str, &[u8])> =
+            entries.iter().zip(&sealed).map(|((p, s, k, _), value)| (*p, *s, *k, value.as_slice())).collect();
+        let bytes = sealed.iter().map(Vec::len).sum();
+        self.room.write(bytes, || self.backend.write_all(&entries))
     }
 }
 
 impl KVStoreSync for Store {
     fn read(&self, primary: &str, secondary: &str, key: &str) -> Result<Vec<u8>, io::Error> {
         check(primary, secondary, Some(key))?;
-        match &self.backend {
-            Backend::Sqlite(store) => store.read(primary, secondary, key),
-            Backend::Files(store) => store.read(primary, secondary, key),
-        }
+        let name = (primary, secondary, key);
+        seal::open(name, self.backend.read(primary, secondary, key)?).ok_or_else(|| {
+            let reason = format!("{}: damaged: its checksum is wrong", self.describe(name));
+            io::Error::new(io::ErrorKind::InvalidData, reason)
+        })
     }
 
     fn write(&self, primary: &str, secondary: &str, key: &str, buf: Vec<u8>) -> Result<(), io::Error> {
-        check(primary, secondary, Some(key))?;
         faults::ldk_object(primary, key, "store");
-        match &self.backend {
-            Backend::Sqlite(store) => store.write(primary, secondary, key, buf),
-            Backend::Files(store) => store.write(primary, secondary, key, buf),
-        }?;
+        self.write_all(&[(primary, secondary, key, &buf)])?;
         faults::ldk_object(primary, key, "stored");
         Ok(())
     }
 
     fn remove(&self, primary: &str, secondary: &str, key: &str, lazy: bool) -> Result<(), io::Error> {
         check(primary, secondary, Some(key))?;
-        match &self.backend {
+        self.room.write(0, || match &self.backend {
             Backend::Sqlite(store) => store.remove(primary, secondary, key, lazy),
             Backend::Files(store) => store.remove(primary, secondary, key, lazy),
-        }
+        })
     }
 
     fn list(&self, primary: &str, secondary: &str) -> Result<Vec<String>, io::Error> {
@@ -201,11 +286,28 @@ pub(super) fn at(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
 
 /// Makes a directory, and those above it, that only its owner can enter; one that exists is left as it is.
 pub(crate) fn private_dir(path: &Path) -> std::io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
+    let new: Vec<&Path> =
+        path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    // A file in a directory whose name is not on disk is lost with it, however well the file was synced.
+    new.into_iter().try_for_each(|dir| sync_dir(parent(dir)))
+}
+
+/// The directory that holds this name.
+pub(super) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
+/// Puts the names in a directory on disk.
+pub(super) fn sync_dir(path: &Path) -> std::io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 /// Opens or makes a file that only its owner can read.
-fn private_file(path: &Path) -> std::io::Result<File> {
+pub(super) fn private_file(path: &Path) -> std::io::Result<File> {
     let file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;

@@ -12,7 +12,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use lightning::util::persist::KVStoreSync;
 use lightning_persister::fs_store::v2::FilesystemStoreV2;
 use serde::{Deserialize, Serialize};
 
-use super::backend::{at, private_dir};
+use super::backend::{at, parent, private_dir, private_file, sync_dir};
 use crate::error::Error;
 
 /// How lightning-persister names the directory of an empty namespace.
@@ -105,6 +105,45 @@ impl FileStore {
         Ok(files)
     }
 
+    /// The file of a key.
+    pub(super) fn path_of(&self, primary: &str, secondary: &str, key: &str) -> PathBuf {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.dir(primary, secondary).join(key)
+    }
+
+    /// The names of all keys.
+    pub(super) fn names(&self) -> Result<Vec<(String, String, String)>, Error> {
+        let root = self.files.lock().unwrap_or_else(PoisonError::into_inner).root.clone();
+        let mut names = Vec::new();
+        for primary in entries(&root)? {
+            for secondary in entries(&root.join(&primary))? {
+                for key in entries(&root.join(&primary).join(&secondary))? {
+                    let name =
+                        |dir: &str| if dir == EMPTY_NAMESPACE { String::new() } else { dir.to_owned() };
+                    names.push((name(&primary), name(&secondary), key));
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    fn seal_file(&self) -> PathBuf {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.root.with_extension("sealed")
+    }
+
+    /// Whether its values have checksums: said by a file next to the directory.
+    pub(super) fn is_sealed(&self) -> Result<bool, Error> {
+        let path = self.seal_file();
+        path.try_exists().map_err(at(&path))
+    }
+
+    /// From now on they have.
+    pub(super) fn set_sealed(&self) -> Result<(), Error> {
+        let path = self.seal_file();
+        private_file(&path).and_then(|_| sync_dir(parent(&path))).map_err(at(&path))
+    }
+
     /// Writes several keys: all of them or none.
     ///
     /// # Errors
@@ -169,17 +208,21 @@ impl Files {
         Ok(())
     }
 
-    /// The directory of a namespace, on disk by name: a key in it is safe only then.
-    fn namespace(&mut self, primary: &str, secondary: &str) -> Result<PathBuf, io::Error> {
+    fn dir(&self, primary: &str, secondary: &str) -> PathBuf {
         let name = |namespace| match namespace {
             "" => EMPTY_NAMESPACE,
             other => other,
         };
-        let above = self.root.join(name(primary));
-        let dir = above.join(name(secondary));
+        self.root.join(name(primary)).join(name(secondary))
+    }
+
+    /// The directory of a namespace, on disk by name: a key in it is safe only then.
+    fn namespace(&mut self, primary: &str, secondary: &str) -> Result<PathBuf, io::Error> {
+        let dir = self.dir(primary, secondary);
         if !self.synced.contains(&dir) {
             private_dir(&dir)?;
-            sync_dir(&above)?;
+            // It may have been there, left by a process that died before it synced.
+            sync_dir(parent(&dir))?;
             sync_dir(&self.root)?;
             self.synced.insert(dir.clone());
         }
@@ -238,23 +281,18 @@ fn new_name(journal: &Path) -> PathBuf {
     journal.with_extension("journal.new")
 }
 
-/// The directory that holds this name.
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    }
-}
-
-fn sync_dir(path: &Path) -> std::io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
 fn remove_if_there(path: &Path) -> std::io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
+}
+
+/// The names in a directory.
+fn entries(dir: &Path) -> Result<Vec<String>, Error> {
+    let read = || fs::read_dir(dir)?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect();
+    let names: std::io::Result<Vec<String>> = read();
+    names.map_err(at(dir))
 }
 
 /// Removes the temporary files of writes that a dying process did not end.

@@ -11,17 +11,23 @@ mod files;
 pub mod holds;
 pub mod payments;
 pub mod records;
+mod room;
+mod seal;
 mod sqlite;
 pub(crate) mod tx;
+mod wal;
 
 pub(crate) use backend::private_dir;
 pub use backend::{Store, StoreKind};
 pub use files::FileStore;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use files::{decode as decode_journal, encode as encode_journal};
+pub(crate) use room::is_no_room;
 pub use sqlite::SqliteStore;
 
 use lightning::util::persist::KVStoreSync;
+
+use crate::error::Error;
 
 /// Reads a key, `None` when it is not there.
 ///
@@ -40,5 +46,16 @@ pub fn read_opt(
     }
 }
 
+/// An error of the store as one of this crate; `what` was to be read or written.
+pub(crate) fn error(what: &str, e: &lightning::io::Error) -> Error {
+    match e.get_ref() {
+        Some(reason) if is_no_room(e) => Error::NoRoom(format!("{what}: {reason}")),
+        Some(reason) => Error::Store(format!("{what}: {reason}")),
+        None => Error::Store(format!("{what}: {e}")),
+    }
+}
+
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod damage;

@@ -25,7 +25,7 @@ pub fn put<T: Serialize>(
     record: &T,
 ) -> Result<(), Error> {
     let bytes = encode(version, record).map_err(|e| Error::Store(format!("{namespace}/{key}: {e}")))?;
-    store.write(namespace, "", key, bytes).map_err(|e| Error::Store(format!("{namespace}/{key}: {e}")))
+    store.write(namespace, "", key, bytes).map_err(|e| super::error(&format!("{namespace}/{key}"), &e))
 }
 
 /// The bytes of a record.
@@ -47,7 +47,7 @@ pub fn get<T: DeserializeOwned>(
     version: u32,
 ) -> Result<Option<T>, Error> {
     let Some(bytes) = super::read_opt(store, namespace, "", key)
-        .map_err(|e| Error::Store(format!("{namespace}/{key}: {e}")))?
+        .map_err(|e| super::error(&format!("{namespace}/{key}"), &e))?
     else {
         return Ok(None);
     };
@@ -86,7 +86,7 @@ pub fn all<T: DeserializeOwned>(
     namespace: &str,
     version: u32,
 ) -> Result<Vec<(String, T)>, Error> {
-    let keys = store.list(namespace, "").map_err(|e| Error::Store(format!("{namespace}: {e}")))?;
+    let keys = store.list(namespace, "").map_err(|e| super::error(namespace, &e))?;
     let mut out = Vec::with_capacity(keys.len());
     for key in keys {
         if let Some(record) = get(store, namespace, &key, version)? {

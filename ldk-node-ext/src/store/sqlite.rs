@@ -7,10 +7,11 @@ use lightning::io;
 use lightning::util::persist::KVStoreSync;
 use rusqlite::{params, Connection, OptionalExtension};
 
+use super::wal;
 use crate::error::Error;
 
-/// Version of the table layout, kept in `PRAGMA user_version`.
-const SCHEMA_VERSION: i64 = 1;
+/// Version of what is in the table, kept in `PRAGMA user_version`. 1: values without checksum.
+const SCHEMA_VERSION: i64 = 2;
 
 /// A [`KVStoreSync`] in one SQLite file.
 #[derive(Debug)]
@@ -23,13 +24,14 @@ impl SqliteStore {
     ///
     /// # Errors
     /// [`Error::Store`] if it cannot be opened, is locked by another process, or was written by a
-    /// newer version.
+    /// newer version; [`Error::Corrupt`] if it or its log is damaged.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let fail = |e: rusqlite::Error| {
             let busy = e.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy);
             let hint = if busy { "; another process runs in this data directory" } else { "" };
             Error::Store(format!("{}: {e}{hint}", path.display()))
         };
+        wal::check(path)?;
         let connection = Connection::open(path).map_err(fail)?;
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(fail)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
@@ -51,11 +53,40 @@ impl SqliteStore {
                      value BLOB NOT NULL,
                      PRIMARY KEY (primary_namespace, secondary_namespace, key)
                  ) WITHOUT ROWID;
-                 PRAGMA user_version = 1;
                  COMMIT;",
             )
             .map_err(fail)?;
+        // The log begins anew with every start, so that what is in it is of this run: `wal` counts on that.
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(fail)?;
+        let found: String = connection.query_row("PRAGMA quick_check(1)", [], |r| r.get(0)).map_err(fail)?;
+        if found != "ok" {
+            return Err(Error::Corrupt { key: path.display().to_string(), reason: found });
+        }
         Ok(Self { connection: Mutex::new(connection) })
+    }
+
+    /// The names of all keys.
+    pub(super) fn names(&self) -> Result<Vec<(String, String, String)>, Error> {
+        let connection = self.lock();
+        let names = || {
+            let mut statement =
+                connection.prepare("SELECT primary_namespace, secondary_namespace, key FROM kv")?;
+            let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
+            rows.collect::<Result<Vec<_>, rusqlite::Error>>()
+        };
+        names().map_err(|e| Error::Store(e.to_string()))
+    }
+
+    /// Whether its values have checksums.
+    pub(super) fn is_sealed(&self) -> Result<bool, Error> {
+        let version = self.lock().query_row("PRAGMA user_version", [], |r| r.get::<_, i64>(0));
+        version.map(|v| v == SCHEMA_VERSION).map_err(|e| Error::Store(e.to_string()))
+    }
+
+    /// From now on they have.
+    pub(super) fn set_sealed(&self) -> Result<(), Error> {
+        let set = self.lock().pragma_update(None, "user_version", SCHEMA_VERSION);
+        set.map_err(|e| Error::Store(e.to_string()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
