@@ -423,6 +423,8 @@ fn a_payment_spends_confirmed_coins_only() {
     s.wallet.saw_unconfirmed(&paid);
     let built = s.pay(100_000);
     assert!(matches!(built, Err(Error::InsufficientFunds { .. })), "an unconfirmed coin was spent");
+    let txid = paid.compute_txid();
     s.mine(vec![paid]);
-    assert_eq!(s.pay(100_000).unwrap().unsigned_tx.input.len(), 1);
+    let inputs = s.pay(100_000).unwrap().unsigned_tx.input;
+    assert!(inputs.iter().any(|i| i.previous_output.txid == txid), "the coin is confirmed now");
 }
