@@ -10,7 +10,7 @@ use factory_core::record::{LspFactoryRecord, SignedPath};
 use rusqlite::{params, Connection};
 use serde_json::Value;
 
-use crate::signed::{wait_published, Stranger, Way};
+use crate::signed::{stored_json, wait_published, Stranger, Way};
 use crate::wait::{self, Seen};
 use crate::world::{factory_channel, PATIENCE};
 use crate::{Lsp, World};
@@ -57,7 +57,7 @@ pub fn close_of(lsp: &Lsp, id: &str) -> Result<Transaction> {
         params![id],
         |row| row.get(0),
     )?;
-    let stored: Value = serde_json::from_slice(&bytes)?;
+    let stored: Value = stored_json(&bytes)?;
     let hex = stored["record"]["close"]["signed"].as_str();
     Ok(deserialize_hex(hex.with_context(|| format!("no signed close: {stored}"))?)?)
 }

@@ -6,6 +6,7 @@ use bitcoin::{OutPoint, Transaction, Txid};
 use factory_core::record::{LspFactoryRecord, SignedPath};
 use factory_core::transaction::SignedTx;
 use rusqlite::{params, Connection};
+use serde::de::DeserializeOwned;
 use serde::Deserialize;
 
 use crate::cpfp::{Purse, CHILD_FEE};
@@ -38,8 +39,14 @@ pub fn tree_of(lsp: &Lsp, id: &str) -> Result<LspFactoryRecord> {
         params![id],
         |row| row.get(0),
     )?;
-    let Stored { record: Record::Lsp(record) } = serde_json::from_slice(&bytes)?;
+    let Stored { record: Record::Lsp(record) } = stored_json(&bytes)?;
     Ok(*record)
+}
+
+/// A record as the store has it: JSON, and behind it its checksum, which is the store's own matter.
+pub(crate) fn stored_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    let mut values = serde_json::Deserializer::from_slice(bytes).into_iter();
+    Ok(values.next().context("an empty record")??)
 }
 
 /// Publishes transactions of a tree, each with a child of its own.

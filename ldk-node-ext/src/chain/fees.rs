@@ -43,7 +43,9 @@ impl Fees {
             }
         }
         match bitcoind.mempool_min().await {
-            Ok(rate) => self.mempool_min.store(self.bound(rate), Ordering::Relaxed),
+            // A little more: LDK counts the weight of what it signs by estimate, and a package that is one sat short of
+            // the minimum is not relayed, however often it is sent.
+            Ok(rate) => self.mempool_min.store(self.bound(more(rate)), Ordering::Relaxed),
             Err(e) => return self.failed(e.to_string()),
         }
         *lock(&self.failure) = None;
@@ -80,6 +82,11 @@ impl Fees {
     pub(crate) fn max(&self) -> FeeRate {
         FeeRate::from_sat_per_kwu(u64::from(self.max))
     }
+}
+
+/// 2 % more, rounded up.
+fn more(rate: FeeRate) -> FeeRate {
+    FeeRate::from_sat_per_kwu(rate.to_sat_per_kwu().saturating_mul(51).div_ceil(50))
 }
 
 impl FeeEstimator for Fees {
