@@ -69,6 +69,7 @@ pub const POINTS: &[&str] = &[
     "node.live.store",
     "node.live.stored",
     "node.channels.released",
+    "node.void.stored",
     // Payments, and what LDK writes.
     "node.pay.recorded",
     "node.pay.begun",
@@ -125,6 +126,7 @@ pub const POINTS: &[&str] = &[
     "lsp.send.close_done",
     "lsp.sent.close_done",
     "client.close_tx.stored",
+    "node.closed.store",
     "node.closed.stored",
     // A leaf is brought to the chain.
     "node.exit.store",

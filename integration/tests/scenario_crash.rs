@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use integration::crash::rows::{every, quick, Phase};
 use integration::crash::table::Matrix;
-use integration::crash::{life, nonces, CLIENTS};
+use integration::crash::{appear, life, nonces, wait_free, CLIENTS};
 use integration::ledger::{wait_for, Snapshot};
 use integration::payments::{pay, Order, Party};
 use integration::world::{CEREMONY, PATIENCE};
@@ -36,6 +36,83 @@ fn the_lsp_dies_with_the_funding_transaction_stored() -> Result<()> {
     let before = Snapshot::take(&world)?;
     let paid = pay(&world, Order { from: Party::Client(1), to: Party::Client(0), amount_msat: 9_000_000 })?;
     wait_for(&world, &before.after(&[paid])?)?;
+    world.finish();
+    Ok(())
+}
+
+/// Who gives a factory up after a crash dies while it does so, and gives it up after the next start.
+#[test]
+fn giving_up_survives_a_crash_too() -> Result<()> {
+    let mut world = World::start("crash-void", CLIENTS)?;
+    let before = Snapshot::take(&world)?;
+    world.wait_waiting(CLIENTS)?;
+    let request = world.factory_request(life::CAPACITY, life::PUSH, 0, None);
+    // Everybody holds a whole signed tree, and the LSP has forgotten the ceremony.
+    world.lsp.faults().set("kill@lsp.sent.signed#3")?;
+    let id = world.lsp.create_factory(&request)?;
+    world.lsp.wait_killed()?;
+    wait::until_value(
+        "the first client to have its path",
+        PATIENCE,
+        || Ok(world.client(0)?.factories()?.iter().any(|f| f.instance_id == id && f.funding.is_some())),
+        |stored| *stored,
+    )?;
+    world.lsp.faults().set("kill@node.void.stored")?;
+    world.client(0)?.faults().set("kill@node.void.stored")?;
+    // It may come to its end before its API answers.
+    let _ = world.lsp.start();
+    world.lsp.wait_killed()?;
+    world.lsp.faults().clear()?;
+    world.lsp.start()?;
+    world.client_mut(0)?.wait_killed()?;
+    world.client(0)?.faults().clear()?;
+    world.client_mut(0)?.start()?;
+    assert_eq!(world.lsp.factory(&id)?.state, "failed");
+    wait_free(&world)?;
+    assert!(world.lsp.channels()?.is_empty(), "channels of a factory that never was");
+    wait_for(&world, &before)?;
+    let (factory, _) = life::create(&mut world, None)?;
+    life::close(&mut world, &factory, None)?;
+    world.finish();
+    Ok(())
+}
+
+/// LDK's channel manager is not written any more once the last commitment is held, by a disk that hangs, and the
+/// factory is made all the same: what was promised stood on disk before.
+#[test]
+fn a_channel_is_on_disk_before_its_factory_is_made() -> Result<()> {
+    let mut world = World::start("crash-manager", CLIENTS)?;
+    world.wait_waiting(CLIENTS)?;
+    let request = world.factory_request(life::CAPACITY, life::PUSH, 0, None);
+    for (daemon, point) in
+        [(&*world.lsp, "lsp.commitment.held#3"), (&**world.client(0)?, "client.channel.pending")]
+    {
+        daemon.faults().set(&format!("hold@{point}"))?;
+    }
+    let id = world.lsp.create_factory(&request)?;
+    for (daemon, point) in
+        [(&*world.lsp, "lsp.commitment.held"), (&**world.client(0)?, "client.channel.pending")]
+    {
+        daemon.faults().wait_held(point)?;
+        daemon.faults().set("hold@node.manager.store")?;
+        daemon.faults().go_on(point)?;
+    }
+    let funded = world.wait_state(&id, "confirming", CEREMONY)?;
+    for daemon in [&*world.lsp, &**world.client(0)?] {
+        daemon.faults().wait_held("node.manager.store")?;
+    }
+    world.lsp.kill()?;
+    world.client_mut(0)?.kill()?;
+    world.lsp.faults().clear()?;
+    world.client(0)?.faults().clear()?;
+    world.lsp.start()?;
+    world.client_mut(0)?.start()?;
+    appear(&world, funded.funding.expect("funding").txid)?;
+    world.mine(1)?;
+    let factory = world.wait_state(&id, "active", PATIENCE)?;
+    assert_eq!(factory.clients.iter().filter(|c| c.reason.is_none()).count(), CLIENTS);
+    world.wait_usable(&factory)?;
+    life::close(&mut world, &factory, None)?;
     world.finish();
     Ok(())
 }

@@ -2,18 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Result};
+use anyhow::{anyhow, bail, Result};
 use serde_json::json;
 
 use super::{Call, Place, Row, Victim, VICTIM};
 use crate::exit::mine_until;
 use crate::ledger::{check_conserved, wait_at_rest, Snapshot};
+use crate::payments::Party;
 use crate::types::Factory;
 use crate::world::factory_channel;
 use crate::World;
 
 /// Blocks within which an exit with all its crashes has to end.
 const BLOCKS: u32 = 600;
+/// Blocks at a time while the commitment's delay runs.
+const STRIDE: u32 = 6;
 /// How long to look for what a block has set off before the next one comes.
 const LOOK: Duration = Duration::from_millis(1500);
 
@@ -33,7 +36,12 @@ pub fn drive(
     let id = factory.instance_id.clone();
     let before = wait_at_rest(world)?;
     let channel = factory_channel(&world.client(VICTIM)?.channels()?, &id, world.lsp.node_id())?;
-    let due_sat = before.of(world.client(VICTIM)?.name())? / 1000;
+    let funding = channel.funding.ok_or_else(|| anyhow!("the channel has no funding"))?.into();
+    if place == Place::Lsp {
+        // One that is there would publish its path too, and take steps from the LSP.
+        world.client_mut(VICTIM)?.kill()?;
+    }
+    let due_sat = before.of(&Party::Client(VICTIM).to_string())? / 1000;
     let first = world.bitcoind.height()?;
     let mut left = rows.iter().copied();
     let mut armed = left.next().map(|row| (row, Instant::now()));
@@ -41,6 +49,7 @@ pub fn drive(
         row.arm(world)?;
     }
     let mut call = Some(ask(world, &id, place)?);
+    let (mut begun, mut leaf_seen) = (false, false);
     loop {
         let height = world.bitcoind.height()?;
         if height > first + BLOCKS {
@@ -56,17 +65,30 @@ pub fn drive(
             }
         }
         if let Some(over) = call.take_if(|call| call.is_over()) {
-            // One that died in the call may not have begun.
-            let died = over.answer().is_err();
-            if died && leaver(world, place)?.factory(&id).is_ok_and(|f| f.exits.is_empty()) {
-                call = Some(ask(world, &id, place)?);
-                continue;
+            begun = over.answer().is_ok();
+        }
+        if call.is_none() && !begun {
+            // One that died in the call may have begun, or not; or it is not back yet.
+            match leaver(world, place)?.factory(&id) {
+                Ok(factory) if factory.exits.is_empty() => call = Some(ask(world, &id, place)?),
+                Ok(_) => begun = true,
+                Err(_) => {}
             }
+            continue;
         }
-        if armed.is_none() && is_over(world, &id, place)? {
-            break;
+        if armed.is_none() {
+            if is_over(world, &id, place)? {
+                break;
+            }
+            leaver(world, place)?.wait_synced(&world.bitcoind)?;
         }
-        world.bitcoind.mine(1)?;
+        // Once the commitment is confirmed only its delay is waited for.
+        let unspent = world.bitcoind.unspent(funding)?.is_some();
+        leaf_seen |= unspent;
+        world.bitcoind.mine(if leaf_seen && !unspent { STRIDE } else { 1 })?;
+    }
+    if place == Place::Lsp {
+        world.client_mut(VICTIM)?.start()?;
     }
     // The other side's share may still be on its way.
     let all_of_it = channel.capacity_sat;
@@ -110,7 +132,7 @@ fn reached(world: &mut World, row: &Row) -> Result<bool> {
         let best = world.bitcoind.best_block()?;
         let daemon = row.daemon(world)?;
         let idle = daemon.info().is_ok_and(|info| info.block_hash == best && info.synced);
-        if idle && since.elapsed() > LOOK / 3 {
+        if idle && since.elapsed() > LOOK / 10 {
             break;
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -122,10 +144,12 @@ fn reached(world: &mut World, row: &Row) -> Result<bool> {
 fn recover(world: &mut World, row: &Row, next: Option<Row>) -> Result<()> {
     if row.victim == Victim::Bitcoind {
         world.bitcoind.kill()?;
-        row.daemon(world)?.faults().clear()?;
-        if let Some(next) = next {
-            next.arm(world)?;
+        // Before it goes on: it may come by the next one at once.
+        match next {
+            Some(next) => next.arm(world)?,
+            None => row.daemon(world)?.faults().set("")?,
         }
+        row.daemon(world)?.faults().go_on(row.point)?;
         return world.bitcoind.restart();
     }
     row.daemon(world)?.faults().clear()?;

@@ -24,7 +24,7 @@ const STOCK: u64 = 10_000;
 /// Points that come by when the funding is in a block.
 const ON_BLOCK: &[&str] = &["node.live.store", "node.live.stored", "node.channels.released"];
 /// Points that come by when the close is final.
-const ON_FINAL: &[&str] = &["node.closed.stored"];
+const ON_FINAL: &[&str] = &["node.closed.store", "node.closed.stored"];
 
 /// Makes a factory of all clients and lets the row happen on the way. In the end a factory is there, with payments
 /// through every channel; of all clients, or without the one that died.

@@ -25,7 +25,7 @@ const BEGIN: [(&str, Phase); 3] = [
 ];
 
 /// Points that have a scenario of their own, outside this matrix.
-const ELSEWHERE: &[&str] = &[];
+const ELSEWHERE: &[&str] = &["node.void.stored"];
 
 /// Points that one of the two only comes by in the matrix: the LSP neither pays nor is paid here, and the client's
 /// copy of the funding transaction goes out only if the LSP's does not.

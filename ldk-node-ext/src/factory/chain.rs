@@ -205,17 +205,19 @@ impl Service {
                 lock(&self.parts.settled).extend(factory.channel_ids()?);
             }
             if !is_root && index.depth(spend.height) >= FINAL_DEPTH {
-                factory.state.stage = Stage::Closed;
-                factory.store_state(&self.parts.store)?;
-                faults::point("node.closed.stored");
+                // All that follows from it first: nobody looks at a closed factory again.
                 for first in factory.state.exits.keys() {
                     self.publisher.drop_lost(&factory.exit_plan(*first)?, &**index)?;
                 }
-                let data = json!({"instance_id": hex::encode(id), "txid": spend.txid.to_string()});
-                self.parts.events.push("factory_closed", data);
                 for channel in factory.channel_ids()? {
                     mark_void(&self.parts.store, &channel, "factory closed")?;
                 }
+                factory.state.stage = Stage::Closed;
+                faults::point("node.closed.store");
+                factory.store_state(&self.parts.store)?;
+                faults::point("node.closed.stored");
+                let data = json!({"instance_id": hex::encode(id), "txid": spend.txid.to_string()});
+                self.parts.events.push("factory_closed", data);
                 self.closing.remove(id);
                 return Ok(());
             }

@@ -334,14 +334,19 @@ impl Service {
     /// what was only asked is given up, and a signature is asked for again when everybody is back.
     pub(super) fn close_client_gone(&mut self, client: &PublicKey) {
         let now = Instant::now();
-        for closing in self.closing.values_mut() {
-            let Closing::Lsp(c) = closing else { continue };
-            if !c.machine.missing().contains(client) {
+        for (id, closing) in &mut self.closing {
+            let (Closing::Lsp(c), Some(Signed::Lsp(record))) =
+                (closing, self.factories.get(id).map(|f| &f.signed))
+            else {
                 continue;
-            }
+            };
+            let member = record.index_of(client).is_some();
+            let owes = c.machine.missing().contains(client);
             match c.machine.phase() {
-                LspClosePhase::Asking => c.timer.iter_mut().for_each(|timer| timer.at = now),
-                LspClosePhase::Nonces | LspClosePhase::Partials => c.broken = true,
+                LspClosePhase::Asking if owes => c.timer.iter_mut().for_each(|timer| timer.at = now),
+                // Its secret nonce may be gone with it, also if the public one is here.
+                LspClosePhase::Nonces if member => c.broken = true,
+                LspClosePhase::Partials if owes => c.broken = true,
                 _ => {}
             }
         }

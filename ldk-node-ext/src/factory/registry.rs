@@ -200,6 +200,7 @@ impl Service {
         if let Err(e) = factory.store_state(&self.parts.store) {
             tracing::error!(error = %e, "factory state not stored");
         }
+        faults::point("node.void.stored");
         let data = serde_json::json!({"instance_id": hex::encode(id), "reason": reason});
         self.parts.events.push("factory_failed", data);
         Some(factory.clone())
@@ -208,16 +209,17 @@ impl Service {
     /// After T nothing of an abandoned factory matters any more.
     pub(super) fn forget_abandoned(&mut self, id: &InstanceId) {
         let lsp = self.client_settings().map(|c| c.lsp_node_id);
-        let Some(factory) = self.factories.get_mut(id).filter(|f| !f.state.forgotten) else { return };
-        factory.state.forgotten = true;
-        if let Err(e) = factory.store_state(&self.parts.store) {
-            tracing::error!(error = %e, "factory state not stored");
-        }
-        let factory = factory.clone();
+        let Some(factory) = self.factories.get(id).filter(|f| !f.state.forgotten) else { return };
         for (outpoint, client) in factory.channels().unwrap_or_default() {
             if let Some(peer) = client.or(lsp) {
                 self.drop_channel(&channel_id(outpoint), &peer, Some(outpoint));
             }
+        }
+        // Last: what is forgotten is not looked at again.
+        let Some(factory) = self.factories.get_mut(id) else { return };
+        factory.state.forgotten = true;
+        if let Err(e) = factory.store_state(&self.parts.store) {
+            tracing::error!(error = %e, "factory state not stored");
         }
     }
 
