@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
 use bolt_tlv::payload::{self, Payload};
+use factory_core::ceremony::ExcludeReason;
 use factory_core::close::{
     LspClose, LspCloseAction, LspCloseConfig, LspCloseInput, LspClosePhase, LspCloseState,
 };
@@ -348,6 +349,7 @@ impl Service {
     /// what was only asked is given up, and a signature is asked for again when everybody is back.
     pub(super) fn close_client_gone(&mut self, client: &PublicKey) {
         let now = Instant::now();
+        let mut stalled = false;
         for closing in self.closing.values_mut() {
             let Closing::Lsp(c) = closing else { continue };
             if !c.machine.missing().contains(client) {
@@ -355,9 +357,15 @@ impl Service {
             }
             match c.machine.phase() {
                 LspClosePhase::Asking => c.timer.iter_mut().for_each(|timer| timer.at = now),
-                LspClosePhase::Nonces | LspClosePhase::Partials => c.broken = true,
+                LspClosePhase::Nonces | LspClosePhase::Partials => {
+                    c.broken = true;
+                    stalled = true;
+                }
                 _ => {}
             }
+        }
+        if stalled {
+            self.note_stalled(*client, &ExcludeReason::Gone);
         }
     }
 
