@@ -25,6 +25,7 @@ EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
 ADVERSARIES := timeout 1200 $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(~scenario_adversary) + binary(~scenario_reorg)'
 CRASH := $(CARGO) nextest run --locked --workspace --run-ignored only --no-capture -E 'binary(scenario_crash)'
+HOSTILE := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'binary(scenario_hostile)'
 else
 UNIT := true
 QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=1
@@ -34,9 +35,10 @@ EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_re
 ADVERSARIES := timeout 1200 $(CARGO) test --locked --workspace --test 'scenario_adversary_*' --test 'scenario_reorg_*' \
 	-- --test-threads=1 --ignored
 CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -- --test-threads=1 --ignored --nocapture
+HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored
 endif
 
-.PHONY: help demo test scenarios exits adversaries crash checks fuzz fuzz-seeds bench scale build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits adversaries crash checks hostile fuzz fuzz-seeds bench scale build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -85,6 +87,9 @@ scale: build ## factories of up to 256 clients, each a process, and the speed of
 	@export BITCOIND="$$(scripts/bitcoind.sh)" BIN_LSP_SERVER=$(TARGET)/release/lsp-server \
 		BIN_CLIENT_APP=$(TARGET)/release/client-app SCENARIO_POLL_MS=1000; \
 		timeout 900 $(TARGET)/debug/scale
+
+hostile: build peer ## clients and an LSP that break the protocol, in every way there is a check for (five minutes)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(HOSTILE)
 
 # bitcoind comes first: where there is none to be had, that is said before anything is built.
 build: bitcoind

@@ -14,8 +14,10 @@
 //! time, so a test may change its mind while the program runs. A program that is told something it does not know
 //! stops: a misspelt fault would make a test that cannot fail.
 
+mod hostile;
 mod protections;
 
+pub use hostile::HOSTILE;
 pub use protections::PROTECTIONS;
 
 /// The environment variable that names the folder of a process's faults. Without it nothing goes wrong.
@@ -145,76 +147,8 @@ pub const POINTS: &[&str] = &[
     "node.exit.ended",
 ];
 
-/// Fault switches by name, with what they break or what a hostile peer does; beside those in [`PROTECTIONS`].
+/// Fault switches by name, with what they break; beside those in [`PROTECTIONS`] and [`HOSTILE`].
 pub const SWITCHES: &[(&str, &str)] = &[
-    ("client.ahead", "hostile client: nonces for an attempt that there is not"),
-    ("client.bad_nonce", "hostile client: a nonce that is no point"),
-    ("client.bad_partial", "hostile client: a partial signature that is wrong"),
-    ("client.bad_script", "hostile client: a payout script of an unknown kind"),
-    ("client.close.bad_partial", "hostile client: a wrong partial signature of the close"),
-    ("client.close.refuses", "hostile client: refuses a close, also the one it asked for"),
-    ("client.close.withholds_nonce", "hostile client: no nonce for the close"),
-    ("client.close.withholds_partial", "hostile client: no partial signature of the close"),
-    ("client.duplicate", "hostile client: everything twice"),
-    ("client.flood", "hostile client: thousands of messages"),
-    ("client.garbage", "hostile client: no message of the protocol"),
-    ("client.out_of_turn", "hostile client: partial signatures before anybody asked"),
-    ("client.oversized", "hostile client: a list above its limit"),
-    ("client.partial_minus", "hostile client: errors that another one's make up for"),
-    ("client.partial_plus", "hostile client: errors that another one's make up for"),
-    ("client.short_list", "hostile client: a nonce too few"),
-    ("client.slow", "hostile client: waits before every message"),
-    ("client.stale", "hostile client: repeats all old messages"),
-    ("client.truncated", "hostile client: half a message"),
-    ("client.unreadable_partial", "hostile client: a partial signature that is no number"),
-    ("client.withholds.accept", "hostile client: no answer to the invitation"),
-    ("client.withholds.nonces", "hostile client: no nonces"),
-    ("client.withholds.partials", "hostile client: no partial signatures"),
-    ("client.withholds.persisted", "hostile client: does not say that it has stored its path"),
-    ("client.withholds.plan_ok", "hostile client: no answer to the plan"),
-    ("client.wrong_key", "hostile client: a key it has no secret of"),
-    ("lsp.channel.capacity", "hostile LSP: opens a channel of another capacity than planned"),
-    ("lsp.close.amount", "hostile LSP: a close that pays too little"),
-    ("lsp.close.form", "hostile LSP: a close that is not final"),
-    ("lsp.close.keys", "hostile LSP: a close for other signers"),
-    ("lsp.close.nonce", "hostile LSP: an aggregate nonce of the close that is no point"),
-    ("lsp.close.script", "hostile LSP: a close that pays somebody else"),
-    ("lsp.close.signature", "hostile LSP: a wrong signature of the close"),
-    ("lsp.close.withheld", "none: a hostile LSP shows a close that is signed to nobody"),
-    ("lsp.never_funds", "hostile LSP: shows its funding transaction to nobody"),
-    ("lsp.nonces.garbage", "hostile LSP: an aggregate nonce that is no point"),
-    ("lsp.nonces.short", "hostile LSP: an aggregate nonce too few"),
-    ("lsp.nonces.swapped", "hostile LSP: aggregate nonces of other transactions"),
-    ("lsp.nonces.twice", "hostile LSP: two aggregate nonces for one secret nonce"),
-    ("lsp.other_funding", "hostile LSP: shows another funding transaction, and broadcasts none"),
-    ("lsp.out_of_turn", "hostile LSP: signatures before there are nonces"),
-    ("lsp.path.channel_script", "hostile LSP: the leaf pays another script than the channel's"),
-    ("lsp.path.child_key", "hostile LSP: a node that pays other signers"),
-    ("lsp.path.conservation", "hostile LSP: amounts that do not add up"),
-    ("lsp.path.funding_again", "hostile LSP: the funding output of the attempt before"),
-    ("lsp.path.funding_value", "hostile LSP: another amount of the funding output"),
-    ("lsp.path.levels", "hostile LSP: a level too many"),
-    ("lsp.path.outpoint", "hostile LSP: another funding output than the channel's"),
-    ("lsp.path.sibling", "hostile LSP: a sibling that is not P2TR"),
-    ("lsp.path.sibling_amount", "hostile LSP: another amount of a sibling"),
-    ("lsp.plan.birth_height", "hostile LSP: a plan born in the future"),
-    ("lsp.plan.capacity", "hostile LSP: a channel that is too small"),
-    ("lsp.plan.channel_id_again", "hostile LSP: the channel id of the attempt before"),
-    ("lsp.plan.duplicate_key", "hostile LSP: one key for two"),
-    ("lsp.plan.leaf_members", "hostile LSP: a leaf with a member too many"),
-    ("lsp.plan.lifetime", "hostile LSP: an expiry that leaves no time for the worst exit"),
-    ("lsp.plan.lsp_key", "hostile LSP: another key than in the attempt before"),
-    ("lsp.plan.network", "hostile LSP: a plan for another chain"),
-    ("lsp.plan.own_key", "hostile LSP: another's place for the client"),
-    ("lsp.plan.params", "hostile LSP: parameters that break a rule"),
-    ("lsp.plan.payout_script", "hostile LSP: distributions that pay somebody else"),
-    ("lsp.plan.push", "hostile LSP: more given than the channel holds"),
-    ("lsp.plan.stock", "hostile LSP: a stock below dust"),
-    ("lsp.plan.substitute_key", "hostile LSP: its own key in the place of a client's"),
-    ("lsp.signed.distribution", "hostile LSP: a wrong signature of a distribution"),
-    ("lsp.signed.path", "hostile LSP: a wrong signature of a tree transaction"),
-    ("lsp.signed.withheld", "hostile LSP: keeps the signatures"),
-    ("lsp.two_trees", "hostile LSP: another tree for each client"),
     ("net.strangers.stay", "none: a node ends no connection of a stranger, so idle ones keep clients out"),
     ("node.depth.ignored", "13: HTLCs pass over funding that a reorganisation has made too shallow"),
     ("store.full", "none: the disk has no room, for any write of the store"),
@@ -222,7 +156,7 @@ pub const SWITCHES: &[(&str, &str)] = &[
 
 /// The names of all switches.
 pub fn switches() -> impl Iterator<Item = &'static str> {
-    SWITCHES.iter().map(|(name, _)| *name).chain(PROTECTIONS.iter().map(|(name, ..)| *name))
+    SWITCHES.iter().chain(HOSTILE).map(|(name, _)| *name).chain(PROTECTIONS.iter().map(|(name, ..)| *name))
 }
 
 /// One entry of the list.

@@ -70,7 +70,17 @@ impl World {
     pub fn start_with(name: &str, clients: usize, flags: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix(&format!("scenario-{name}-")).tempdir()?;
         let path = dir.path().to_owned();
-        Self::start_in(path, Folder { dir: Some(dir), done: false }, clients, flags)
+        Self::start_in(path, Folder { dir: Some(dir), done: false }, clients, flags, &[])
+    }
+
+    /// As [`World::start`], with these flags of the LSP on top.
+    ///
+    /// # Errors
+    /// As [`World::start`].
+    pub fn start_with_lsp(name: &str, clients: usize, lsp_flags: &[&str]) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix(&format!("scenario-{name}-")).tempdir()?;
+        let path = dir.path().to_owned();
+        Self::start_in(path, Folder { dir: Some(dir), done: false }, clients, &[], lsp_flags)
     }
 
     /// As [`World::start`], in a folder that stays in any case.
@@ -78,12 +88,18 @@ impl World {
     /// # Errors
     /// As [`World::start`].
     pub fn start_at(path: &Path, clients: usize) -> Result<Self> {
-        Self::start_in(path.to_owned(), Folder { dir: None, done: false }, clients, &[])
+        Self::start_in(path.to_owned(), Folder { dir: None, done: false }, clients, &[], &[])
     }
 
-    fn start_in(path: PathBuf, folder: Folder, clients: usize, flags: &[&str]) -> Result<Self> {
+    fn start_in(
+        path: PathBuf,
+        folder: Folder,
+        clients: usize,
+        flags: &[&str],
+        lsp_flags: &[&str],
+    ) -> Result<Self> {
         let bitcoind = Bitcoind::start(&path)?;
-        let lsp = Lsp::start(&path, &bitcoind, flags)?;
+        let lsp = Lsp::start(&path, &bitcoind, &[flags, lsp_flags].concat())?;
         let clients = start_clients(&path, clients, &bitcoind, &lsp, flags)?;
         let world = Self { peer: None, clients, lsp, bitcoind, path, folder };
         world.fund()?;

@@ -52,6 +52,15 @@ pub struct LspSettings {
     pub forwarding_fee_proportional_millionths: u32,
     /// Most inbound connections at a time.
     pub max_connections: usize,
+    /// Failed ceremonies and closes by its own fault after which a client is paused; 0: never.
+    pub admission_strikes: u32,
+    /// For how long such a failure counts, blocks.
+    pub admission_window_blocks: u32,
+    /// How long a client is paused the first time, blocks; then twice as long each time, up to 1008.
+    pub admission_pause_blocks: u32,
+    /// Let clients ask for the close of their factory. Who then does not sign costs all others their channels, until
+    /// it signs or they leave.
+    pub accept_close_asks: bool,
 }
 
 /// Settings of a client.
@@ -204,6 +213,15 @@ impl NodeConfig {
                 if s.max_connections == 0 || s.max_connections > 100_000 {
                     return Err(Error::invalid("max_connections", "must be from 1 to 100000"));
                 }
+                if s.admission_strikes > 100 {
+                    return Err(Error::invalid("admission_strikes", "must be at most 100"));
+                }
+                if s.admission_window_blocks == 0 || s.admission_window_blocks > 2016 {
+                    return Err(Error::invalid("admission_window_blocks", "must be from 1 to 2016"));
+                }
+                if s.admission_pause_blocks == 0 || s.admission_pause_blocks > 2016 {
+                    return Err(Error::invalid("admission_pause_blocks", "must be from 1 to 2016"));
+                }
             }
             RoleConfig::Client(s) => {
                 if s.policy.min_capacity_sat > s.policy.max_capacity_sat {
@@ -251,6 +269,10 @@ impl Default for LspSettings {
             forwarding_fee_base_msat: 1000,
             forwarding_fee_proportional_millionths: 100,
             max_connections: 1200,
+            admission_strikes: 5,
+            admission_window_blocks: 144,
+            admission_pause_blocks: 6,
+            accept_close_asks: true,
         }
     }
 }

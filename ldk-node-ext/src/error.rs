@@ -25,6 +25,16 @@ pub enum Error {
     /// A peer or bitcoind is not there now; try again later.
     #[error("{0}")]
     Unavailable(String),
+    /// A client has failed too often lately.
+    #[error("client {client} is not admitted before block {until_height}: {reason}")]
+    NotAdmitted {
+        /// Its node id.
+        client: String,
+        /// The height from which it is admitted again, blocks.
+        until_height: u32,
+        /// Its last failure.
+        reason: String,
+    },
     /// Not enough confirmed coins in the wallet.
     #[error("not enough confirmed coins: {needed_sat} sat needed, {available_sat} sat available")]
     InsufficientFunds {
@@ -113,7 +123,7 @@ impl Error {
         match self {
             Self::InvalidArgument { .. } => ErrorKind::InvalidArgument,
             Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::Conflict(_) => ErrorKind::Conflict,
+            Self::Conflict(_) | Self::NotAdmitted { .. } => ErrorKind::Conflict,
             Self::Unavailable(_) | Self::NoRoom(_) => ErrorKind::Unavailable,
             Self::InsufficientFunds { .. } | Self::OverBudget { .. } => ErrorKind::InsufficientFunds,
             Self::Factory(_)

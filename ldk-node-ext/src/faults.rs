@@ -25,20 +25,20 @@ pub(crate) fn outgoing(_peer: &PublicKey, payload: &Payload) -> [Vec<u8>; 1] {
 /// What is sent for a message: its bytes, or what the switches of hostile clients and LSPs make of it.
 #[cfg(all(feature = "faults", debug_assertions))]
 pub(crate) fn outgoing(peer: &PublicKey, payload: &Payload) -> Vec<Vec<u8>> {
-    let on: Vec<String> = factory_core::faults::faults()
+    use factory_core::faults::{faults, Fault, HOSTILE};
+
+    let on: Vec<String> = faults()
         .1
         .into_iter()
         .filter_map(|fault| match fault {
-            factory_core::faults::Fault::On(name) => Some(name),
+            Fault::On(name) if HOSTILE.iter().any(|(hostile, _)| *hostile == name) => Some(name),
             _ => None,
         })
         .collect();
-    if on.iter().any(|name| name.starts_with("client.")) {
-        client::outgoing(&on, payload)
-    } else if on.iter().any(|name| name.starts_with("lsp.")) {
-        lsp::outgoing(&on, peer, payload)
-    } else {
-        vec![payload.encode()]
+    match on.first() {
+        None => vec![payload.encode()],
+        Some(name) if name.starts_with("client.") => client::outgoing(&on, payload),
+        Some(_) => lsp::outgoing(&on, peer, payload),
     }
 }
 

@@ -3,8 +3,10 @@
 use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use ldk_node_ext::api::{CreateFactoryRequest, OpenChannelRequest, WaitingClient};
-use ldk_node_ext::http::{detached, Answer, Body};
+use ldk_node_ext::api::{
+    ClientAdmission, CreateFactoryRequest, OpenChannelRequest, ReadmitRequest, WaitingClient,
+};
+use ldk_node_ext::http::{detached, done, Answer, Body};
 use ldk_node_ext::Node;
 use serde_json::{json, Value};
 
@@ -12,6 +14,8 @@ use serde_json::{json, Value};
 pub fn routes(node: Node) -> Router {
     Router::new()
         .route("/v1/clients", get(clients))
+        .route("/v1/admission", get(admission))
+        .route("/v1/admission/readmit", post(readmit))
         .route("/v1/factories", post(create_factory))
         .route("/v1/channels", post(open_channel))
         .with_state(node)
@@ -19,6 +23,15 @@ pub fn routes(node: Node) -> Router {
 
 async fn clients(State(node): State<Node>) -> Answer<Vec<WaitingClient>> {
     Ok(Json(node.waiting_clients().await?))
+}
+
+async fn admission(State(node): State<Node>) -> Answer<Vec<ClientAdmission>> {
+    Ok(Json(node.admission().await?))
+}
+
+async fn readmit(State(node): State<Node>, Body(request): Body<ReadmitRequest>) -> Answer<Value> {
+    detached(async move { node.readmit(request).await }).await?;
+    Ok(done())
 }
 
 async fn create_factory(

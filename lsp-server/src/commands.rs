@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use clap::{ArgGroup, Args, Subcommand};
 use ldk_node_ext::api::{
-    ConnectRequest, CreateFactoryRequest, FactoryClientRequest, OpenChannelRequest, ParamsOverride,
-    WaitingClient,
+    ClientAdmission, ConnectRequest, CreateFactoryRequest, FactoryClientRequest, OpenChannelRequest,
+    ParamsOverride, ReadmitRequest, WaitingClient,
 };
 use ldk_node_ext::http::cli::{closing, creating, the_factory, ExitArgs, Output, WaitArgs};
 use ldk_node_ext::http::{show, ApiClient, HttpError};
@@ -16,6 +16,14 @@ use serde_json::{json, Value};
 pub enum LspCommand {
     /// Clients that are connected, and which of them wait for a factory
     Clients,
+    /// Clients that failed in ceremonies and closes lately, and which of them are paused for it
+    Admission,
+    /// Forget what a client has failed at, and invite it again
+    Readmit {
+        /// The client's node id
+        #[arg(value_name = "NODE_ID")]
+        client: String,
+    },
     /// Make a factory, and wait until it is alive
     #[command(group = ArgGroup::new("whom").required(true))]
     CreateFactory(CreateFactoryArgs),
@@ -201,6 +209,15 @@ impl LspCommand {
             Self::Clients => {
                 let list: Vec<WaitingClient> = client.get("/v1/clients")?;
                 output.show(&list, |list| show::clients(list))
+            }
+            Self::Admission => {
+                let list: Vec<ClientAdmission> = client.get("/v1/admission")?;
+                output.show(&list, |list| show::admission(list))
+            }
+            Self::Readmit { client: whom } => {
+                let request = ReadmitRequest { node_id: whom };
+                let answer: Value = client.post("/v1/admission/readmit", &request)?;
+                output.show(&answer, |_| "admitted again".into())
             }
             Self::CreateFactory(args) => create_factory(client, output, args),
             Self::CloseFactory { instance_id, wait } => {

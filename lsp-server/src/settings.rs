@@ -36,6 +36,18 @@ ldk_node_ext::settings! {
         /// Most inbound connections at a time, 1 to 100000 [default: 1200]
         #[arg(value_name = "N")]
         pub max_connections: usize,
+        /// Failed ceremonies and closes by its own fault after which a client is paused, at most 100; 0: never [default: 5]
+        #[arg(value_name = "N")]
+        pub admission_strikes: u32,
+        /// For how long such a failure counts, blocks, 1 to 2016 [default: 144]
+        #[arg(value_name = "BLOCKS")]
+        pub admission_window_blocks: u32,
+        /// How long a client is paused at first, blocks, 1 to 2016; then twice as long, up to 1008 [default: 6]
+        #[arg(value_name = "BLOCKS")]
+        pub admission_pause_blocks: u32,
+        /// Let clients ask for the close of their factory [default: true]
+        #[arg(value_name = "BOOL")]
+        pub accept_close_asks: bool,
     }
 }
 
@@ -84,6 +96,10 @@ fn apply(own: &LspServerSettings, lsp: &mut LspSettings) {
     set(&mut lsp.forwarding_fee_base_msat, own.forwarding_fee_base_msat);
     set(&mut lsp.forwarding_fee_proportional_millionths, own.forwarding_fee_proportional_millionths);
     set(&mut lsp.max_connections, own.max_connections);
+    set(&mut lsp.admission_strikes, own.admission_strikes);
+    set(&mut lsp.admission_window_blocks, own.admission_window_blocks);
+    set(&mut lsp.admission_pause_blocks, own.admission_pause_blocks);
+    set(&mut lsp.accept_close_asks, own.accept_close_asks);
 }
 
 #[cfg(test)]

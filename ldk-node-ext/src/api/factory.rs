@@ -11,12 +11,37 @@ pub struct WaitingClient {
     pub node_id: String,
     /// Connected now.
     pub connected: bool,
-    /// Asked to be in a factory (sent `Join`) and is in none that is alive.
+    /// Asked to be in a factory (sent `Join`), is in none that is alive, and is not paused.
     pub waiting: bool,
     /// Smallest capacity it accepts, sat.
     pub min_capacity_sat: u64,
     /// Largest capacity it accepts, sat.
     pub max_capacity_sat: u64,
+}
+
+/// A client that has failed lately (LSP).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientAdmission {
+    /// Node id.
+    pub node_id: String,
+    /// Failures by its own fault that count, since it was paused last.
+    pub strikes: u32,
+    /// Closes it asked for lately, of which nothing came.
+    pub closes_in_vain: u32,
+    /// It is neither invited nor heard before this height.
+    pub paused_until_height: Option<u32>,
+    /// Height of the last failure.
+    pub last_failure_height: u32,
+    /// The last failure in words.
+    pub reason: String,
+}
+
+/// Which client to admit again (LSP).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadmitRequest {
+    /// Node id.
+    pub node_id: String,
 }
 
 /// One client of a factory to be created.

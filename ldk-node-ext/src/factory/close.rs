@@ -34,6 +34,8 @@ pub(super) struct LspClosing {
     /// When a stalled close is tried again, and how long it waited last.
     pub(super) retry_at: Instant,
     pub(super) pause: Duration,
+    /// The client that asked for it, if it was one.
+    pub(super) asked_by: Option<PublicKey>,
     /// Something could not be stored: the round is given up and made anew.
     pub(super) broken: bool,
 }
@@ -58,17 +60,23 @@ impl Service {
         }
     }
 
-    /// The API's `close`.
-    pub(super) async fn close_command(&mut self, id: InstanceId) -> Result<(), Error> {
-        let factory = self.live(&id)?;
+    /// Whether the close of a factory can begin.
+    pub(super) fn closable(&self, id: &InstanceId) -> Result<(), Error> {
+        let factory = self.live(id)?;
         if factory.is_exiting() {
             return Err(Error::Conflict("a leaf of the factory is being left".into()));
         }
         if self.is_closing(factory) {
             return Err(Error::Conflict("the factory is being closed".into()));
         }
+        Ok(())
+    }
+
+    /// The API's `close`.
+    pub(super) async fn close_command(&mut self, id: InstanceId) -> Result<(), Error> {
+        self.closable(&id)?;
         if self.is_lsp() {
-            return self.begin_close(id).await;
+            return self.begin_close(id, None).await;
         }
         // What is left of an earlier try is only its reason; an agreement that was given is kept.
         if let Some(close) = self.factories.get_mut(&id).and_then(|f| f.state.close.as_mut()) {

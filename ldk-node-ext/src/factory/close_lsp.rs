@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
 use bolt_tlv::payload::{self, Payload};
+use factory_core::ceremony::ExcludeReason;
 use factory_core::close::{
     LspClose, LspCloseAction, LspCloseConfig, LspCloseInput, LspClosePhase, LspCloseState,
 };
@@ -57,7 +58,11 @@ impl Service {
     }
 
     /// Starts a close: everybody has to be there, and no payment may be on its way.
-    pub(super) async fn begin_close(&mut self, id: InstanceId) -> Result<(), Error> {
+    pub(super) async fn begin_close(
+        &mut self,
+        id: InstanceId,
+        asked_by: Option<PublicKey>,
+    ) -> Result<(), Error> {
         let factory = self.found(&id)?;
         let Signed::Lsp(record) = &factory.signed else {
             return Err(Error::Conflict("only an LSP closes".into()));
@@ -98,20 +103,20 @@ impl Service {
         let (machine, actions) = LspClose::new(config, &mut rand::rng())?;
         if let Some(f) = self.factories.get_mut(&id) {
             f.state.close_attempts = attempt;
-            f.state.close = Some(StoredClose::default());
+            f.state.close = Some(StoredClose { asked_by, ..StoredClose::default() });
             f.store_state(&self.parts.store)?;
             faults::point("lsp.close.begun");
         }
         self.parts.events.push("factory_closing", json!({"instance_id": hex::encode(id)}));
-        self.insert_closing(id, machine);
+        self.insert_closing(id, machine, asked_by);
         self.run_lsp_close(id, actions).await;
         Ok(())
     }
 
-    fn insert_closing(&mut self, id: InstanceId, machine: LspClose) {
+    fn insert_closing(&mut self, id: InstanceId, machine: LspClose, asked_by: Option<PublicKey>) {
         let (retry_at, pause) = (Instant::now() + FIRST_RETRY, FIRST_RETRY);
-        let closing =
-            LspClosing { machine, timer: None, to_shut: Vec::new(), retry_at, pause, broken: false };
+        let (timer, to_shut) = (None, Vec::new());
+        let closing = LspClosing { machine, timer, to_shut, retry_at, pause, asked_by, broken: false };
         self.closing.insert(id, Closing::Lsp(Box::new(closing)));
     }
 
@@ -119,13 +124,13 @@ impl Service {
     pub(super) async fn resume_lsp_close(&mut self, id: &InstanceId) -> Result<(), Error> {
         let factory = self.found(id)?;
         let Some(stored) = factory.state.close.as_ref().filter(|c| c.signed.is_none()) else { return Ok(()) };
-        let Some(machine) = stored.machine.clone() else { return Ok(()) };
+        let (Some(machine), asked_by) = (stored.machine.clone(), stored.asked_by) else { return Ok(()) };
         let key = format!("factory_states/{}", hex::encode(id));
         let state: LspCloseState =
             serde_json::from_value(machine).map_err(|e| Error::Corrupt { key, reason: e.to_string() })?;
         let config = self.lsp_close_config(factory, state.attempt)?;
         let (machine, actions) = LspClose::resume(config, &state, &mut rand::rng())?;
-        self.insert_closing(*id, machine);
+        self.insert_closing(*id, machine, asked_by);
         if let Some(Closing::Lsp(closing)) = self.closing.get_mut(id) {
             // Nobody is connected yet: what is asked for now is asked again when everybody is.
             (closing.broken, closing.retry_at) = (true, Instant::now());
@@ -141,14 +146,13 @@ impl Service {
         self.lsp_close_input(id, LspCloseInput::Message { client, payload }).await;
     }
 
-    /// A client asks for a close. Everybody has to consent anyway, so it is tried.
+    /// A client asks for a close. Everybody has to consent anyway, so it is tried, unless this client has cost the
+    /// others too much lately.
     async fn close_asked(&mut self, id: InstanceId, client: PublicKey) {
-        let is_member = self.factories.get(&id).is_some_and(|f| match &f.signed {
-            Signed::Lsp(r) => r.index_of(&client).is_some(),
-            Signed::Client(_) => false,
-        });
-        let result =
-            if is_member { Box::pin(self.close_command(id)).await } else { Err(Error::not_found("factory")) };
+        let result = match self.may_ask_for_close(&client, &id).and_then(|()| self.closable(&id)) {
+            Ok(()) => self.begin_close(id, Some(client)).await,
+            Err(e) => Err(e),
+        };
         if let Err(e) = result {
             tracing::info!(%client, error = %e, "close asked for, not possible");
             let text = e.to_string().chars().take(200).collect();
@@ -278,6 +282,7 @@ impl Service {
                 tracing::warn!(%client, %reason, "close waits for a client");
                 let data = json!({"instance_id": hex::encode(id), "node_id": client.to_string(), "reason": reason.to_string()});
                 self.parts.events.push("close_stalled", data);
+                self.note_stalled(client, &reason);
                 self.close_state(id, |c| c.reason = Some(format!("client {client}: {reason}")))?;
             }
             LspCloseAction::Problem { error } => {
@@ -289,6 +294,11 @@ impl Service {
                 self.parts.events.push("close_signed", json!({"instance_id": hex::encode(id)}));
             }
             LspCloseAction::Failed { reason } => {
+                let asked_by = match self.closing.get(id) {
+                    Some(Closing::Lsp(closing)) => closing.asked_by,
+                    _ => None,
+                };
+                self.note_close_failed(asked_by, &reason);
                 let reason = reason.to_string();
                 let data = json!({"instance_id": hex::encode(id), "reason": reason});
                 self.parts.events.push("close_failed", data);
@@ -311,7 +321,12 @@ impl Service {
         }
         let open = self.parts.manager.list_channels();
         let open: HashMap<ChannelId, &ChannelDetails> = open.iter().map(|c| (c.channel_id, c)).collect();
+        // Who wanted the close goes first: if it does not, the others' channels live on.
+        let asker = closing.asked_by.filter(|asker| closing.to_shut.iter().any(|(c, _)| c == asker));
         closing.to_shut.retain(|(client, outpoint)| {
+            if asker.is_some_and(|asker| asker != *client) {
+                return true;
+            }
             let channel = channel_id(*outpoint);
             let Some(details) = open.get(&channel) else {
                 // Closed before: LDK's event has come or will come.
@@ -334,6 +349,7 @@ impl Service {
     /// what was only asked is given up, and a signature is asked for again when everybody is back.
     pub(super) fn close_client_gone(&mut self, client: &PublicKey) {
         let now = Instant::now();
+        let mut stalled = false;
         for (id, closing) in &mut self.closing {
             let (Closing::Lsp(c), Some(Signed::Lsp(record))) =
                 (closing, self.factories.get(id).map(|f| &f.signed))
@@ -345,10 +361,19 @@ impl Service {
             match c.machine.phase() {
                 LspClosePhase::Asking if owes => c.timer.iter_mut().for_each(|timer| timer.at = now),
                 // Its secret nonce may be gone with it, also if the public one is here.
-                LspClosePhase::Nonces if member => c.broken = true,
-                LspClosePhase::Partials if owes => c.broken = true,
+                LspClosePhase::Nonces if member => {
+                    c.broken = true;
+                    stalled |= owes;
+                }
+                LspClosePhase::Partials if owes => {
+                    c.broken = true;
+                    stalled = true;
+                }
                 _ => {}
             }
+        }
+        if stalled {
+            self.note_stalled(*client, &ExcludeReason::Gone);
         }
     }
 

@@ -82,14 +82,18 @@ impl Creating {
         }
     }
 
-    /// Notes what a client has done. Who has been left out stays so, whatever it goes on sending.
     pub(super) fn set_member(&mut self, client: &PublicKey, state: MemberState, reason: Option<String>) {
-        let id = client.to_string();
-        let inside = |m: &&mut FactoryMember| m.node_id == id && m.state != MemberState::Excluded;
-        if let Some(m) = self.members.iter_mut().find(inside) {
-            m.state = state;
-            m.reason = reason;
-        }
+        note(&mut self.members, client, state, reason);
+    }
+}
+
+/// Notes what a client has done. Who has been left out stays so, whatever it goes on sending.
+fn note(members: &mut [FactoryMember], client: &PublicKey, state: MemberState, reason: Option<String>) {
+    let id = client.to_string();
+    let inside = |m: &&mut FactoryMember| m.node_id == id && m.state != MemberState::Excluded;
+    if let Some(m) = members.iter_mut().find(inside) {
+        m.state = state;
+        m.reason = reason;
     }
 }
 
@@ -105,5 +109,29 @@ impl Creating {
     pub(super) fn has(&self, client: &PublicKey) -> bool {
         let id = client.to_string();
         self.members.iter().any(|m| m.node_id == id && m.state != MemberState::Excluded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_left_out_does_not_send_itself_back_in() {
+        let client: PublicKey =
+            "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798".parse().unwrap();
+        let mut members = [FactoryMember {
+            node_id: client.to_string(),
+            capacity_sat: 1,
+            push_sat: 0,
+            channel_id: None,
+            state: MemberState::Invited,
+            reason: None,
+        }];
+        note(&mut members, &client, MemberState::Accepted, None);
+        assert_eq!(members[0].state, MemberState::Accepted);
+        note(&mut members, &client, MemberState::Excluded, Some("late".into()));
+        note(&mut members, &client, MemberState::Planned, None);
+        assert_eq!((members[0].state, members[0].reason.as_deref()), (MemberState::Excluded, Some("late")));
     }
 }

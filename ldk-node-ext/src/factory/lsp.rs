@@ -251,6 +251,9 @@ impl Service {
                     "client_excluded",
                     json!({"instance_id": hex::encode(id), "node_id": client.to_string(), "reason": reason.to_string()}),
                 );
+                if let Some(state) = self.creating.get(&id).map(|c| c.state) {
+                    self.note_excluded(client, state, &reason);
+                }
                 if let Some(c) = self.creating.get_mut(&id) {
                     c.set_member(&client, MemberState::Excluded, Some(reason.to_string()));
                     c.excluded

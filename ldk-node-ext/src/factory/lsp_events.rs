@@ -192,7 +192,7 @@ impl Service {
             .map(|(id, w)| api::WaitingClient {
                 node_id: id.to_string(),
                 connected: ready.contains(id),
-                waiting: ready.contains(id) && !self.is_busy(id),
+                waiting: ready.contains(id) && self.is_free(id),
                 min_capacity_sat: w.min_capacity_sat,
                 max_capacity_sat: w.max_capacity_sat,
             })
@@ -201,8 +201,13 @@ impl Service {
         Ok(list)
     }
 
+    /// Whether a client can be in the next factory: it is in none, and not paused.
+    pub(super) fn is_free(&self, client: &PublicKey) -> bool {
+        !self.is_busy(client) && self.admission.paused(client, self.parts.height()).is_none()
+    }
+
     /// Whether a client is in a ceremony or in a factory that is alive.
-    pub(super) fn is_busy(&self, client: &PublicKey) -> bool {
+    fn is_busy(&self, client: &PublicKey) -> bool {
         let height = self.parts.height();
         // One whose funding lingers the clients have given up, and may be in another.
         let given_up = |f: &Factory| {

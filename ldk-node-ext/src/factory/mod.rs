@@ -4,6 +4,7 @@
 //! out what the machine says, in the order it says it. Being one task, it needs no locks; what it
 //! promises it has stored before.
 
+mod admission;
 mod chain;
 mod client;
 mod close;
@@ -59,6 +60,8 @@ pub(crate) type Answer<T> = oneshot::Sender<Result<T, Error>>;
 /// What the service is asked to do.
 pub(crate) enum Command {
     WaitingClients(Answer<Vec<api::WaitingClient>>),
+    Admission(Answer<Vec<api::ClientAdmission>>),
+    Readmit(PublicKey, Answer<()>),
     Create(api::CreateFactoryRequest, Answer<String>),
     Factories(Answer<Vec<api::FactoryInfo>>),
     Factory(InstanceId, Answer<api::FactoryInfo>),
@@ -129,6 +132,8 @@ pub(crate) struct Service {
     failed: Vec<api::FactoryInfo>,
     /// LSP: clients that asked to be in a factory.
     waiting: HashMap<PublicKey, lsp_events::Waiting>,
+    /// LSP: who has failed lately.
+    admission: admission::Admission,
     /// Client: the ceremony under way.
     joining: Option<client::Joining>,
     /// Client: the channel of the attempt that is being superseded by another one.
@@ -164,6 +169,7 @@ impl Loaded {
             creating: HashMap::new(),
             failed: Vec::new(),
             waiting: HashMap::new(),
+            admission: self.admission,
             joining: None,
             superseded: None,
             join_sent: false,
@@ -209,6 +215,12 @@ impl Service {
         match command {
             Command::WaitingClients(answer) => {
                 let _ = answer.send(self.waiting_clients());
+            }
+            Command::Admission(answer) => {
+                let _ = answer.send(self.admission_list());
+            }
+            Command::Readmit(client, answer) => {
+                let _ = answer.send(self.readmit(client));
             }
             Command::Create(request, answer) => {
                 let result = self.create(request).await;

@@ -47,6 +47,7 @@ impl Service {
             if !seen.insert(node_id) {
                 return Err(Error::invalid("clients", format!("{node_id} is named twice")));
             }
+            self.admission.check(&node_id, self.parts.height())?;
             if !self.parts.factory_messages.ready_peers().contains(&node_id) {
                 return Err(Error::Unavailable(format!("client {node_id} is not connected")));
             }
@@ -119,10 +120,10 @@ impl Service {
         }
     }
 
-    /// Clients that asked to be in a factory, are connected, and are in none that is alive.
+    /// Clients that asked to be in a factory, are connected, are in none that is alive, and are not paused.
     pub(super) fn waiting_now(&self) -> Vec<PublicKey> {
         let ready = self.parts.factory_messages.ready_peers();
-        self.waiting.keys().filter(|id| ready.contains(id) && !self.is_busy(id)).copied().collect()
+        self.waiting.keys().filter(|id| ready.contains(id) && self.is_free(id)).copied().collect()
     }
 }
 

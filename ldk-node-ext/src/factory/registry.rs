@@ -6,6 +6,7 @@ use bolt_tlv::payload::{self, Payload};
 use factory_core::params::FUNDING_GIVE_UP;
 use lightning::ln::types::ChannelId;
 
+use super::admission::Admission;
 use super::stored::{Factory, Signed, Stage};
 use super::{is_marked, Service};
 use crate::chain::ChainIndex;
@@ -21,6 +22,7 @@ use crate::wallet::Wallet;
 /// The factories in the store.
 pub(crate) struct Loaded {
     pub(super) factories: HashMap<InstanceId, Factory>,
+    pub(super) admission: Admission,
 }
 
 /// Reads all factories and checks each of them: a tree that does not verify is not used.
@@ -57,7 +59,7 @@ pub(crate) fn load(store: &Store, config: &NodeConfig) -> Result<Loaded, Error> 
         .map(|f| (f.instance_id(), f.attempt()))
         .collect();
     factories.retain(|_, f| f.state.alias.is_some() || !aliased.contains(&(f.instance_id(), f.attempt())));
-    Ok(Loaded { factories })
+    Ok(Loaded { factories, admission: Admission::load(store, config)? })
 }
 
 impl Loaded {

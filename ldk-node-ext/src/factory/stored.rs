@@ -139,6 +139,9 @@ pub(crate) struct StoredClose {
     /// The machine's own record, to go on after a restart (LSP).
     #[serde(default)]
     pub(crate) machine: Option<serde_json::Value>,
+    /// The client that asked for it, if it was one (LSP).
+    #[serde(default)]
+    pub(crate) asked_by: Option<PublicKey>,
     /// The final balance of this node's own channel (client), msat.
     #[serde(default)]
     pub(crate) own_msat: Option<u64>,

@@ -31,7 +31,7 @@ pub(super) fn outgoing(on: &[String], payload: &Payload) -> Vec<Vec<u8>> {
         if is("client.truncated") {
             encoded.truncate(encoded.len() / 2);
         } else if is("client.garbage") {
-            encoded = vec![0xa5; 300];
+            encoded = vec![0xa4; 300];
         }
     }
     if is("client.slow") {

@@ -187,7 +187,7 @@ fn path(is: &impl Fn(&str) -> bool, m: &mut payload::Path, told: &Told) {
     if is("lsp.path.channel_script") {
         m.channel_scripts.iter_mut().for_each(|script| *script = ScriptBuf::from(mirrored(script)));
     }
-    if let (true, Some(old)) = (is("lsp.path.funding_again"), told.funding) {
+    if let (true, Some(old)) = (m.attempt > 0 && is("lsp.path.funding_again"), told.funding) {
         m.funding_outpoint = old;
     }
     let Some(root) = m.levels.first_mut() else { return };

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use bitcoin::constants::ChainHash;
 use bitcoin::secp256k1::PublicKey;
+use factory_core::faults::switch;
 use lightning::ln::msgs::{self, BaseMessageHandler, ChannelMessageHandler, Init, MessageSendEvent};
 use lightning::ln::types::ChannelId;
 use lightning::types::features::{InitFeatures, NodeFeatures};
@@ -164,6 +165,12 @@ impl ChannelMessageHandler for ChannelMessages {
         self.failure.old_state(peer, &msg.channel_id);
     }
 
+    fn handle_shutdown(&self, peer: PublicKey, msg: &msgs::Shutdown) {
+        if !switch("client.close.ignores_shutdown") {
+            self.manager.handle_shutdown(peer, msg);
+        }
+    }
+
     pass! {
         handle_open_channel: &msgs::OpenChannel,
         handle_open_channel_v2: &msgs::OpenChannelV2,
@@ -172,7 +179,6 @@ impl ChannelMessageHandler for ChannelMessages {
         handle_funding_signed: &msgs::FundingSigned,
         handle_peer_storage: msgs::PeerStorage,
         handle_peer_storage_retrieval: msgs::PeerStorageRetrieval,
-        handle_shutdown: &msgs::Shutdown,
         handle_closing_signed: &msgs::ClosingSigned,
         handle_stfu: &msgs::Stfu,
         handle_splice_init: &msgs::SpliceInit,

@@ -240,6 +240,23 @@ impl Node {
         self.ask(Command::WaitingClients).await
     }
 
+    /// Clients that have failed lately, and who is paused for it (LSP).
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] on a client.
+    pub async fn admission(&self) -> Result<Vec<api::ClientAdmission>, Error> {
+        self.ask(Command::Admission).await
+    }
+
+    /// Forgets what a client has failed at, so that it is invited again (LSP).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the field, [`Error::NotFound`] if nothing is known against it.
+    pub async fn readmit(&self, request: api::ReadmitRequest) -> Result<(), Error> {
+        let client = parse_node_id(&request.node_id)?;
+        self.ask(|a| Command::Readmit(client, a)).await
+    }
+
     /// Starts a factory (LSP); follow it with [`Self::factory`]. Returns its instance id in hex.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ mod tree;
 
 pub use factory::{close_text, creation_progress, exit_state, exit_text, factories, factory, state, step};
 pub use format::{bar, deadline, msat, sat, short, table, time_left, utc, Align};
-pub use node::{balance, channels, clients, event, info, invoice, payment, payments};
+pub use node::{admission, balance, channels, clients, event, info, invoice, payment, payments};
 pub use tree::tree;
 
 #[cfg(test)]

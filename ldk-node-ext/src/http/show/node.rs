@@ -2,8 +2,8 @@
 
 use super::format::{deadline, msat, sat, short, table, utc, Align};
 use crate::api::{
-    Balance, ChannelInfo, ChannelKind, ChannelState, Direction, EventRecord, Invoice, NodeInfo, Payment,
-    PaymentStatus, Role, WaitingClient,
+    Balance, ChannelInfo, ChannelKind, ChannelState, ClientAdmission, Direction, EventRecord, Invoice,
+    NodeInfo, Payment, PaymentStatus, Role, WaitingClient,
 };
 
 fn yes(b: bool) -> String {
@@ -181,6 +181,33 @@ pub fn clients(clients: &[WaitingClient]) -> String {
         })
         .collect();
     table(&head, &rows, "no clients")
+}
+
+/// `admission`. Node ids are whole: they are what `readmit` wants.
+pub fn admission(clients: &[ClientAdmission]) -> String {
+    use Align::{Left, Right};
+    let head = [
+        ("node id", Left),
+        ("strikes", Right),
+        ("closes in vain", Right),
+        ("paused until", Right),
+        ("last failure", Right),
+        ("reason", Left),
+    ];
+    let rows: Vec<Vec<String>> = clients
+        .iter()
+        .map(|c| {
+            vec![
+                c.node_id.clone(),
+                c.strikes.to_string(),
+                c.closes_in_vain.to_string(),
+                c.paused_until_height.map_or("not paused".into(), |height| height.to_string()),
+                c.last_failure_height.to_string(),
+                c.reason.clone(),
+            ]
+        })
+        .collect();
+    table(&head, &rows, "no client has failed lately")
 }
 
 /// One of `events`.

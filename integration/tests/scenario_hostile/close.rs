@@ -1,0 +1,82 @@
+//! A hostile LSP in a close: the client refuses with the check's code, and is paid to the satoshi when the LSP comes round.
+
+use super::*;
+
+/// How long a close may go on that is tried again after pauses.
+const RETRIED: Duration = Duration::from_secs(120);
+
+/// Waits for the close, mines it and checks that everybody holds what they held before, rounded down to the satoshi, and
+/// that the mining fee is all that went.
+pub fn finish(world: &World, id: &str, before: &Snapshot) -> Result<()> {
+    let txid = wait::until("the close transaction", RETRIED, || {
+        let close = world.lsp.factory(id)?.close;
+        match close.as_ref().and_then(|close| close.txid) {
+            Some(txid) => Ok(Seen::Done(txid)),
+            None => Ok(Seen::NotYet(format!("{close:?}"))),
+        }
+    })?;
+    world.bitcoind.wait_seen(txid, PATIENCE)?;
+    world.mine(6)?;
+    world.wait_state(id, "closed", PATIENCE)?;
+    let factory = world.lsp.factory(id)?;
+    for member in &factory.clients {
+        let client = world.by_node_id(&member.node_id)?;
+        let due = before.of(client.name())? / 1000 * 1000;
+        wait::until_value(
+            &format!("{} to be paid {due} msat", client.name()),
+            PATIENCE,
+            || client.balance(),
+            |balance| balance.total_msat() == due && balance.onchain.unconfirmed_sat == 0,
+        )?;
+    }
+    check_conserved(world, before, &Snapshot::take(world)?)
+}
+
+#[test]
+fn a_hostile_lsp_gets_no_signature_for_another_close() -> Result<()> {
+    cheated(&[("amount", "CloseAmount")])
+}
+
+#[test]
+#[ignore = "long: make hostile"]
+fn a_hostile_lsp_gets_no_signature_for_any_other_close() -> Result<()> {
+    cheated(&[
+        ("script", "CloseAmount"),
+        ("form", "CloseForm"),
+        ("keys", "CloseKeys"),
+        ("nonce", "AggregateNonce"),
+        ("signature", "Signature"),
+    ])
+}
+
+/// One factory after the other is closed, first in the wrong way: the LSP's switch, the clients' code.
+fn cheated(cases: &[(&str, &str)]) -> Result<()> {
+    let phase = PHASE.to_string();
+    let flags = ["--phase-timeout-secs", &phase, "--admission-strikes", "0"];
+    let world = World::start_with_lsp("hostile-close", 2, &flags)?;
+    for (switch, code) in cases {
+        let factory = world.create_factory(&request(&world, &[0, 1])?)?;
+        pay_exactly(&world, 0, 1)?;
+        let before = Snapshot::take(&world)?;
+        let seen: Vec<usize> = world
+            .clients
+            .iter()
+            .map(|client| Ok(client.events("close_refused")?.len()))
+            .collect::<Result<_>>()?;
+        world.lsp.faults().set(&format!("on@lsp.close.{switch}"))?;
+        world.lsp.close_factory(&factory.instance_id)?;
+        for (client, seen) in world.clients.iter().zip(seen) {
+            let reason = wait::until("the client to refuse", limit(1), || {
+                match client.events("close_refused")?.get(seen) {
+                    Some(event) => Ok(Seen::Done(event.data["reason"].to_string())),
+                    None => Ok(Seen::not_yet("no event")),
+                }
+            })?;
+            assert!(reason.starts_with(&format!("\"{code}: ")), "{switch}: {reason}");
+        }
+        world.lsp.faults().clear()?;
+        finish(&world, &factory.instance_id, &before)?;
+    }
+    world.finish();
+    Ok(())
+}
