@@ -210,8 +210,16 @@ fn write_seeds() {
     replay::write("bodies", &numbered(&BODIES, bodies()));
     let example = include_str!("../../../lsp-server/config.example.toml");
     let plain = "bitcoind_cookie = \"/c\"\npoll_ms = 60\nlisten = \"127.0.0.1:1\"\nalias = \"a\"\n";
+    // Of the two programs; here they are refused for their names.
+    let lsp = "default_stock_sat = 330\nphase_timeout_secs = 9\nmin_clients = 3\nmax_connections = 7";
+    let own = format!(
+        "lsp = \"{}@localhost:9735\"\njoin = false\nmin_capacity_sat = 5\nmax_exit_blocks = 300\nmax_clients = 9",
+        world::node_id(0)
+    );
     let texts = [
         ("plain", plain.to_owned()),
+        ("lsp", format!("{plain}{lsp}\0APP_MIN_CLIENTS=4")),
+        ("client", format!("{plain}{own}\0APP_MAX_CLIENTS=10\nAPP_JOIN=true")),
         ("environment", format!("{plain}\0APP_POLL_MS=70\nAPP_NETWORK=signet\nAPP_STORE=filesystem")),
         (
             "example",
