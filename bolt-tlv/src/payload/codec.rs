@@ -6,7 +6,7 @@
 
 use bitcoin::hashes::Hash;
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{consensus, OutPoint, ScriptBuf, Transaction, Txid};
+use bitcoin::{OutPoint, ScriptBuf, Txid};
 
 use super::limits::*;
 use crate::tlv::{write_bigsize, write_bytes, Reader, TlvRecords, TlvWriter};
@@ -283,17 +283,6 @@ impl Value for OutPoint {
         let vout = record.u32()?;
         record.finish()?;
         Ok(OutPoint { txid, vout })
-    }
-}
-
-/// Consensus encoding, with witnesses if there are any. The payload's size is the limit.
-impl Value for Transaction {
-    fn put(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&consensus::serialize(self));
-    }
-    fn get(record: Reader<'_>) -> Result<Self, Error> {
-        let field = record.field();
-        consensus::deserialize(record.all(MAX_PAYLOAD_LEN)?).map_err(|_| Error::InvalidTransaction(field))
     }
 }
 

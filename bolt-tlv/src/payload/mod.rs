@@ -33,6 +33,7 @@ mod close;
 mod codec;
 mod limits;
 mod params;
+mod transaction;
 
 use crate::tlv::Reader;
 use crate::Error;

@@ -1,6 +1,7 @@
 //! A provider and its clients in one process, with a Lightning node reduced to what the ceremony sees of it.
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bitcoin::hashes::{sha256, Hash};
@@ -24,8 +25,11 @@ pub fn secret(label: &str, i: usize) -> [u8; 32] {
     s
 }
 
+/// Remembered: worlds look keys up all the time, and to make one costs a multiplication on the curve.
 pub fn key(label: &str, i: usize) -> PublicKey {
-    public_key(&secret(label, i)).unwrap()
+    thread_local!(static MADE: RefCell<BTreeMap<(String, usize), PublicKey>> = RefCell::default());
+    let new = || public_key(&secret(label, i)).unwrap();
+    MADE.with_borrow_mut(|made| *made.entry((label.to_owned(), i)).or_insert_with(new))
 }
 
 pub fn node_id(i: usize) -> PublicKey {

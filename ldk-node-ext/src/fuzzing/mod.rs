@@ -23,7 +23,7 @@ use crate::factory::StoredFactory;
 use crate::ldk::Inbound;
 use crate::publish::Carried;
 use crate::store::holds::HoldState;
-use crate::store::{decode_journal, encode_journal, records};
+use crate::store::{decode_journal, encode_journal, log_damage, open_seal, records, seal};
 use crate::watch::{ExitFile, WatchStatus};
 
 #[cfg(feature = "http")]
@@ -33,7 +33,7 @@ pub use bodies::{body, query, settings, BODIES};
 const VERSION: u32 = 1;
 
 /// What the first byte of an input of [`record`] chooses.
-pub const RECORDS: [&str; 14] = [
+pub const RECORDS: [&str; 16] = [
     "factory",
     "hold",
     "payment",
@@ -48,6 +48,8 @@ pub const RECORDS: [&str; 14] = [
     "network",
     "journal",
     "watch_status",
+    "sealed",
+    "sqlite_log",
 ];
 
 /// The first byte says as what record the others are read.
@@ -67,7 +69,9 @@ pub fn record(data: &[u8]) {
         "text" => drop(read::<String>(bytes)),
         "network" => drop(read::<Network>(bytes)),
         "journal" => journal(bytes),
-        _ => json::<WatchStatus>(bytes),
+        "watch_status" => json::<WatchStatus>(bytes),
+        "sealed" => sealed(bytes),
+        _ => assert!(log_damage(bytes).is_none_or(|offset| offset < bytes.len())),
     }
 }
 
@@ -161,6 +165,15 @@ fn journal(bytes: &[u8]) {
                 .eq(list.iter().copied()));
         }
     }
+}
+
+/// A checksum is right or the value is refused.
+fn sealed(bytes: &[u8]) {
+    let name = ("factories", "", "ab");
+    if let Some(value) = open_seal(name, bytes.to_vec()) {
+        assert_eq!(seal(name, value), bytes);
+    }
+    assert_eq!(open_seal(name, seal(name, bytes.to_vec())).as_deref(), Some(bytes));
 }
 
 /// A file that passes every check can be used and written.

@@ -175,6 +175,18 @@ fn bodies() -> Vec<(&'static str, Value)> {
     ]
 }
 
+/// A write-ahead log of a few transactions, of the smallest pages there are.
+fn sqlite_log() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let db = rusqlite::Connection::open(&path).unwrap();
+    let all =
+        "PRAGMA page_size = 512; PRAGMA journal_mode = WAL; CREATE TABLE t (n); INSERT INTO t VALUES (1); \
+               INSERT INTO t VALUES (2);";
+    db.execute_batch(all).unwrap();
+    std::fs::read(dir.path().join("db-wal")).unwrap()
+}
+
 /// Numbers the inputs, with the kind as first byte.
 fn numbered(kinds: &[&str], list: Vec<(&'static str, Value)>) -> Vec<(String, Vec<u8>)> {
     let with_kind = |(at, (kind, value)): (usize, (&str, Value))| {
@@ -190,13 +202,24 @@ fn numbered(kinds: &[&str], list: Vec<(&'static str, Value)>) -> Vec<(String, Ve
 #[test]
 #[ignore = "writes: make fuzz-seeds"]
 fn write_seeds() {
-    replay::write("records", &numbered(&RECORDS, records()));
+    let mut stored = numbered(&RECORDS, records());
+    stored.push(("20-sealed".to_owned(), [vec![14], seal(("factories", "", "ab"), vec![7; 9])].concat()));
+    stored.push(("21-sqlite_log".to_owned(), [vec![15], sqlite_log()].concat()));
+    replay::write("records", &stored);
     replay::write("exit_file", &[("client".to_owned(), made_exit_file())]);
     replay::write("bodies", &numbered(&BODIES, bodies()));
     let example = include_str!("../../../lsp-server/config.example.toml");
     let plain = "bitcoind_cookie = \"/c\"\npoll_ms = 60\nlisten = \"127.0.0.1:1\"\nalias = \"a\"\n";
+    // Of the two programs; here they are refused for their names.
+    let lsp = "default_stock_sat = 330\nphase_timeout_secs = 9\nmin_clients = 3\nmax_connections = 7";
+    let own = format!(
+        "lsp = \"{}@localhost:9735\"\njoin = false\nmin_capacity_sat = 5\nmax_exit_blocks = 300\nmax_clients = 9",
+        world::node_id(0)
+    );
     let texts = [
         ("plain", plain.to_owned()),
+        ("lsp", format!("{plain}{lsp}\0APP_MIN_CLIENTS=4")),
+        ("client", format!("{plain}{own}\0APP_MAX_CLIENTS=10\nAPP_JOIN=true")),
         ("environment", format!("{plain}\0APP_POLL_MS=70\nAPP_NETWORK=signet\nAPP_STORE=filesystem")),
         (
             "example",

@@ -20,10 +20,14 @@ mod wal;
 pub(crate) use backend::private_dir;
 pub use backend::{Store, StoreKind};
 pub use files::FileStore;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use files::{decode as decode_journal, encode as encode_journal};
 pub(crate) use room::is_no_room;
 pub use sqlite::SqliteStore;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use {
+    files::{decode as decode_journal, encode as encode_journal},
+    seal::{open as open_seal, seal},
+    wal::damage as log_damage,
+};
 
 use lightning::util::persist::KVStoreSync;
 

@@ -13,7 +13,7 @@ const KEPT: usize = 16;
 const LENGTH: usize = MARK.len() + 2 * KEPT;
 
 /// The name of a value: primary and secondary namespace, key.
-pub(super) type Name<'a> = (&'a str, &'a str, &'a str);
+pub(crate) type Name<'a> = (&'a str, &'a str, &'a str);
 
 fn sum((primary, secondary, key): Name<'_>, value: &[u8]) -> String {
     let mut engine = sha256::Hash::engine();
@@ -27,7 +27,7 @@ fn sum((primary, secondary, key): Name<'_>, value: &[u8]) -> String {
 }
 
 /// Adds the checksum.
-pub(super) fn seal(name: Name<'_>, mut value: Vec<u8>) -> Vec<u8> {
+pub(crate) fn seal(name: Name<'_>, mut value: Vec<u8>) -> Vec<u8> {
     let sum = sum(name, &value);
     value.reserve_exact(LENGTH);
     value.extend_from_slice(MARK);
@@ -36,7 +36,7 @@ pub(super) fn seal(name: Name<'_>, mut value: Vec<u8>) -> Vec<u8> {
 }
 
 /// Takes the checksum off; `None` if it is not there or not right.
-pub(super) fn open(name: Name<'_>, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+pub(crate) fn open(name: Name<'_>, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     let tail = bytes.split_off(bytes.len().checked_sub(LENGTH)?);
     let sealed = tail.strip_prefix(MARK)? == sum(name, &bytes).as_bytes();
     sealed.then_some(bytes)

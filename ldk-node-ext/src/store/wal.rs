@@ -44,7 +44,7 @@ pub(super) fn check(database: &Path) -> Result<(), Error> {
 }
 
 /// Where a log is damaged in front of a transaction that is still there.
-fn damage(log: &[u8]) -> Option<usize> {
+pub(crate) fn damage(log: &[u8]) -> Option<usize> {
     let header = log.get(..HEADER)?;
     let big = word(header, 0) == MAGIC_BIG;
     let page = match usize::try_from(word(header, 8)).unwrap_or_default() {
