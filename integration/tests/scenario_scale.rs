@@ -10,7 +10,9 @@ fn thirty_two_clients() -> Result<()> {
     let row = scale::run(32, 48)?;
     println!("{}", scale::table(std::slice::from_ref(&row)));
     assert_eq!((row.clients, row.payments), (32, 48));
-    // Accept, PlanOk, Nonces, Partials, Persisted; Invite, Plan, Path, AggNonces, Signed, Funded: whatever N is.
-    assert_eq!(row.messages, (5, 6));
+    // Whatever N is: Accept, PlanOk, Nonces, Partials, Persisted; and Invite, Plan, Path, AggNonces, Signed, of which
+    // each has come, and perhaps Funded.
+    assert_eq!(row.messages.0, 5);
+    assert!([5, 6].contains(&row.messages.1), "{:?}", row.messages);
     Ok(())
 }
