@@ -71,14 +71,12 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("client.close.amount", 14, "a close pays the client its balance"),
     ("client.close.partial_early", 14, "a partial signature of a close waits for the disk"),
     ("client.close.thawed", 14, "a channel stays frozen once a partial signature may be out"),
-    ("client.close.unstored", 10, "a client stores what it says in a close"),
     ("lsp.close.balances", 14, "the final balances of a channel add up to its capacity"),
     // The chain.
     ("index.any_funding", 9, "a confirmed transaction is looked at, not its txid alone"),
     ("index.reorg_kept", 9, "what a reorganisation takes off the chain is not confirmed any more"),
     ("client.given_up.unwatched", 9, "a client watches a factory that it has given up"),
     // Exits.
-    ("exit.unstored", 10, "an exit is stored before its channel is closed"),
     ("publish.child_unstored", 10, "a child is stored before it is sent"),
     ("exit.overtaken_kept", 10, "a step that was overtaken gives its coin back"),
     ("exit.no_budget", 10, "the budget of an exit is kept"),

@@ -361,11 +361,7 @@ pub const TABLE: &[Check] = &[
         "a_watcher_without_keys_pays_everybody",
         "it took ",
     ),
-    crash("holds.unstored", &["client"], "node.hold.claim_ordered", "TO BE SEEN"),
-    crash("publish.child_unstored", &["client"], "node.child.s", "TO BE SEEN"),
-    crash("exit.unstored", &["client"], "node.exit.", "TO BE SEEN"),
-    crash("client.close.unstored", &["client"], "client.consent.stored", "TO BE SEEN"),
-    crash("client.close.unstored", &["client"], "client.frozen.stored", "TO BE SEEN"),
+    crash("publish.child_unstored", &["client"], "node.child.submitted", "the client holds"),
     scenario(
         "holds.late_given_up",
         &["client"],

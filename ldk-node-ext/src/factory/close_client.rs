@@ -6,7 +6,6 @@ use bolt_tlv::payload::Payload;
 use factory_core::close::{
     ClientClose, ClientCloseAction, ClientCloseConfig, ClientCloseInput, ClientClosePhase, ClientCloseState,
 };
-use factory_core::faults::switch;
 use factory_core::record::RECORD_VERSION;
 use serde_json::json;
 
@@ -162,9 +161,6 @@ impl Service {
     fn stored_close(&mut self, id: &InstanceId, change: impl FnOnce(&mut StoredClose)) -> Result<(), Error> {
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
         change(factory.state.close.get_or_insert_default());
-        if switch("client.close.unstored") {
-            return Ok(());
-        }
         factory.store_state(&self.parts.store)
     }
 

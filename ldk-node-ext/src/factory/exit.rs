@@ -176,8 +176,7 @@ impl Service {
         }
         factory.state.exits.insert(leaf.first, exit);
         faults::point("node.exit.store");
-        let stored = if switch("exit.unstored") { Ok(()) } else { factory.store_state(&self.parts.store) };
-        if let Err(e) = stored {
+        if let Err(e) = factory.store_state(&self.parts.store) {
             // Nothing that is not on disk is begun.
             factory.state = before;
             return Err(e);
