@@ -16,11 +16,14 @@ use anyhow::{anyhow, bail, Context, Result};
 use factory_core::faults::{LIST, PROTECTIONS, VARIABLE};
 
 use crate::faults::SCENARIO;
+use crate::wait::LONGEST;
 
 /// How long a test in one process may take; seconds are more than enough.
 const TEST: Duration = Duration::from_secs(60);
 /// How long a scenario may take, with a wait that has to run out.
 const SCENARIO_TIME: Duration = Duration::from_secs(420);
+/// How long it waits for one thing, seconds; what comes at all comes within a few.
+const PATIENCE: &str = "25";
 /// How much of a test's output is shown, bytes.
 const TAIL: usize = 3000;
 /// What cargo puts after a test program's name: a dash and a hash of so many digits.
@@ -38,6 +41,8 @@ pub struct Check {
     pub program: &'static str,
     /// The test in it.
     pub test: &'static str,
+    /// Rows of the crash matrix, by a part of the fail point's name; empty: the test is another.
+    pub crash: &'static str,
     /// What the failure has to say.
     pub says: &'static str,
 }
@@ -80,6 +85,9 @@ impl Check {
             .env_remove(VARIABLE)
             // What a scenario that fails leaves behind goes with this folder.
             .env("TMPDIR", folder.path())
+            .env("CARGO_TARGET_DIR", folder.path())
+            .env("CRASH_ROWS", self.crash)
+            .env_remove(LONGEST)
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)
@@ -91,6 +99,9 @@ impl Check {
             let armed: Vec<String> =
                 self.armed.iter().map(|process| format!("{process}=on@{}", self.switch)).collect();
             command.env(SCENARIO, armed.join(";"));
+        }
+        if self.crash.is_empty() {
+            command.env(LONGEST, PATIENCE);
         }
         let limit = if self.is_scenario() { SCENARIO_TIME } else { TEST };
         let status = run_for(command, limit);

@@ -8,6 +8,9 @@ use anyhow::{bail, Context, Result};
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(100);
 
+/// The most that any wait may last, seconds, in the environment: a check of a check waits for what will not come.
+pub(crate) const LONGEST: &str = "SCENARIO_PATIENCE";
+
 /// What a look at the condition found.
 #[derive(Debug)]
 pub enum Seen<T> {
@@ -24,13 +27,19 @@ impl<T> Seen<T> {
     }
 }
 
+/// A limit, or less if the environment says so.
+pub(crate) fn at_most(limit: Duration) -> Duration {
+    let longest = std::env::var(LONGEST).ok().and_then(|secs| secs.parse().ok()).map(Duration::from_secs);
+    longest.map_or(limit, |longest| limit.min(longest))
+}
+
 /// Polls `look` until it says [`Seen::Done`] or `limit` has passed.
 ///
 /// # Errors
 /// An error of `look` counts as "not yet", since a process may just be starting: only at the deadline does it become
 /// the cause of the failure. The text names what was waited for, for how long, and what was last seen.
 pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Seen<T>>) -> Result<T> {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), at_most(limit));
     loop {
         let late = start.elapsed() >= limit;
         match look() {

@@ -164,7 +164,7 @@ impl Watcher {
             .arg(folder.join("refused").as_os_str())
             .args(bitcoind_flags(bitcoind));
         process.start()?;
-        match process.wait_exit(PATIENCE) {
+        match process.wait_exit(wait::at_most(PATIENCE)) {
             Ok(status) if !status.success() => Ok(process.log_tail()),
             taken => bail!("it took {}: {taken:?}", file.display()),
         }

@@ -79,7 +79,7 @@ fn leaves_through(name: &str, depths: impl Fn(u32) -> Vec<u32>) -> Result<()> {
     }
     println!("{} transactions, {rewritten} reorganisations", done.len());
     // Root, kickoff, two states, commitment, sweep.
-    assert_eq!(done.len(), 6);
+    assert_eq!(done.len(), 6, "transactions that were offered one by one");
 
     world.lsp.start()?;
     let after = pace::rest_until(&world, |after| check_conserved(&world, &before, after))?;

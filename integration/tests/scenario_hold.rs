@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use bitcoin::OutPoint;
 use integration::hold::Held;
 use integration::http::ApiError;
 use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
+use integration::pace::{Leaving, Stand};
 use integration::payments::{Order, Party};
 use integration::types::Factory;
 use integration::World;
@@ -170,6 +172,65 @@ fn given_back_if_nobody_claims() -> Result<()> {
     absent.given_back(&world)?;
     wait_for(&world, &before)?;
     assert_eq!(wait_at_rest(&world)?.parties, before.parties);
+    world.finish();
+    Ok(())
+}
+
+/// The client dies with the order to claim on disk and not begun. It comes back when it would be too late to leave by
+/// its path, but the LSP has brought the leaf to the chain meanwhile, for it cannot let the payment hang: so the claim
+/// takes no path, and is made there.
+#[test]
+fn an_order_is_carried_out_late_on_the_chain() -> Result<()> {
+    /// More blocks than the payment is held, and than the LSP's exit takes.
+    const LIMIT: u32 = 200;
+    let mut world = World::start("hold-chain", 2)?;
+    world.add_peer(4_000_000)?;
+    let small = json!({ "layers": [[], [[2, 2, 2], [2, 2, 0]]] });
+    let id =
+        world.create_factory(&world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(small)))?.instance_id;
+    let held = hold(&world, Party::Peer, Party::Client(0), 20_000_000)?;
+    world.client(0)?.faults().set("kill@node.hold.claim_ordered")?;
+    assert!(held.claim(&world).is_err(), "it dies meanwhile");
+    world.client_mut(0)?.wait_killed()?;
+    world.client(0)?.faults().clear()?;
+
+    let leaving = Leaving::by_lsp(&world, 0, &id)?;
+    let end = world.bitcoind.height()? + LIMIT;
+    let leaf = loop {
+        assert!(
+            world.bitcoind.height()? < end,
+            "the leaf is not on the chain: {:?}",
+            world.lsp.factory(&id)?.exits
+        );
+        if world.lsp.factory(&id)?.exits.is_empty() {
+            world.mine(1)?;
+            continue;
+        }
+        let leaf = leaving.exit(&world)?.steps.last().expect("steps").txid;
+        if world.bitcoind.confirmed(leaf)?.is_some() {
+            break leaf;
+        }
+        match leaving.settle(&world)? {
+            Stand::Idle(blocks) => world.mine(blocks)?,
+            Stand::Offered(_) => world.mine(1)?,
+            stand => panic!("{stand:?}: {:?}", leaving.exit(&world)?),
+        }
+    };
+    assert!(world.bitcoind.height()? >= held.claim_by_height, "not late yet");
+    let channel = OutPoint::new(leaf, 0);
+    assert!(world.bitcoind.unspent(channel)?.is_some(), "the commitment is not on the chain yet");
+
+    world.client_mut(0)?.start()?;
+    world.sync()?;
+    for _ in 0..12 {
+        world.mine(1)?;
+        let said = [held.payer_says(&world)?.status, held.payee_says(&world)?.status];
+        if said.iter().all(|status| status != "pending") {
+            break;
+        }
+    }
+    assert!(world.bitcoind.unspent(channel)?.is_none(), "the channel was closed on the chain");
+    held.paid(&world)?;
     world.finish();
     Ok(())
 }

@@ -150,7 +150,8 @@ fn a_watcher_without_keys_pays_everybody() -> Result<()> {
 
     world.bitcoind.mine(1)?;
     let status = watcher.wait_synced(&world.bitcoind)?;
-    assert!(status.leaves.iter().all(|leaf| leaf.state == "over_budget"), "{status:?}");
+    let begun = status.leaves.iter().all(|leaf| leaf.state == "over_budget");
+    assert!(begun, "not begun at the expiry height: {status:?}");
     assert_eq!(world.bitcoind.mempool()?, []);
     watcher.stop()?;
     let mut watcher = Watcher::start(world.path(), &world.bitcoind, &files, &[])?;

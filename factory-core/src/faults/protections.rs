@@ -56,6 +56,11 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("htlc.no_alarm", 6, "an exit starts in time for an HTLC"),
     ("htlc.held_forgotten", 6, "an HTLC that was claimed counts until our own commitment is rid of it"),
     ("holds.unstored", 10, "an order for a held payment is stored before it is carried out"),
+    (
+        "holds.late_given_up",
+        10,
+        "an order that came in time is carried out late where the leaf is on the chain",
+    ),
     // What LDK publishes.
     ("gate.open", 10, "a commitment waits for its leaf"),
     ("closing.sent", 14, "LDK's closing transaction of a factory channel is kept"),

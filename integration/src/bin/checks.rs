@@ -35,7 +35,12 @@ fn main() -> Result<ExitCode> {
             check.invariant(),
             check.switch,
             check.armed.join(","),
-            format!("{} {}", check.program, check.test.rsplit("::").next().unwrap_or_default()),
+            format!(
+                "{} {} {}",
+                check.program,
+                check.test.rsplit("::").next().unwrap_or_default(),
+                check.crash
+            ),
             if noticed { "yes" } else { "NO" },
             start.elapsed().as_secs_f64()
         );

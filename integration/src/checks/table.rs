@@ -4,7 +4,7 @@ use super::Check;
 
 /// A test in one process.
 const fn test(switch: &'static str, program: &'static str, test: &'static str, says: &'static str) -> Check {
-    Check { switch, armed: &[], program, test, says }
+    Check { switch, armed: &[], program, test, crash: "", says }
 }
 
 /// A scenario, with the switch on in the processes `armed`.
@@ -15,7 +15,17 @@ const fn scenario(
     test: &'static str,
     says: &'static str,
 ) -> Check {
-    Check { switch, armed, program, test, says }
+    Check { switch, armed, program, test, crash: "", says }
+}
+
+/// The rows of the crash matrix with this in the fail point's name.
+const fn crash(
+    switch: &'static str,
+    armed: &'static [&'static str],
+    crash: &'static str,
+    says: &'static str,
+) -> Check {
+    Check { switch, armed, program: "scenario_crash", test: "a_crash_at_every_step", crash, says }
 }
 
 const BAD_PLANS: &str = "plans_that_break_one_rule";
@@ -258,29 +268,28 @@ pub const TABLE: &[Check] = &[
         "one_block_decides",
         "forwarded with too few blocks",
     ),
-    scenario("htlc.no_alarm", &["client"], "scenario_htlc_client_exit", "warned", "TO BE SEEN"),
-    scenario("htlc.no_alarm", &["lsp-server"], "scenario_htlc_lsp_exit", "warned", "TO BE SEEN"),
-    scenario("holds.unstored", &["client"], "scenario_hold", "an_order_outlives_the_process", "TO BE SEEN"),
+    scenario("htlc.no_alarm", &["client"], "scenario_htlc_client_exit", "warned", "the exit to begin"),
+    scenario("htlc.no_alarm", &["lsp-server"], "scenario_htlc_lsp_exit", "warned", "the exit to begin"),
+    scenario(
+        "holds.unstored",
+        &["client"],
+        "scenario_hold",
+        "an_order_outlives_the_process",
+        "to call the payment succeeded",
+    ),
     scenario(
         "client.given_up.unwatched",
         &["client"],
         "scenario_late_funding",
         "a_factory_given_up_is_left_when_its_funding_confirms",
-        "TO BE SEEN",
+        "what is due to be published; last seen: no exit",
     ),
     scenario(
         "index.reorg_kept",
         &["client"],
         "scenario_exit_reorg",
         "every_step_is_undone_once",
-        "TO BE SEEN",
-    ),
-    scenario(
-        "publish.child_unstored",
-        &["client"],
-        "scenario_exit_reorg",
-        "every_step_is_undone_once",
-        "TO BE SEEN",
+        "offered one by one",
     ),
     scenario(
         "exit.overtaken_kept",
@@ -308,28 +317,28 @@ pub const TABLE: &[Check] = &[
         &["client"],
         "scenario_distribution",
         "what_the_lsp_publishes_before_t_does_not_help_it",
-        "TO BE SEEN",
+        "the client to guard its leaf",
     ),
     scenario(
         "client.no_expiry",
         &["client"],
         "scenario_distribution",
         "clients_are_paid_after_t_when_nothing_was_published",
-        "TO BE SEEN",
+        "client-0 to publish what is due",
     ),
     scenario(
         "lsp.no_settlement",
         &["lsp-server"],
         "scenario_settle",
         "the_lsp_settles_each_leaf_in_time",
-        "TO BE SEEN",
+        "lsp-server to publish what is due",
     ),
     scenario(
         "guard.no_distribution",
         &[],
         "scenario_watcher",
         "a_watcher_without_keys_pays_everybody",
-        "the root is not out at the expiry height",
+        "not begun at the expiry height",
     ),
     scenario(
         "index.reorg_kept",
@@ -351,5 +360,13 @@ pub const TABLE: &[Check] = &[
         "scenario_watcher",
         "a_watcher_without_keys_pays_everybody",
         "it took ",
+    ),
+    crash("publish.child_unstored", &["client"], "node.child.submitted", "the client holds"),
+    scenario(
+        "holds.late_given_up",
+        &["client"],
+        "scenario_hold",
+        "an_order_is_carried_out_late_on_the_chain",
+        "to call the payment succeeded",
     ),
 ];
