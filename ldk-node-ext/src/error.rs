@@ -65,7 +65,7 @@ pub enum Error {
     /// The store is an old copy: a peer has proved it. Nothing may be done with it any more.
     #[error("store: this data directory is an old copy: {0}. Its channels' money would be lost by going on from here, so it is not used again. Put the newest copy back; if there is none, ask the other side to close the channel")]
     OldState(String),
-    /// There is no room for what has to be written. It is tried again.
+    /// The disk has no room for what has to be written. Nothing was done; try again when there is.
     #[error("store: {0}")]
     NoRoom(String),
     /// File system.

@@ -1,7 +1,7 @@
 //! Connections: accepting, making, and making again.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream as StdTcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -66,7 +66,10 @@ pub(super) async fn connect(parts: &Arc<Parts>, peer: PublicKey, address: &str) 
 }
 
 /// A connection that somebody made, as long as the handshake lasts: a second handle on its socket, which LDK has.
-type Sockets = HashMap<u64, (SocketAddr, StdTcpStream)>;
+type Sockets = HashMap<u64, (Remote, StdTcpStream)>;
+
+/// Where a connection comes from: what LDK keeps of an address.
+type Remote = (IpAddr, u16);
 
 /// How often connections are looked at when nobody comes.
 const LOOK: Duration = Duration::from_millis(500);
@@ -115,7 +118,7 @@ pub(super) async fn accept(parts: Arc<Parts>, listener: TcpListener, mut stop: w
                     next = next.wrapping_add(1);
                     open = open.saturating_add(1);
                     table.opened(id, address.ip(), Instant::now());
-                    sockets.insert(id, (address, handle));
+                    sockets.insert(id, ((address.ip(), address.port()), handle));
                     let connection = lightning_net_tokio::setup_inbound(peers, stream);
                     tokio::spawn(async move {
                         connection.await;
@@ -144,8 +147,8 @@ fn thin_out(parts: &Parts, table: &mut Connections, sockets: &mut Sockets) {
     }
     if !sockets.is_empty() {
         let peers = parts.peers.list_peers().into_iter().filter(|peer| peer.is_inbound_connection);
-        let named: HashMap<SocketAddr, PublicKey> = peers
-            .filter_map(|peer| Some((socket_address(&peer.socket_address?)?, peer.counterparty_node_id)))
+        let named: HashMap<Remote, PublicKey> = peers
+            .filter_map(|peer| Some((remote(&peer.socket_address?)?, peer.counterparty_node_id)))
             .collect();
         sockets.retain(|id, (address, _)| match named.get(address) {
             Some(peer) => {
@@ -185,10 +188,10 @@ fn thin_out(parts: &Parts, table: &mut Connections, sockets: &mut Sockets) {
     }
 }
 
-fn socket_address(address: &SocketAddress) -> Option<SocketAddr> {
+fn remote(address: &SocketAddress) -> Option<Remote> {
     match address {
-        SocketAddress::TcpIpV4 { addr, port } => Some((*addr, *port).into()),
-        SocketAddress::TcpIpV6 { addr, port } => Some((*addr, *port).into()),
+        SocketAddress::TcpIpV4 { addr, port } => Some(((*addr).into(), *port)),
+        SocketAddress::TcpIpV6 { addr, port } => Some(((*addr).into(), *port)),
         _ => None,
     }
 }

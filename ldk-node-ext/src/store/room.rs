@@ -19,7 +19,7 @@ pub(crate) struct NoRoom(PathBuf);
 
 impl fmt::Display for NoRoom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no space left on the device of {}; it is tried again until there is", self.0.display())
+        write!(f, "no space left on the device of {}", self.0.display())
     }
 }
 
