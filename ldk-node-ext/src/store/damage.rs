@@ -98,6 +98,25 @@ fn a_log_cut_off_anywhere_is_an_earlier_state() {
     assert_eq!(last, WRITES);
 }
 
+/// SQLite begins its log anew from time to time and leaves what is behind it.
+#[test]
+fn a_log_that_began_anew_is_not_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let live = dir.path().join("live");
+    let store = Store::open_as(&live, StoreKind::Sqlite).unwrap();
+    let header = || fs::read(live.join("node.sqlite-wal")).unwrap()[16..24].to_vec();
+    write(&store, 1);
+    let first = header();
+    for n in 2..=30 {
+        write(&store, n);
+        store.write("x", "", "large", vec![n; 300_000]).unwrap();
+        let image = dir.path().join(n.to_string());
+        copy(&live, &image);
+        assert_eq!(state(&Store::open_as(&image, StoreKind::Sqlite).unwrap()), n);
+    }
+    assert_ne!(header(), first, "it did not begin anew");
+}
+
 /// A byte of the log that turned: refused if anything that was written later depends on it. Only the newest
 /// transaction cannot be told from one that a power cut tore.
 #[test]

@@ -57,23 +57,25 @@ pub(crate) fn damage(log: &[u8]) -> Option<usize> {
     let mut broken = (computed != stored || word(header, 0) | 1 != MAGIC_BIG).then_some(0);
     // What a frame may go on from: the checksum as it is stored before it, and as it should be.
     let mut from = [stored, computed];
-    // Its salts are those before it, of which one set may be damaged.
-    let of_log = (word(header, 16), word(header, 20));
-    let mut salts = of_log;
+    // What has other salts was left by an earlier round of the log, and is in the database. Where the header is
+    // damaged, the first frame has them.
+    let salts = match (broken, log.get(HEADER..HEADER + FRAME_HEADER)) {
+        (Some(_), Some(first)) => (word(first, 8), word(first, 12)),
+        _ => (word(header, 16), word(header, 20)),
+    };
     let mut commits = false;
     for (i, frame) in log[HEADER..].chunks_exact(FRAME_HEADER + page).enumerate() {
-        let own_salts = (word(frame, 8), word(frame, 12));
+        let current = (word(frame, 8), word(frame, 12)) == salts;
         let stored = (word(frame, 16), word(frame, 20));
         let next = from.map(|seed| sum(big, sum(big, seed, &frame[..8]), &frame[FRAME_HEADER..]));
-        let goes_on = next.contains(&stored) && (own_salts == salts || own_salts == of_log);
         match broken {
-            None if next[0] == stored && own_salts == of_log => {}
+            None if next[0] == stored && current => {}
             None => broken = Some(HEADER + i * (FRAME_HEADER + page)),
-            Some(offset) if commits && goes_on => return Some(offset),
+            Some(offset) if commits && current && next.contains(&stored) => return Some(offset),
             Some(_) => {}
         }
         commits = word(frame, 4) != 0;
-        (from, salts) = ([stored, next[0]], own_salts);
+        from = [stored, next[0]];
     }
     None
 }
