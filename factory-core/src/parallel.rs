@@ -31,7 +31,9 @@ where
         }
     };
     let mut all = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(share)).collect();
+        // Where the system has no thread to give, the others do its share.
+        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, share).ok();
+        let others: Vec<_> = (1..threads).filter_map(spawn).collect();
         let mut all = share();
         for other in others {
             match other.join() {

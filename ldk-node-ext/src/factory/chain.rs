@@ -111,9 +111,8 @@ impl Service {
             return Ok(());
         }
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
-        factory.state.stage = Stage::Live;
         faults::point("node.live.store");
-        factory.store_state(&self.parts.store)?;
+        factory.enter(Stage::Live, &self.parts.store)?;
         faults::point("node.live.stored");
         let channels = factory.channel_ids()?;
         if self.joining.as_ref().is_some_and(|j| j.id() == *id) {
@@ -133,8 +132,7 @@ impl Service {
     /// A factory that this client had given up is on the chain after all: leave it by its path.
     async fn come_back(&mut self, id: &InstanceId) -> Result<(), Error> {
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
-        factory.state.stage = Stage::Live;
-        factory.store_state(&self.parts.store)?;
+        factory.enter(Stage::Live, &self.parts.store)?;
         for channel in factory.channel_ids()? {
             lock(&self.parts.settled).remove(&channel);
         }
@@ -212,9 +210,8 @@ impl Service {
                 for channel in factory.channel_ids()? {
                     mark_void(&self.parts.store, &channel, "factory closed")?;
                 }
-                factory.state.stage = Stage::Closed;
                 faults::point("node.closed.store");
-                factory.store_state(&self.parts.store)?;
+                factory.enter(Stage::Closed, &self.parts.store)?;
                 faults::point("node.closed.stored");
                 let data = json!({"instance_id": hex::encode(id), "txid": spend.txid.to_string()});
                 self.parts.events.push("factory_closed", data);

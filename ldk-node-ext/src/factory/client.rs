@@ -129,6 +129,8 @@ impl Service {
             Payload::Abort(m) => {
                 let aborted = self.factories.get(&m.instance_id).is_some_and(|f| {
                     f.attempt() == m.attempt
+                        // One that was live lives on, also while a reorganisation has its funding off the chain.
+                        && matches!(f.state.stage, Stage::Signed | Stage::Funded)
                         && self.parts.index.confirmation(&f.funding().outpoint.txid).is_none()
                 });
                 if aborted {

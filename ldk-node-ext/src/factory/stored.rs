@@ -418,6 +418,15 @@ impl Factory {
         self.state.funding_tx.iter().flat_map(|tx| tx.0.input.iter().map(|i| i.previous_output))
     }
 
+    /// Goes on to a stage. Where that cannot be written it stays where it was, and the next block tries again.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) fn enter(&mut self, stage: Stage, store: &Store) -> Result<(), Error> {
+        let before = std::mem::replace(&mut self.state.stage, stage);
+        self.store_state(store).inspect_err(|_| self.state.stage = before)
+    }
+
     /// Writes tree and state together.
     pub(crate) fn store_all(&self, store: &Store) -> Result<(), Error> {
         let key = hex::encode(self.id());

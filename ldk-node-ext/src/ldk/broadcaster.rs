@@ -5,7 +5,8 @@
 //! A factory channel's closing transaction is handed out once only, so it is kept in the store: the
 //! factory's own close replaces it, and if that fails it is the fall-back of an exit.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use bitcoin::consensus::encode;
 use bitcoin::{OutPoint, Transaction};
@@ -19,6 +20,7 @@ use super::Outpoints;
 use crate::error::Error;
 use crate::faults;
 use crate::store::{records, Store};
+use crate::util::lock;
 
 const NAMESPACE: &str = "kept_closing";
 const VERSION: u32 = 1;
@@ -40,12 +42,14 @@ pub struct Broadcaster {
     queue: mpsc::Sender<Outgoing>,
     outpoints: Arc<Outpoints>,
     store: Arc<Store>,
+    /// Closing transactions that could not be written yet.
+    unwritten: Mutex<HashMap<ChannelId, Transaction>>,
 }
 
 impl Broadcaster {
     pub(crate) fn new(outpoints: Arc<Outpoints>, store: Arc<Store>) -> (Self, mpsc::Receiver<Outgoing>) {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        (Self { queue, outpoints, store }, receiver)
+        (Self { queue, outpoints, store, unwritten: Mutex::default() }, receiver)
     }
 
     /// Queues transactions of our own, past the gate.
@@ -61,6 +65,9 @@ impl Broadcaster {
 
     /// The closing transaction that LDK made for a factory channel.
     pub(crate) fn kept_closing(&self, channel: &ChannelId) -> Result<Option<Transaction>, Error> {
+        if let Some(tx) = lock(&self.unwritten).get(channel) {
+            return Ok(Some(tx.clone()));
+        }
         let key = hex::encode(channel.0);
         let Some(text) = records::get::<String>(&*self.store, NAMESPACE, &key, VERSION)? else {
             return Ok(None);
@@ -71,10 +78,25 @@ impl Broadcaster {
     }
 
     fn keep_closing(&self, channel: &ChannelId, tx: &Transaction) {
-        let text = encode::serialize_hex(tx);
-        if let Err(e) = records::put(&*self.store, NAMESPACE, &hex::encode(channel.0), VERSION, &text) {
-            tracing::error!(channel = %channel, error = %e, "closing transaction not stored");
+        lock(&self.unwritten).insert(*channel, tx.clone());
+        if let Err(e) = self.write_kept() {
+            tracing::error!(channel = %channel, error = %e, "closing transaction not stored yet");
         }
+    }
+
+    /// Writes the closing transactions that are not on disk yet. It comes before the channel manager is written: that
+    /// one would no longer know the channel, and LDK hands its closing transaction out once.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; what was not written is kept in memory.
+    pub(crate) fn write_kept(&self) -> Result<(), Error> {
+        let mut unwritten = lock(&self.unwritten);
+        while let Some((channel, tx)) = unwritten.iter().next() {
+            let (channel, text) = (*channel, encode::serialize_hex(tx));
+            records::put(&*self.store, NAMESPACE, &hex::encode(channel.0), VERSION, &text)?;
+            unwritten.remove(&channel);
+        }
+        Ok(())
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! Nobody looks here whether an announced channel exists on the chain, so whoever may announce can fill the memory with
 //! channels that never were. Announcements count from peers that have a channel with us, up to a size that is
-//! several times that of the network.
+//! several times that of the network; and from peers that this node has connected to, as a client to its provider: LDK
+//! asks for the graph once, when the connection is made, and only a few peers in all.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 
 use bitcoin::secp256k1::PublicKey;
 use lightning::ln::msgs::{
@@ -17,6 +19,7 @@ use lightning::types::features::{InitFeatures, NodeFeatures};
 use lightning::util::logger::Level;
 
 use super::{ChannelManager, GossipSync, NetworkGraph};
+use crate::util::lock;
 
 /// Channels in the graph; the whole network has about 45,000.
 const MAX_CHANNELS: usize = 200_000;
@@ -26,6 +29,8 @@ pub struct BoundedGossip {
     inner: Arc<GossipSync>,
     graph: Arc<NetworkGraph>,
     manager: Arc<ChannelManager>,
+    /// Peers that this node has connected to, as long as they are.
+    chosen: Mutex<HashSet<PublicKey>>,
 }
 
 impl BoundedGossip {
@@ -34,12 +39,15 @@ impl BoundedGossip {
         graph: Arc<NetworkGraph>,
         manager: Arc<ChannelManager>,
     ) -> Self {
-        Self { inner, graph, manager }
+        Self { inner, graph, manager, chosen: Mutex::default() }
     }
 
     /// Whether what a peer announces counts; what has no peer is our own.
     fn counts(&self, peer: Option<PublicKey>) -> Result<(), LightningError> {
         let Some(peer) = peer else { return Ok(()) };
+        if lock(&self.chosen).contains(&peer) {
+            return Ok(());
+        }
         let channels = self.manager.list_channels_with_counterparty(&peer);
         if channels.iter().any(|c| c.is_channel_ready || c.confirmations > Some(0)) {
             return Ok(());
@@ -137,6 +145,7 @@ impl BaseMessageHandler for BoundedGossip {
     }
 
     fn peer_disconnected(&self, peer: PublicKey) {
+        lock(&self.chosen).remove(&peer);
         self.inner.peer_disconnected(peer)
     }
 
@@ -149,6 +158,13 @@ impl BaseMessageHandler for BoundedGossip {
     }
 
     fn peer_connected(&self, peer: PublicKey, msg: &Init, inbound: bool) -> Result<(), ()> {
-        self.inner.peer_connected(peer, msg, inbound)
+        if !inbound {
+            lock(&self.chosen).insert(peer);
+        }
+        // Who does not count is not asked for the graph.
+        match self.counts(Some(peer)) {
+            Ok(()) => self.inner.peer_connected(peer, msg, inbound),
+            Err(_) => Ok(()),
+        }
     }
 }

@@ -374,7 +374,7 @@ async fn background(
     };
     let handler_parts = Arc::clone(&parts);
     let result = process_events_async(
-        PatientStore { store: Arc::clone(&parts.store), stop },
+        PatientStore { store: Arc::clone(&parts.store), broadcaster: Arc::clone(&parts.broadcaster), stop },
         move |event| ldk_events::handle(Arc::clone(&handler_parts), event),
         Arc::clone(&parts.monitor),
         Arc::clone(&parts.manager),

@@ -62,7 +62,8 @@ impl Node {
 
 impl Parts {
     /// A payment for which LDK has no preimage has arrived: held if it is a hold invoice's, until
-    /// `claim_by`, a height, or given back for the reason there. May be called again for the same payment.
+    /// `claim_by_height`. With a `depth` that does not suffice none is begun to be held; one that was held, or claimed,
+    /// goes on. May be called again for the same payment.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -70,16 +71,17 @@ impl Parts {
         &self,
         hash: &PaymentHash,
         amount_msat: u64,
-        claim_by: Result<u32, Refusal>,
+        claim_by_height: u32,
+        depth: Result<(), Refusal>,
     ) -> Result<(), Error> {
-        let claim_by_height = claim_by.unwrap_or(0);
-        match self.holds.arrived(hash, self.height(), claim_by_height, self.needs_path(hash))? {
+        let needs_path = self.needs_path(hash);
+        match self.holds.arrived(hash, self.height(), claim_by_height, needs_path, depth.is_ok())? {
             Arrival::GiveBack => self.manager.fail_htlc_backwards(hash),
             Arrival::TooLate => {
                 self.manager.fail_htlc_backwards(hash);
                 let limit = self.height().saturating_add(1);
                 let late = Refusal::TooLateToHold { claim_by: claim_by_height, limit };
-                self.refused(hash, &claim_by.err().unwrap_or(late));
+                self.refused(hash, &depth.err().unwrap_or(late));
             }
             Arrival::Claim(preimage) => self.manager.claim_funds_with_known_custom_tlvs(preimage),
             Arrival::Held(claim_by_height) => {

@@ -280,7 +280,8 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             let Some(preimage) = preimage else {
                 // The same limit; one whose claim was ordered before is not given back any more.
                 let claim_by = p.claim_by(&receiving_channel_ids, claim_deadline);
-                return p.hold(&payment_hash, amount_msat, claim_by).map_err(replay);
+                let depth = p.check_depth(&receiving_channel_ids);
+                return p.hold(&payment_hash, amount_msat, claim_by, depth).map_err(replay);
             };
             if !p.accept_or_fail_back(&payment_hash, &receiving_channel_ids, claim_deadline) {
                 return Ok(());

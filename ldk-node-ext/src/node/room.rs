@@ -10,7 +10,8 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::Parts;
-use crate::ldk::MonitorStore;
+use crate::error::Error;
+use crate::ldk::{Broadcaster, MonitorStore};
 use crate::store::{is_no_room, records, Store};
 
 const NAMESPACE: &str = "node";
@@ -22,6 +23,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// other error ends the node.
 pub(super) struct PatientStore {
     pub(super) store: Arc<Store>,
+    pub(super) broadcaster: Arc<Broadcaster>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -44,11 +46,20 @@ impl KVStore for PatientStore {
         buf: Vec<u8>,
     ) -> impl Future<Output = Result<(), io::Error>> + 'static + Send {
         let (store, mut stop) = (Arc::clone(&self.store), self.stop.clone());
+        let broadcaster = Arc::clone(&self.broadcaster);
         let names = [primary, secondary, key].map(str::to_owned);
         async move {
             let [primary, secondary, key] = &names;
             loop {
-                match store.write(primary, secondary, key, buf.clone()) {
+                let written = match broadcaster.write_kept() {
+                    Ok(()) => store.write(primary, secondary, key, buf.clone()),
+                    Err(Error::NoRoom(_)) if !*stop.borrow() => {
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
+                    Err(e) => Err(io::Error::new(io::ErrorKind::Other, e.to_string())),
+                };
+                match written {
                     Err(e) if is_no_room(&e) && !*stop.borrow() => {
                         tokio::select! {
                             () = tokio::time::sleep(PAUSE) => {}

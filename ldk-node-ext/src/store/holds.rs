@@ -168,7 +168,7 @@ impl Holds {
 
     /// A payment has arrived, maybe not for the first time: LDK repeats its events. `needs_path` says that
     /// claiming it may take a factory's path; only then is an order that came in time carried out in time
-    /// only.
+    /// only. `may_begin`: whether one that is not held yet may be.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -178,10 +178,11 @@ impl Holds {
         height: u32,
         claim_by_height: u32,
         needs_path: bool,
+        may_begin: bool,
     ) -> Result<Arrival, Error> {
         let mut all = lock(&self.all);
         Ok(match all.get(hash) {
-            Some(HoldState::Open { .. }) if height < claim_by_height => {
+            Some(HoldState::Open { .. }) if may_begin && height < claim_by_height => {
                 self.put(&mut all, hash, HoldState::Held { claim_by_height })?;
                 Arrival::Held(claim_by_height)
             }
@@ -298,8 +299,12 @@ mod tests {
         let holds = Holds::open(Arc::clone(store)).unwrap();
         let hash = PaymentHash::from(PREIMAGE);
         holds.add(&hash, 60).unwrap();
-        assert_eq!(holds.arrived(&hash, 100, 120, true).unwrap(), Arrival::Held(120));
-        assert_eq!(holds.arrived(&hash, 101, 130, true).unwrap(), Arrival::Held(120), "the event again");
+        assert_eq!(holds.arrived(&hash, 100, 120, true, true).unwrap(), Arrival::Held(120));
+        assert_eq!(
+            holds.arrived(&hash, 101, 130, true, true).unwrap(),
+            Arrival::Held(120),
+            "the event again"
+        );
         (holds, hash)
     }
 
@@ -316,14 +321,19 @@ mod tests {
         assert_eq!(state.preimage(), Some(PREIMAGE));
         // the event again, in time and too late
         assert_eq!(holds.order_claim(&PREIMAGE, 119).unwrap(), hash);
-        assert_eq!(holds.arrived(&hash, 119, 120, true).unwrap(), Arrival::Claim(PREIMAGE));
-        assert_eq!(holds.arrived(&hash, 120, 120, true).unwrap(), Arrival::GiveBack);
-        assert_eq!(holds.arrived(&hash, 120, 120, false).unwrap(), Arrival::Claim(PREIMAGE), "on the chain");
+        assert_eq!(holds.arrived(&hash, 119, 120, true, true).unwrap(), Arrival::Claim(PREIMAGE));
+        assert_eq!(holds.arrived(&hash, 119, 120, true, false).unwrap(), Arrival::Claim(PREIMAGE), "ordered");
+        assert_eq!(holds.arrived(&hash, 120, 120, true, true).unwrap(), Arrival::GiveBack);
+        assert_eq!(
+            holds.arrived(&hash, 120, 120, false, true).unwrap(),
+            Arrival::Claim(PREIMAGE),
+            "on the chain"
+        );
         assert!(matches!(holds.order_claim(&PREIMAGE, 120), Err(Error::Conflict(_))));
         // LDK had begun the claim
         holds.claimed(&hash).unwrap();
-        assert_eq!(holds.arrived(&hash, 125, 200, true).unwrap(), Arrival::Claim(PREIMAGE));
-        assert_eq!(holds.arrived(&hash, 200, 200, true).unwrap(), Arrival::GiveBack);
+        assert_eq!(holds.arrived(&hash, 125, 200, true, true).unwrap(), Arrival::Claim(PREIMAGE));
+        assert_eq!(holds.arrived(&hash, 200, 200, true, true).unwrap(), Arrival::GiveBack);
         assert_eq!(holds.take_overdue(1000, 39).unwrap(), None);
         assert!(matches!(holds.order_claim(&PREIMAGE, 110), Err(Error::Conflict(_))));
     }
@@ -337,7 +347,7 @@ mod tests {
         assert!(late.contains("before height 120"), "{late}");
         assert_eq!(holds.take_overdue(120, 39).unwrap(), Some(hash));
         let holds = Holds::open(Arc::clone(&store)).unwrap();
-        assert_eq!(holds.arrived(&hash, 121, 200, true).unwrap(), Arrival::GiveBack);
+        assert_eq!(holds.arrived(&hash, 121, 200, true, true).unwrap(), Arrival::GiveBack);
         let e = holds.order_claim(&PREIMAGE, 100).unwrap_err().to_string();
         assert!(e.contains("given back"), "{e}");
     }
@@ -358,16 +368,25 @@ mod tests {
         let hash = PaymentHash::from(PREIMAGE);
         assert!(matches!(holds.order_claim(&PREIMAGE, 1), Err(Error::NotFound { .. })));
         assert!(matches!(holds.order_fail(&hash), Err(Error::NotFound { .. })));
-        assert_eq!(holds.arrived(&hash, 1, 9, true).unwrap(), Arrival::GiveBack, "a stranger's hash");
+        assert_eq!(holds.arrived(&hash, 1, 9, true, true).unwrap(), Arrival::GiveBack, "a stranger's hash");
         holds.add(&hash, 60).unwrap();
         assert!(matches!(holds.add(&hash, 60), Err(Error::Conflict(_))));
         assert!(matches!(holds.order_claim(&PREIMAGE, 1), Err(Error::Conflict(_))));
         assert!(matches!(holds.order_fail(&hash), Err(Error::Conflict(_))));
-        assert_eq!(holds.arrived(&hash, 9, 9, true).unwrap(), Arrival::TooLate, "no block left to claim in");
-        assert_eq!(holds.arrived(&hash, 8, 9, true).unwrap(), Arrival::Held(9), "paid again in time");
+        assert_eq!(
+            holds.arrived(&hash, 9, 9, true, true).unwrap(),
+            Arrival::TooLate,
+            "no block left to claim in"
+        );
+        assert_eq!(
+            holds.arrived(&hash, 8, 9, true, false).unwrap(),
+            Arrival::TooLate,
+            "over shallow funding"
+        );
+        assert_eq!(holds.arrived(&hash, 8, 9, true, true).unwrap(), Arrival::Held(9), "paid again in time");
         holds.withdraw(&hash).unwrap();
         assert_eq!(
-            holds.arrived(&hash, 8, 9, true).unwrap(),
+            holds.arrived(&hash, 8, 9, true, true).unwrap(),
             Arrival::Held(9),
             "only one that nobody has paid"
         );
@@ -391,16 +410,16 @@ mod tests {
         }
         assert!(matches!(holds.add(&hash(MAX_OPEN), 60), Err(Error::Conflict(_))));
         // one that is over makes room, and is itself dropped when many are
-        holds.arrived(&hash(0), 1, 9, true).unwrap();
+        holds.arrived(&hash(0), 1, 9, true, true).unwrap();
         holds.order_fail(&hash(0)).unwrap();
         holds.add(&hash(MAX_OPEN), 60).unwrap();
         for n in 1..MAX_OPEN {
-            holds.arrived(&hash(n), 1, 9, true).unwrap();
+            holds.arrived(&hash(n), 1, 9, true, true).unwrap();
             holds.order_fail(&hash(n)).unwrap();
             holds.add(&hash(MAX_OPEN + n), 60).unwrap();
         }
         assert_eq!(holds.all().len(), MAX_KEPT);
-        holds.arrived(&hash(MAX_OPEN), 1, 9, true).unwrap();
+        holds.arrived(&hash(MAX_OPEN), 1, 9, true, true).unwrap();
         holds.order_fail(&hash(MAX_OPEN)).unwrap();
         holds.add(&hash(MAX_KEPT), 60).unwrap();
         assert_eq!(holds.all().len(), MAX_OPEN);
