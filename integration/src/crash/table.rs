@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Result};
 use factory_core::faults::POINTS;
 
-use super::rows::Phase;
 use super::{exit, life, pay, seconds, Outcome, Place, Row, Victim, CLIENTS};
 use crate::World;
 
@@ -75,7 +74,9 @@ impl Matrix {
         let made_of = life::create(world, made.as_ref());
         let (factory, row) = match (made_of, made) {
             (Ok((factory, outcome)), row) => {
-                row.into_iter().for_each(|row| drop(self.judge(row, since, Ok(outcome))));
+                if let Some(row) = row {
+                    self.judge(row, since, Ok(outcome));
+                }
                 // A client that was left out is not there when the factory is closed.
                 let there = |row: &Row| outcome != Outcome::WithoutIt || row.place == Place::Lsp;
                 let at = closed.iter().position(there);
@@ -198,11 +199,6 @@ impl Matrix {
             0 => Ok(()),
             n => bail!("{n} of {} crashes did harm:\n{}", self.judged.len(), failed.join("\n")),
         }
-    }
-
-    /// The phases' rows that were judged, for a count.
-    pub fn count(&self, wanted: Phase) -> usize {
-        self.judged.iter().filter(|j| super::rows::phase(j.row.point) == wanted).count()
     }
 }
 
