@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Result};
 use factory_core::faults::POINTS;
 
-use super::rows::Phase;
 use super::{exit, life, pay, seconds, Outcome, Place, Row, Victim, CLIENTS};
 use crate::World;
 
@@ -201,11 +200,6 @@ impl Matrix {
             0 => Ok(()),
             n => bail!("{n} of {} crashes did harm:\n{}", self.judged.len(), failed.join("\n")),
         }
-    }
-
-    /// The phases' rows that were judged, for a count.
-    pub fn count(&self, wanted: Phase) -> usize {
-        self.judged.iter().filter(|j| super::rows::phase(j.row.point) == wanted).count()
     }
 }
 
