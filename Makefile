@@ -104,6 +104,7 @@ bitcoind: ## finds a usable bitcoind, or installs one in the cache folder (Debia
 fmt: ## formats everything
 	@$(CARGO) fmt --all
 	@$(CARGO) fmt --manifest-path $(PEER_MANIFEST)
+	@$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 clippy: ## lints, warnings are errors
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings

@@ -47,7 +47,7 @@ for target in "${targets[@]}"; do
     # Its own time limit ends it; the outer one is for a target that hangs where libFuzzer does not look.
     status=0
     timeout $((seconds * 2 + 120)) "$out/$triple/release/$target" "$corpus" "${committed[@]}" \
-        -max_total_time="$seconds" -timeout=20 -rss_limit_mb=1024 -use_value_profile=0 \
+        -max_total_time="$seconds" -timeout=20 -rss_limit_mb=1024 \
         -artifact_prefix="$finds/" -print_final_stats=1 >"$log" 2>&1 || status=$?
     stat() { sed -n "s/^stat::$1: *//p" "$log" | tail -1; }
     coverage="$(sed -n 's/.* cov: \([0-9]*\).*/\1/p' "$log" | tail -1)"

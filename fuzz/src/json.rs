@@ -82,7 +82,9 @@ fn change(value: &mut Value, rng: &mut StdRng) {
                 0 if at < chars.len() => drop(chars.remove(at)),
                 1 => chars.insert(at, '0'),
                 2 => chars.truncate(at),
-                _ if at < chars.len() => chars[at] = rng.random_range(0..16u32).to_string().chars().next().unwrap(),
+                _ if at < chars.len() => {
+                    chars[at] = char::from_digit(rng.random_range(0..16), 16).unwrap_or('0')
+                }
                 _ => chars.clear(),
             }
             *text = chars.into_iter().collect();
