@@ -150,7 +150,6 @@ pub const POINTS: &[&str] = &[
 /// Fault switches by name, with what they break; beside those in [`PROTECTIONS`] and [`HOSTILE`].
 pub const SWITCHES: &[(&str, &str)] = &[
     ("net.strangers.stay", "none: a node ends no connection of a stranger, so idle ones keep clients out"),
-    ("node.depth.ignored", "13: HTLCs pass over funding that a reorganisation has made too shallow"),
     ("store.full", "none: the disk has no room, for any write of the store"),
 ];
 

@@ -24,8 +24,6 @@ const WALLET: &str = "miner";
 const USER: &str = "scenario";
 /// Blocks on top of a coinbase until it can be spent.
 const MATURITY: u32 = 100;
-/// The setting that lets bitcoind find every transaction. It needs all blocks.
-const INDEX: &str = "txindex=1";
 /// How long a start or a stop may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Starts with other ports, should another process have taken one in between.
@@ -99,7 +97,7 @@ impl Bitcoind {
         let port = free_port()?;
         let password = hex::encode(rand::random::<[u8; 16]>());
         let settings = format!(
-            "regtest=1\nserver=1\n{INDEX}\nfastprune=1\nlisten=0\ndnsseed=0\nfixedseeds=0\nfallbackfee=0.00001\nkeypool=10\n\
+            "regtest=1\nserver=1\ntxindex=1\nfastprune=1\nlisten=0\ndnsseed=0\nfixedseeds=0\nfallbackfee=0.00001\nkeypool=10\n\
              [regtest]\nrpcuser={USER}\nrpcpassword={password}\nrpcport={port}\nrpcbind=127.0.0.1\n\
              rpcallowip=127.0.0.1\nrpcthreads=8\nrpcworkqueue=256\n"
         );
@@ -202,20 +200,6 @@ impl Bitcoind {
         if !loaded.iter().any(|name| name == WALLET) {
             self.rpc.call::<Value>("loadwallet", json!([WALLET]))?;
         }
-        Ok(())
-    }
-
-    /// Throws old blocks away, up to `height` at most: they come in files of a few hundred (`fastprune`), and the last
-    /// 288 stay in any case. From then on confirmed transactions are not found by their ids.
-    ///
-    /// # Errors
-    /// If bitcoind does not come back, or does not prune.
-    pub fn prune(&mut self, height: u32) -> Result<()> {
-        self.stop()?;
-        let file = self.data_dir.join("bitcoin.conf");
-        fs::write(&file, fs::read_to_string(&file)?.replace(INDEX, "prune=1"))?;
-        self.restart()?;
-        self.rpc.call::<Value>("pruneblockchain", json!([height]))?;
         Ok(())
     }
 

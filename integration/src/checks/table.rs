@@ -369,4 +369,25 @@ pub const TABLE: &[Check] = &[
         "an_order_is_carried_out_late_on_the_chain",
         "to call the payment succeeded",
     ),
+    scenario(
+        "node.depth.ignored",
+        &["lsp-server"],
+        "scenario_reorg_funding",
+        "each_side_refuses_what_the_other_lets_pass",
+        "lsp-server to refuse",
+    ),
+    scenario(
+        "node.depth.ignored",
+        &["client"],
+        "scenario_reorg_funding",
+        "each_side_refuses_what_the_other_lets_pass",
+        "left: \"succeeded\"",
+    ),
+    scenario(
+        "net.strangers.stay",
+        &["lsp-server"],
+        "scenario_connections",
+        "nobody_keeps_the_clients_out",
+        "the LSP to hear of the new client",
+    ),
 ];
