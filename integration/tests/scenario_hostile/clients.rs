@@ -18,7 +18,7 @@ fn round(world: &World, clients: &[usize], cheats: &[Cheat<'_>]) -> Result<Facto
     let reserved = world.lsp.balance()?.onchain.reserved_sat;
     let channels = world.lsp.channels()?.len();
     for (client, switches, _) in cheats {
-        let list: Vec<String> = switches.split(' ').map(|name| format!("on@client.{name}")).collect();
+        let list: Vec<String> = switches.split(' ').map(|name| format!("on@{name}")).collect();
         world.client(*client)?.faults().set(&list.join(","))?;
     }
     let started = Instant::now();
@@ -78,19 +78,19 @@ fn hostile_clients_are_named_and_the_others_get_their_factory() -> Result<()> {
     world.wait_waiting(8)?;
     let all: Vec<usize> = (0..8).collect();
     let cheats: &[Cheat<'_>] = &[
-        (2, "slow", &[]),
-        (3, "duplicate", &[]),
-        (4, "stale", &[]),
-        (5, "bad_partial", &["partial signature 0 does not verify"]),
-        (6, "truncated", GONE),
-        (7, "bad_nonce", &["nonce 0 does not parse"]),
+        (2, "client.slow", &[]),
+        (3, "client.duplicate", &[]),
+        (4, "client.stale", &[]),
+        (5, "client.bad_partial", &["partial signature 0 does not verify"]),
+        (6, "client.truncated", GONE),
+        (7, "client.bad_nonce", &["nonce 0 does not parse"]),
     ];
     round(&world, &all, cheats)?;
     // The errors of the two make up for each other at the root, whose signature is right; not below it.
     let cheats: &[Cheat<'_>] = &[
-        (5, "partial_plus stale", &["does not verify"]),
-        (6, "partial_minus duplicate", &["does not verify"]),
-        (7, "withholds.partials", LATE),
+        (5, "client.partial_plus client.stale", &["does not verify"]),
+        (6, "client.partial_minus client.duplicate", &["does not verify"]),
+        (7, "client.withholds.partials", LATE),
     ];
     round(&world, &all, cheats)?;
     world.finish();
@@ -107,25 +107,37 @@ fn every_hostile_client_is_named() -> Result<()> {
     world.wait_waiting(6)?;
     let all: Vec<usize> = (0..6).collect();
     let rounds: &[&[Cheat<'_>]] = &[
-        &[(3, "withholds.accept", LATE), (4, "withholds.plan_ok", LATE), (5, "withholds.nonces", LATE)],
-        &[(3, "withholds.persisted", LATE), (4, "out_of_turn", &["was not due"]), (5, "garbage", GONE)],
+        &[
+            (3, "client.withholds.accept", LATE),
+            (4, "client.withholds.plan_ok", LATE),
+            (5, "client.withholds.nonces", LATE),
+        ],
+        &[
+            (3, "client.withholds.persisted", LATE),
+            (4, "client.out_of_turn", &["was not due"]),
+            (5, "client.garbage", GONE),
+        ],
         &[
             // One key for two; nobody who plays by the rules signs with a key that is not its own.
-            (3, "wrong_key", &["key is taken", "declined", "key"]),
-            (4, "wrong_key", &["key is taken", "declined", "key"]),
-            (5, "bad_script", &["payout script"]),
+            (3, "client.wrong_key", &["key is taken", "declined", "key"]),
+            (4, "client.wrong_key", &["key is taken", "declined", "key"]),
+            (5, "client.bad_script", &["payout script"]),
         ],
         &[
-            (3, "flood", GONE),
-            (4, "oversized", GONE),
-            (5, "unreadable_partial", &["partial signature 0 does not parse"]),
+            (3, "client.flood", GONE),
+            (4, "client.oversized", GONE),
+            (5, "client.unreadable_partial", &["partial signature 0 does not parse"]),
         ],
-        &[(3, "ahead", &["was not due"]), (4, "short_list", &["entries in a list"]), (5, "slow stale", &[])],
+        &[
+            (3, "client.ahead", &["was not due"]),
+            (4, "client.short_list", &["entries in a list"]),
+            (5, "client.slow client.stale", &[]),
+        ],
         // All at once, in the same step and in the same message.
         &[
-            (3, "bad_partial", &["does not verify"]),
-            (4, "bad_partial", &["does not verify"]),
-            (5, "bad_partial", &["does not verify"]),
+            (3, "client.bad_partial", &["does not verify"]),
+            (4, "client.bad_partial", &["does not verify"]),
+            (5, "client.bad_partial", &["does not verify"]),
         ],
     ];
     for cheats in rounds {

@@ -34,19 +34,53 @@ pub fn finish(world: &World, id: &str, before: &Snapshot) -> Result<()> {
 
 #[test]
 fn a_hostile_lsp_gets_no_signature_for_another_close() -> Result<()> {
-    cheated(&[("amount", "CloseAmount")])
+    cheated(&[("lsp.close.amount", "CloseAmount")])
 }
 
 #[test]
 #[ignore = "long: make hostile"]
 fn a_hostile_lsp_gets_no_signature_for_any_other_close() -> Result<()> {
     cheated(&[
-        ("script", "CloseAmount"),
-        ("form", "CloseForm"),
-        ("keys", "CloseKeys"),
-        ("nonce", "AggregateNonce"),
-        ("signature", "Signature"),
+        ("lsp.close.script", "CloseAmount"),
+        ("lsp.close.form", "CloseForm"),
+        ("lsp.close.keys", "CloseKeys"),
+        ("lsp.close.nonce", "AggregateNonce"),
+        ("lsp.close.signature", "Signature"),
     ])
+}
+
+/// A client agrees to a close, its channel is shut down, and then it does not sign, or not rightly: it is named, and the
+/// close is signed as soon as it does its part.
+#[test]
+#[ignore = "long: make hostile"]
+fn a_client_that_does_not_sign_a_close_is_named() -> Result<()> {
+    let phase = PHASE.to_string();
+    let flags = ["--phase-timeout-secs", &phase, "--admission-strikes", "0"];
+    let world = World::start_with_lsp("hostile-closer", 2, &flags)?;
+    let cases = [
+        ("client.close.withholds_nonce", "no answer"),
+        ("client.close.bad_partial", "partial signature 0 does not verify"),
+    ];
+    for (switch, wanted) in cases {
+        let factory = world.create_factory(&request(&world, &[0, 1])?)?;
+        pay_exactly(&world, 0, 1)?;
+        let before = Snapshot::take(&world)?;
+        world.client(1)?.faults().set(&format!("on@{switch}"))?;
+        let ours = |e: &integration::types::Event| e.data["instance_id"] == factory.instance_id.as_str();
+        world.lsp.close_factory(&factory.instance_id)?;
+        let (named, reason) = wait::until("the LSP to name who does not sign", limit(1), || {
+            match world.lsp.events("close_stalled")?.into_iter().find(ours) {
+                Some(e) => Ok(Seen::Done((e.data["node_id"].to_string(), e.data["reason"].to_string()))),
+                None => Ok(Seen::not_yet("no event")),
+            }
+        })?;
+        assert!(named.contains(world.client(1)?.node_id()), "{switch}: {named}");
+        assert!(reason.contains(wanted), "{switch}: {reason}");
+        world.client(1)?.faults().clear()?;
+        finish(&world, &factory.instance_id, &before)?;
+    }
+    world.finish();
+    Ok(())
 }
 
 /// One factory after the other is closed, first in the wrong way: the LSP's switch, the clients' code.
@@ -63,7 +97,7 @@ fn cheated(cases: &[(&str, &str)]) -> Result<()> {
             .iter()
             .map(|client| Ok(client.events("close_refused")?.len()))
             .collect::<Result<_>>()?;
-        world.lsp.faults().set(&format!("on@lsp.close.{switch}"))?;
+        world.lsp.faults().set(&format!("on@{switch}"))?;
         world.lsp.close_factory(&factory.instance_id)?;
         for (client, seen) in world.clients.iter().zip(seen) {
             let reason = wait::until("the client to refuse", limit(1), || {

@@ -12,7 +12,7 @@ const SPOILER: usize = 3;
 
 /// What becomes of one ceremony.
 struct Case {
-    /// The LSP's switch, without `lsp.`.
+    /// The LSP's switch.
     switch: &'static str,
     /// The code of a client that refuses; none if the clients have nothing to refuse, and are left out.
     code: Option<&'static str>,
@@ -33,41 +33,41 @@ const fn harmless(switch: &'static str) -> Case {
 }
 
 const CASES: &[Case] = &[
-    refused("plan.network", "Network"),
-    refused("plan.params", "Params"),
-    refused("plan.lifetime", "Lifetime"),
-    refused("plan.birth_height", "BirthHeight"),
-    refused("plan.capacity", "Capacity"),
-    refused("plan.push", "Push"),
-    refused("plan.own_key", "OwnKey"),
-    refused("plan.duplicate_key", "DuplicateKey"),
-    refused("plan.payout_script", "PayoutScript"),
-    refused("plan.leaf_members", "LeafMembers"),
-    refused("plan.stock", "Stock"),
-    refused("out_of_turn", "Unexpected"),
-    refused("path.levels", "PathShape"),
-    refused("path.conservation", "Conservation"),
-    refused("path.child_key", "ChildKey"),
-    refused("path.sibling", "SiblingOutput"),
-    refused("path.funding_value", "FundingValue"),
-    refused("path.channel_script", "ChannelScript"),
-    refused("path.outpoint", "ChannelOutpoint"),
-    refused("path.sibling_amount", "ChannelOutpoint"),
-    refused("two_trees", "ChannelOutpoint"),
-    refused("nonces.short", "ListLength"),
-    refused("nonces.garbage", "AggregateNonce"),
-    refused("nonces.twice", "NonceReuse"),
-    refused("signed.path", "Signature"),
-    refused("signed.distribution", "Signature"),
-    second("plan.lsp_key", "LspKey"),
-    second("plan.channel_id_again", "ChannelId"),
-    second("path.funding_again", "FundingReused"),
+    refused("lsp.plan.network", "Network"),
+    refused("lsp.plan.params", "Params"),
+    refused("lsp.plan.lifetime", "Lifetime"),
+    refused("lsp.plan.birth_height", "BirthHeight"),
+    refused("lsp.plan.capacity", "Capacity"),
+    refused("lsp.plan.push", "Push"),
+    refused("lsp.plan.own_key", "OwnKey"),
+    refused("lsp.plan.duplicate_key", "DuplicateKey"),
+    refused("lsp.plan.payout_script", "PayoutScript"),
+    refused("lsp.plan.leaf_members", "LeafMembers"),
+    refused("lsp.plan.stock", "Stock"),
+    refused("lsp.out_of_turn", "Unexpected"),
+    refused("lsp.path.levels", "PathShape"),
+    refused("lsp.path.conservation", "Conservation"),
+    refused("lsp.path.child_key", "ChildKey"),
+    refused("lsp.path.sibling", "SiblingOutput"),
+    refused("lsp.path.funding_value", "FundingValue"),
+    refused("lsp.path.channel_script", "ChannelScript"),
+    refused("lsp.path.outpoint", "ChannelOutpoint"),
+    refused("lsp.path.sibling_amount", "ChannelOutpoint"),
+    refused("lsp.two_trees", "ChannelOutpoint"),
+    refused("lsp.nonces.short", "ListLength"),
+    refused("lsp.nonces.garbage", "AggregateNonce"),
+    refused("lsp.nonces.twice", "NonceReuse"),
+    refused("lsp.signed.path", "Signature"),
+    refused("lsp.signed.distribution", "Signature"),
+    second("lsp.plan.lsp_key", "LspKey"),
+    second("lsp.plan.channel_id_again", "ChannelId"),
+    second("lsp.path.funding_again", "FundingReused"),
     // Here a client signs, but for something else than the others: no signature comes of it.
-    harmless("plan.substitute_key"),
-    harmless("nonces.swapped"),
+    harmless("lsp.plan.substitute_key"),
+    harmless("lsp.nonces.swapped"),
     // It refuses LDK's channel.
-    harmless("channel.capacity"),
-    harmless("signed.withheld"),
+    harmless("lsp.channel.capacity"),
+    harmless("lsp.signed.withheld"),
 ];
 
 /// Runs one ceremony with a hostile LSP to its end.
@@ -80,7 +80,7 @@ fn cheated(world: &World, case: &Case) -> Result<()> {
         chosen.push(SPOILER);
         world.client(SPOILER)?.faults().set("on@client.short_list")?;
     }
-    world.lsp.faults().set(&format!("on@lsp.{}", case.switch))?;
+    world.lsp.faults().set(&format!("on@{}", case.switch))?;
     let id = begin(world, &request(world, &chosen)?)?;
     wait::until_value(
         &format!("the factory to fail with {}", case.switch),
@@ -171,8 +171,8 @@ fn clients_refuse_what_a_hostile_lsp_sends() -> Result<()> {
 #[ignore = "long: make hostile"]
 fn a_factory_that_is_never_funded_costs_its_clients_nothing() -> Result<()> {
     let (world, other) = world("hostile-unfunded")?;
-    for switch in ["never_funds", "other_funding"] {
-        world.lsp.faults().set(&format!("on@lsp.{switch}"))?;
+    for switch in ["lsp.never_funds", "lsp.other_funding"] {
+        world.lsp.faults().set(&format!("on@{switch}"))?;
         let id = begin(&world, &request(&world, &VICTIMS)?)?;
         world.wait_state(&id, "confirming", limit(0))?;
         for blocks in [1, 6] {
