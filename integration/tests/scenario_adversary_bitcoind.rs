@@ -150,8 +150,13 @@ fn bitcoind_hangs_when_an_exit_begins() -> Result<()> {
     world.bitcoind.thaw()?;
 
     world.mine(1)?;
-    let exits = [Leaving::client(&world, 0, &id)?, Leaving::by_lsp(&world, 1, &id)?];
-    pace::drive(&world, &exits, LIMIT, &mut |_| Ok(()))?;
+    // Both sides of both channels live and publish what is due; whose commitment confirms is a matter of chance.
+    let end = world.bitcoind.height()? + LIMIT;
+    let left = |index: usize| Ok::<_, anyhow::Error>(world.client(index)?.factory(&id)?.state == "exited");
+    while !(left(0)? && left(1)?) {
+        ensure!(world.bitcoind.height()? < end, "{:?}", world.lsp.factory(&id)?.exits);
+        world.mine(1)?;
+    }
     left_with_its_due(&world, &factory, &before, from)?;
     world.finish();
     Ok(())
@@ -167,6 +172,8 @@ fn an_exit_through_a_fee_spike() -> Result<()> {
     let id = factory.instance_id.clone();
     let before = paid(&world, 0, 1)?;
     let from = world.bitcoind.height()?;
+    // Its commitment would be in the way of the client's.
+    world.lsp.kill()?;
     let leaving = Leaving::client(&world, 0, &id)?;
     world.client(0)?.exit(&id)?;
     let Stand::Offered(first) = leaving.settle(&world)? else { panic!("nothing was published") };
@@ -175,6 +182,7 @@ fn an_exit_through_a_fee_spike() -> Result<()> {
     // What is gone is noticed with the next block.
     world.mine(1)?;
     pace::drive(&world, std::slice::from_ref(&leaving), LIMIT, &mut |_| Ok(()))?;
+    world.lsp.start()?;
     left_with_its_due(&world, &factory, &before, from)?;
     for step in leaving.exit(&world)?.steps {
         let there = world.bitcoind.confirmed(step.txid)?.expect("confirmed");
