@@ -57,6 +57,8 @@ struct RawTransaction {
 #[derive(Deserialize)]
 struct Header {
     height: u32,
+    /// -1 for a block that fell off the chain.
+    confirmations: i64,
 }
 
 #[derive(Deserialize)]
@@ -380,7 +382,8 @@ impl Bitcoind {
         match self.raw(txid)? {
             Some((tx, Some(block))) => {
                 let header: Header = self.rpc.call("getblockheader", json!([block]))?;
-                Ok(Some(Confirmed { height: header.height, tx }))
+                // The index of transactions remembers those of blocks that fell.
+                Ok((header.confirmations > 0).then_some(Confirmed { height: header.height, tx }))
             }
             _ => Ok(None),
         }

@@ -21,7 +21,7 @@ const LIMIT: u32 = 400;
 /// The raised floor, sat/vB; without estimates children begin with 5.
 const FLOOR: u64 = 50;
 /// A hung bitcoind may hold the factory service up for so long: one call's limit, and time to spare.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(40);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(90);
 
 fn params() -> Value {
     json!({ "arity": [2], "layers": [[], [[2, 2, 4], [2, 2, 0]]] })
@@ -121,6 +121,7 @@ fn left_with_its_due(world: &World, factory: &Factory, before: &Snapshot, from: 
 /// It hangs: it takes calls and answers none. The nodes' factory services go on after one call's limit: payments pass, the
 /// API answers, exits are ordered; and the exit begins when it wakes up.
 #[test]
+#[ignore = "long: make adversaries"]
 fn bitcoind_hangs_when_an_exit_begins() -> Result<()> {
     let mut world = World::start("hangs", 3)?;
     let params = json!({ "arity": [3], "layers": [[], [[2, 2, 4], [2, 2, 0]]] });
@@ -149,8 +150,13 @@ fn bitcoind_hangs_when_an_exit_begins() -> Result<()> {
     world.bitcoind.thaw()?;
 
     world.mine(1)?;
-    let exits = [Leaving::client(&world, 0, &id)?, Leaving::by_lsp(&world, 1, &id)?];
-    pace::drive(&world, &exits, LIMIT, &mut |_| Ok(()))?;
+    // Both sides of both channels live and publish what is due; whose commitment confirms is a matter of chance.
+    let end = world.bitcoind.height()? + LIMIT;
+    let left = |index: usize| Ok::<_, anyhow::Error>(world.client(index)?.factory(&id)?.state == "exited");
+    while !(left(0)? && left(1)?) {
+        ensure!(world.bitcoind.height()? < end, "{:?}", world.lsp.factory(&id)?.exits);
+        world.mine(1)?;
+    }
     left_with_its_due(&world, &factory, &before, from)?;
     world.finish();
     Ok(())
@@ -159,12 +165,15 @@ fn bitcoind_hangs_when_an_exit_begins() -> Result<()> {
 /// bitcoind goes away while the first step of an exit waits in its mempool, and comes back with a floor of ten times
 /// what that pays, and without it. The step is replaced, and every one pays the new floor.
 #[test]
+#[ignore = "long: make adversaries"]
 fn an_exit_through_a_fee_spike() -> Result<()> {
     let mut world = World::start("spike", 2)?;
     let factory = world.create_factory(&world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params())))?;
     let id = factory.instance_id.clone();
     let before = paid(&world, 0, 1)?;
     let from = world.bitcoind.height()?;
+    // Its commitment would be in the way of the client's.
+    world.lsp.kill()?;
     let leaving = Leaving::client(&world, 0, &id)?;
     world.client(0)?.exit(&id)?;
     let Stand::Offered(first) = leaving.settle(&world)? else { panic!("nothing was published") };
@@ -173,6 +182,7 @@ fn an_exit_through_a_fee_spike() -> Result<()> {
     // What is gone is noticed with the next block.
     world.mine(1)?;
     pace::drive(&world, std::slice::from_ref(&leaving), LIMIT, &mut |_| Ok(()))?;
+    world.lsp.start()?;
     left_with_its_due(&world, &factory, &before, from)?;
     for step in leaving.exit(&world)?.steps {
         let there = world.bitcoind.confirmed(step.txid)?.expect("confirmed");

@@ -20,6 +20,7 @@ const STOCK: u64 = 10_001;
 const SETTLED_WITHIN: u32 = 30;
 
 #[test]
+#[ignore = "long: make adversaries"]
 fn kickoffs_just_before_t_gain_nothing() -> Result<()> {
     let mut world = World::start("expiry", CLIENTS)?;
     let params = json!({

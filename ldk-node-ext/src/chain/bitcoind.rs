@@ -48,6 +48,8 @@ pub(crate) struct Bitcoind {
     rpc: RwLock<(String, Arc<RpcClient>)>,
     auth: RpcAuth,
     url: String,
+    /// [`CALL_LIMIT`], but for tests.
+    limit: Duration,
     /// Until then bitcoind counts as silent.
     silent_until: Mutex<Option<Instant>>,
 }
@@ -92,7 +94,8 @@ impl Bitcoind {
         let url = format!("http://{address}");
         let login = login(&auth)?;
         let rpc = client(&login, &url);
-        Ok(Self { rpc: RwLock::new((login, rpc)), auth, url, silent_until: Mutex::new(None) })
+        let rpc = RwLock::new((login, rpc));
+        Ok(Self { rpc, auth, url, limit: CALL_LIMIT, silent_until: Mutex::new(None) })
     }
 
     fn rpc(&self) -> Arc<RpcClient> {
@@ -115,9 +118,9 @@ impl Bitcoind {
             return Err(CallError::Silent);
         }
         let rpc = self.rpc();
-        let Ok(answer) = tokio::time::timeout(CALL_LIMIT, rpc.call_method::<Value>(method, params)).await
+        let Ok(answer) = tokio::time::timeout(self.limit, rpc.call_method::<Value>(method, params)).await
         else {
-            tracing::warn!(method, seconds = CALL_LIMIT.as_secs(), "bitcoind does not answer");
+            tracing::warn!(method, seconds = self.limit.as_secs(), "bitcoind does not answer");
             *lock(&self.silent_until) = Some(Instant::now() + SILENCE);
             self.reconnect();
             return Err(CallError::Silent);
@@ -345,5 +348,26 @@ mod tests {
         assert_eq!(entry.feerate(), FeeRate::from_sat_per_vb(2).unwrap());
         assert_eq!(entry.spent_by, [child.parse().unwrap()]);
         assert_eq!(MempoolEntry::read(&json!({"vsize": 150})), None);
+    }
+
+    #[tokio::test]
+    async fn one_call_waits_for_a_bitcoind_that_hangs_and_no_other() {
+        // It takes connections and answers nothing.
+        let hung = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let auth = RpcAuth::UserPass { user: "u".into(), pass: "p".into() };
+        let mut bitcoind = Bitcoind::new(hung.local_addr().unwrap(), auth).unwrap();
+        bitcoind.limit = Duration::from_millis(100);
+        let e = bitcoind.mempool_min().await.unwrap_err();
+        assert!(e.to_string().contains("does not answer"), "{e}");
+        // This one would not come back.
+        bitcoind.limit = Duration::from_secs(3600);
+        assert!(bitcoind.mempool_min().await.is_err());
+        let tx = Transaction {
+            version: bitcoin::transaction::Version::TWO,
+            lock_time: bitcoin::absolute::LockTime::ZERO,
+            input: vec![],
+            output: vec![],
+        };
+        assert!(matches!(bitcoind.submit(&[tx]).await, Err(SubmitError::Unreachable(_))));
     }
 }
