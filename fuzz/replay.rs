@@ -1,5 +1,5 @@
 //! The committed inputs of a fuzz target: `seeds`, made by the tests named `write_seeds`, and `regressions`, what the
-//! fuzzer found once. Shared by the tests that run over them.
+//! fuzzer found once and, as `against-*`, what a machine with one protection left out does not survive. Shared by the tests that run over them.
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
 
 use std::fs;
