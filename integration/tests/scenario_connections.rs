@@ -50,7 +50,7 @@ fn closed(streams: &mut [TcpStream]) -> usize {
         stream.set_nonblocking(true).expect("nonblocking");
         !matches!(stream.read(&mut [0; 64]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
     };
-    streams.iter_mut().filter_map(|stream| gone(stream).then_some(())).count()
+    streams.iter_mut().map(gone).filter(|gone| *gone).count()
 }
 
 fn wait_closed(what: &str, streams: &mut [TcpStream], at_least: usize) -> Result<()> {
@@ -89,7 +89,7 @@ fn before_init(world: &World) -> Result<Vec<TcpStream>> {
     announced.announce(u16::MAX)?;
     announced.send_raw(&random)?;
     streams.push(announced.stream().try_clone()?);
-    let ping = [&[0, 18, 0, 1, 0, 0][..]].concat();
+    let ping = [0, 18, 0, 1, 0, 0];
     let even = [0, 16, 0, 0, 0, 1, 0x40];
     for first in [&ping[..], &[0, 16, 0, 9], &[0, 16], &[], &[9], &even] {
         let mut noise = shaken()?;

@@ -153,6 +153,7 @@ impl ChannelMessageHandler for ChannelMessages {
     }
 
     fn handle_channel_reestablish(&self, peer: PublicKey, msg: &msgs::ChannelReestablish) {
+        let _proving = self.failure.proving();
         let manager = AssertUnwindSafe(&self.manager);
         let Err(panic) = catch_unwind(|| manager.handle_channel_reestablish(peer, msg)) else { return };
         // LDK panics when the peer knows a secret of a state that we have never seen. The manager is of no use any
