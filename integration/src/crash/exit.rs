@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail, Result};
+use anyhow::{bail, Result};
 use serde_json::json;
 
 use super::{Call, Place, Row, Victim, VICTIM};
@@ -10,18 +10,17 @@ use crate::exit::mine_until;
 use crate::ledger::{check_conserved, wait_at_rest, Snapshot};
 use crate::payments::Party;
 use crate::types::Factory;
-use crate::world::factory_channel;
 use crate::World;
 
 /// Blocks within which an exit with all its crashes has to end.
 const BLOCKS: u32 = 600;
-/// Blocks at a time while the commitment's delay runs.
+/// Blocks at a time while a delay runs.
 const STRIDE: u32 = 6;
 /// How long to look for what a block has set off before the next one comes.
 const LOOK: Duration = Duration::from_millis(1500);
 
 /// Client [`VICTIM`] leaves the factory, or the LSP leaves that client, with these rows on the way. `struck` gets each
-/// row whose point was reached, and since when it was armed. In the end the client's money is in its wallet, the
+/// row whose point was reached, and how long after it was armed. In the end the client's money is in its wallet, the
 /// LSP's in its own, the others have lost nothing, and what has gone is the fees in the blocks.
 ///
 /// # Errors
@@ -31,16 +30,12 @@ pub fn drive(
     factory: &Factory,
     place: Place,
     rows: &[Row],
-    struck: &mut Vec<(Row, Instant)>,
+    struck: &mut Vec<(Row, Duration)>,
 ) -> Result<()> {
     let id = factory.instance_id.clone();
     let before = wait_at_rest(world)?;
-    let channel = factory_channel(&world.client(VICTIM)?.channels()?, &id, world.lsp.node_id())?;
-    let funding = channel.funding.ok_or_else(|| anyhow!("the channel has no funding"))?.into();
-    if place == Place::Lsp {
-        // One that is there would publish its path too, and take steps from the LSP.
-        world.client_mut(VICTIM)?.kill()?;
-    }
+    // Who is left is away: else it would publish the path too, and take steps from who leaves.
+    other(world, place)?.kill()?;
     let due_sat = before.of(&Party::Client(VICTIM).to_string())? / 1000;
     let first = world.bitcoind.height()?;
     let mut left = rows.iter().copied();
@@ -49,7 +44,7 @@ pub fn drive(
         row.arm(world)?;
     }
     let mut call = Some(ask(world, &id, place)?);
-    let (mut begun, mut leaf_seen) = (false, false);
+    let mut begun = false;
     loop {
         let height = world.bitcoind.height()?;
         if height > first + BLOCKS {
@@ -58,7 +53,7 @@ pub fn drive(
         }
         if let Some((row, since)) = armed {
             if reached(world, &row)? {
-                struck.push((row, since));
+                struck.push((row, since.elapsed()));
                 armed = left.next().map(|row| (row, Instant::now()));
                 recover(world, &row, armed.map(|(row, _)| row))?;
                 continue;
@@ -82,16 +77,11 @@ pub fn drive(
             }
             leaver(world, place)?.wait_synced(&world.bitcoind)?;
         }
-        // Once the commitment is confirmed only its delay is waited for.
-        let unspent = world.bitcoind.unspent(funding)?.is_some();
-        leaf_seen |= unspent;
-        world.bitcoind.mine(if leaf_seen && !unspent { STRIDE } else { 1 })?;
+        // Where there is nothing to confirm a delay is waited for.
+        world.bitcoind.mine(if world.bitcoind.mempool()?.is_empty() { STRIDE } else { 1 })?;
     }
-    if place == Place::Lsp {
-        world.client_mut(VICTIM)?.start()?;
-    }
+    other(world, place)?.start()?;
     // The other side's share may still be on its way.
-    let all_of_it = channel.capacity_sat;
     let after = mine_until(world, &world.lsp, "all money to be where it belongs", || {
         world.sync()?;
         let after = Snapshot::take(world)?;
@@ -103,13 +93,20 @@ pub fn drive(
             bail!("{} lost money: {before:?}, {after:?}", client.name());
         }
     }
-    check_leaver(world, place, due_sat, all_of_it, &before, &after)
+    check_leaver(world, due_sat, &before, &after)
 }
 
 fn leaver(world: &World, place: Place) -> Result<&crate::Daemon> {
     match place {
         Place::Lsp => Ok(&world.lsp),
         Place::Client => Ok(world.client(VICTIM)?),
+    }
+}
+
+fn other(world: &mut World, place: Place) -> Result<&mut crate::Daemon> {
+    match place {
+        Place::Lsp => Ok(world.client_mut(VICTIM)?),
+        Place::Client => Ok(&mut world.lsp),
     }
 }
 
@@ -169,21 +166,14 @@ fn is_over(world: &World, id: &str, place: Place) -> Result<bool> {
     Ok(factory.exits.iter().all(|exit| exit.phase == "done") && !factory.exits.is_empty())
 }
 
-/// The client has its share of the channel in its wallet; who left has paid the fees.
-fn check_leaver(
-    world: &World,
-    place: Place,
-    due_sat: u64,
-    capacity_sat: u64,
-    before: &Snapshot,
-    after: &Snapshot,
-) -> Result<()> {
+/// The client has its share of the channel in its wallet, less what it may have paid in fees: for its path and its
+/// sweep, or for its sweep alone if it was the LSP that left.
+fn check_leaver(world: &World, due_sat: u64, before: &Snapshot, after: &Snapshot) -> Result<()> {
     let balance = world.client(VICTIM)?.balance()?;
     let held = balance.onchain.confirmed_sat;
     let fees = world.bitcoind.fees(before.height + 1, after.height)?;
-    let least = if place == Place::Client { due_sat.saturating_sub(fees) } else { due_sat };
-    if held < least || held > due_sat || balance.lightning.local_msat > 0 {
-        bail!("the client holds {balance:?}, due {due_sat} sat of {capacity_sat}, fees {fees} sat");
+    if held > due_sat || held + fees < due_sat || balance.lightning.local_msat > 0 {
+        bail!("the client holds {balance:?}, due {due_sat} sat less at most {fees} sat of fees");
     }
     Ok(())
 }

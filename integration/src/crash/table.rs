@@ -29,8 +29,7 @@ pub struct Matrix {
 
 impl Matrix {
     /// Writes down what came of a row, and says it.
-    fn judge(&mut self, row: Row, since: Instant, result: Result<Outcome>) -> bool {
-        let took = since.elapsed();
+    fn judge(&mut self, row: Row, took: Duration, result: Result<Outcome>) -> bool {
         match &result {
             Ok(outcome) => println!("{row}: {outcome}, {}", seconds(took)),
             Err(e) => println!("{row}: FAILED after {}: {e:?}", seconds(took)),
@@ -76,7 +75,7 @@ impl Matrix {
         let (factory, row) = match (made_of, made) {
             (Ok((factory, outcome)), row) => {
                 if let Some(row) = row {
-                    self.judge(row, since, Ok(outcome));
+                    self.judge(row, since.elapsed(), Ok(outcome));
                 }
                 // A client that was left out is not there when the factory is closed.
                 let there = |row: &Row| outcome != Outcome::WithoutIt || row.place == Place::Lsp;
@@ -85,7 +84,7 @@ impl Matrix {
             }
             (Err(e), row) => {
                 if let Some(row) = row.or_else(|| closed.pop_front()) {
-                    self.judge(row, since, Err(e));
+                    self.judge(row, since.elapsed(), Err(e));
                 }
                 return false;
             }
@@ -93,9 +92,9 @@ impl Matrix {
         let since = Instant::now();
         let result = life::close(world, &factory, row.as_ref());
         match (row.or(made), result) {
-            (Some(_), Ok(outcome)) => row.is_none_or(|row| self.judge(row, since, Ok(outcome))),
+            (Some(_), Ok(outcome)) => row.is_none_or(|row| self.judge(row, since.elapsed(), Ok(outcome))),
             // Without a row of its own it is the making that is to blame.
-            (Some(row), Err(e)) => self.judge(row, since, Err(e)),
+            (Some(row), Err(e)) => self.judge(row, since.elapsed(), Err(e)),
             (None, result) => result.is_ok(),
         }
     }
@@ -117,7 +116,7 @@ impl Matrix {
             };
             let since = Instant::now();
             let result = pay::payment(&mut world, &factory, row);
-            if self.judge(*row, since, result) {
+            if self.judge(*row, since.elapsed(), result) {
                 there = Some((world, factory));
             }
         }
@@ -152,17 +151,17 @@ impl Matrix {
         let end = exit::drive(&mut world, &factory, place, rows, &mut struck);
         let good = end.is_ok();
         let failure = end.err().map(|e| format!("{e:?}"));
-        for (row, since) in &struck {
+        for (row, took) in &struck {
             // The money is judged at the end, for all of them.
             let result = match &failure {
                 None => Ok(Outcome::Resumed),
                 Some(why) => Err(anyhow::anyhow!("{why}")),
             };
-            self.judge(*row, *since, result);
+            self.judge(*row, *took, result);
         }
         for row in rows.iter().filter(|row| !struck.iter().any(|(s, _)| s == *row)) {
             let why = failure.clone().unwrap_or_else(|| "the point was not reached".into());
-            self.judge(*row, Instant::now(), Err(anyhow::anyhow!("{why}")));
+            self.judge(*row, Duration::ZERO, Err(anyhow::anyhow!("{why}")));
         }
         if good {
             world.finish();
