@@ -90,7 +90,8 @@ fn the_funding_waits_for_the_first_commitments() {
 #[test]
 fn the_provider_draws_fresh_nonces() {
     let fixed: Vec<Vec<NonceBytes>> = (0..CLIENTS).map(nonces_of).collect();
-    let seen: Rc<RefCell<Vec<(u16, Vec<NonceBytes>)>>> = Rc::default();
+    type OfAnAttempt = (u16, Vec<NonceBytes>);
+    let seen: Rc<RefCell<Vec<OfAnAttempt>>> = Rc::default();
     let told = seen.clone();
     let mut world = world();
     world.to_lsp = Box::new(move |i, p| match p {

@@ -282,7 +282,8 @@ fn a_damaged_tree_is_refused_at_the_start() {
     let (tree, path) = (json!({ "lsp": lsp }), json!({ "client": clients[1] }));
     assert_eq!(load(tree.clone()).unwrap().len(), 1);
     assert_eq!(load(path.clone()).unwrap().len(), 1);
-    let damage: [(&str, fn(&mut Value)); 6] = [
+    type Damage = (&'static str, fn(&mut Value));
+    let damage: [Damage; 6] = [
         ("/lsp/version", |v| *v = json!(2)),
         ("/lsp/nodes/1/end", |v| *v = json!(0)),
         ("/lsp/nodes", |v| drop(v.as_array_mut().unwrap().pop())),
@@ -290,7 +291,7 @@ fn a_damaged_tree_is_refused_at_the_start() {
         ("/lsp/channel_scripts", |v| v.as_array_mut().unwrap().swap(0, 1)),
         ("/lsp/nodes/0/txs/0/spends/value", |v| *v = json!(v.as_u64().unwrap() + 1)),
     ];
-    let of_a_client: [(&str, fn(&mut Value)); 3] = [
+    let of_a_client: [Damage; 3] = [
         ("/client/version", |v| *v = json!(2)),
         ("/client/position", |v| *v = json!(7)),
         ("/client/path/0/relative_delay", |v| *v = json!(9)),
