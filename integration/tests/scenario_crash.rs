@@ -83,7 +83,7 @@ fn giving_up_survives_a_crash_too() -> Result<()> {
 /// LDK's channel manager is not written any more once the last commitment is held, by a disk that hangs, and the
 /// factory is made all the same: what was promised stood on disk before.
 #[test]
-#[ignore = "fails: the channel is not ready again within a minute when both sides have died so"]
+#[ignore = "known to fail: the channel is not ready again within a minute when both sides have died so"]
 fn a_channel_is_on_disk_before_its_factory_is_made() -> Result<()> {
     let mut world = World::start("crash-manager", CLIENTS)?;
     world.wait_waiting(CLIENTS)?;

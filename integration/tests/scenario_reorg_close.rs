@@ -79,9 +79,12 @@ impl Closed {
 fn the_close_falls_at_each_depth_and_comes_back() -> Result<()> {
     let mut closed = closed("reorg-close")?;
     closed.check(0)?;
+    let block = closed.world.bitcoind.confirmed(closed.funding)?.expect("it is deep").height;
+    let fee = closed.world.bitcoind.fees(block, block)? * 1000;
     closed.world.bitcoind.reorganize(FINAL)?;
-    // The funding fell with the blocks below the close.
+    // The funding fell with the blocks below the close; its fee is paid in the blocks that are counted.
     assert!(closed.world.bitcoind.confirmed(closed.funding)?.is_none());
+    *closed.before.parties.get_mut("lsp").expect("the LSP's") += fee;
     closed.world.bitcoind.wait_seen(closed.funding, PATIENCE)?;
     closed.check(0)?;
     nobody_pays(&closed.world)?;

@@ -61,31 +61,24 @@ const LATER: &[(&str, u32)] = &[
 
 /// The quick set: the steps at which most is at stake.
 const QUICK: &[(&str, Place, Victim)] = &[
-    ("lsp.sent.agg_nonces", Place::Lsp, Victim::Process),
     ("lsp.sent.signed", Place::Lsp, Victim::Process),
     ("node.funding.submit", Place::Lsp, Victim::Twice),
     ("client.sent.nonces", Place::Client, Victim::Process),
     ("client.path.stored", Place::Client, Victim::Process),
     ("client.sent.persisted", Place::Client, Victim::Process),
     ("node.funding.submit", Place::Lsp, Victim::Bitcoind),
-    ("lsp.sent.close_propose", Place::Lsp, Victim::Process),
     ("lsp.balance.stored", Place::Lsp, Victim::Process),
     ("lsp.sent.close_agg_nonce", Place::Lsp, Victim::Process),
-    ("client.balance.store", Place::Client, Victim::Process),
     ("client.sent.close_partial", Place::Client, Victim::Process),
     ("client.frozen.stored", Place::Client, Victim::Process),
     ("node.close.submit", Place::Lsp, Victim::Bitcoind),
     ("node.manager.stored", Place::Lsp, Victim::Process),
-    ("node.manager.stored", Place::Client, Victim::Process),
     ("lsp.forward.decided", Place::Lsp, Victim::Process),
     ("node.claim.begun", Place::Client, Victim::Process),
     ("node.paid", Place::Client, Victim::Process),
     ("node.hold.claim_ordered", Place::Client, Victim::Process),
-    ("node.exit.stored", Place::Client, Victim::Process),
     ("node.child.stored", Place::Client, Victim::Process),
-    ("node.child.submitted", Place::Client, Victim::Process),
     ("node.commitment.submit", Place::Client, Victim::Process),
-    ("node.sweep.track", Place::Client, Victim::Process),
 ];
 
 /// The phase in which a point comes by.

@@ -137,7 +137,7 @@ fn who_fails_again_and_again_is_paused() -> Result<()> {
         assert!(channel.usable && channel.state == "ready", "client {client}: {channel:?}");
     }
     pay_exactly(&world, 0, 1)?;
-    let before = Snapshot::take(&world)?;
+    let before = wait_at_rest(&world)?;
 
     // It comes back, shuts down like the others, and does not sign: it is named. When it signs, everybody is paid.
     world.client_mut(PEST)?.stop()?;

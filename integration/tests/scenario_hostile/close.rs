@@ -64,7 +64,7 @@ fn a_client_that_does_not_sign_a_close_is_named() -> Result<()> {
     for (switch, wanted) in cases {
         let factory = world.create_factory(&request(&world, &[0, 1])?)?;
         pay_exactly(&world, 0, 1)?;
-        let before = Snapshot::take(&world)?;
+        let before = wait_at_rest(&world)?;
         world.client(1)?.faults().set(&format!("on@{switch}"))?;
         let ours = |e: &integration::types::Event| e.data["instance_id"] == factory.instance_id.as_str();
         world.lsp.close_factory(&factory.instance_id)?;
@@ -91,7 +91,7 @@ fn cheated(cases: &[(&str, &str)]) -> Result<()> {
     for (switch, code) in cases {
         let factory = world.create_factory(&request(&world, &[0, 1])?)?;
         pay_exactly(&world, 0, 1)?;
-        let before = Snapshot::take(&world)?;
+        let before = wait_at_rest(&world)?;
         let seen: Vec<usize> = world
             .clients
             .iter()

@@ -13,7 +13,7 @@ mod lsp;
 use std::time::Duration;
 
 use anyhow::Result;
-use integration::ledger::{check_conserved, wait_for, Snapshot};
+use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
 use integration::payments::{pay, Order, Party};
 use integration::types::Factory;
 use integration::wait::{self, Seen};

@@ -136,9 +136,11 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
             outpoints.insert([0; 32], funding.into_bitcoin_outpoint());
         }
     }
-    for id in void_channels(&store, &monitors)? {
-        let monitor = monitors.iter().find(|(_, m)| m.channel_id() == id);
-        if let (None, Some((_, m))) = (outpoints.get(&id), monitor) {
+    // Also counted as nobody's money, from the start on.
+    let void = void_channels(&store, &monitors)?;
+    for id in &void {
+        let monitor = monitors.iter().find(|(_, m)| m.channel_id() == *id);
+        if let (None, Some((_, m))) = (outpoints.get(id), monitor) {
             outpoints.insert([0; 32], m.get_funding_txo().into_bitcoin_outpoint());
         }
     }
@@ -253,7 +255,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         held,
         htlcs: HtlcMemory::default(),
         deadline: Mutex::new(None),
-        settled: Mutex::default(),
+        settled: Mutex::new(void),
         listen: Mutex::new(None),
         stop,
         failure,
