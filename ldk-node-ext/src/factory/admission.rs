@@ -223,7 +223,8 @@ impl Service {
             CloseFailReason::Refused { client, .. } | CloseFailReason::PayoutScript { client } => {
                 *client == asker
             }
-            CloseFailReason::NoAnswer { clients } => clients.contains(&asker),
+            // If others are missing as well, one of them may have ended it by going, before the asker had its time.
+            CloseFailReason::NoAnswer { clients } => clients[..] == [asker],
             CloseFailReason::Internal(_) => false,
         };
         let text = format!("asked for a close: {reason}");

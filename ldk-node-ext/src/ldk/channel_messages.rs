@@ -69,6 +69,19 @@ impl ChannelMessages {
         }
     }
 
+    /// Whether this peer has opened the channel that it gives an outpoint, and no other channel has that outpoint: else
+    /// a peer could have any channel of ours taken for a factory's, and its transactions held back.
+    fn may_fund(&self, peer: &PublicKey, msg: &msgs::FundingCreated, id: &ChannelId) -> bool {
+        let open = self.manager.list_channels();
+        let its = open.iter().any(|c| {
+            c.counterparty.node_id == *peer
+                && c.channel_id == msg.temporary_channel_id
+                && !c.is_outbound
+                && c.funding_txo.is_none()
+        });
+        its && !open.iter().any(|c| c.channel_id == *id)
+    }
+
     fn drop_peer(&self, peer: &PublicKey) {
         let mut held = lock(&self.held);
         held.outgoing.retain(|(p, _), _| p != peer);
@@ -141,15 +154,21 @@ impl ChannelMessageHandler for ChannelMessages {
     }
 
     fn handle_funding_created(&self, peer: PublicKey, msg: &msgs::FundingCreated) {
+        let outpoint =
+            bitcoin::OutPoint { txid: msg.funding_txid, vout: u32::from(msg.funding_output_index) };
+        let id = channel_id(outpoint);
         // From this message on LDK considers the channel signed; it has to be held before that.
-        if let Some(instance) = self.outpoints.expected(&msg.temporary_channel_id) {
-            let outpoint =
-                bitcoin::OutPoint { txid: msg.funding_txid, vout: u32::from(msg.funding_output_index) };
-            if self.outpoints.get(&channel_id(outpoint)).is_none() {
-                self.outpoints.insert(instance, outpoint);
-            }
+        let instance = self.outpoints.expected(&msg.temporary_channel_id);
+        let held = instance.filter(|_| self.outpoints.get(&id).is_none() && self.may_fund(&peer, msg, &id));
+        if let Some(instance) = held {
+            self.outpoints.insert(instance, outpoint);
         }
         self.manager.handle_funding_created(peer, msg);
+        let of_peer = || self.manager.list_channels_with_counterparty(&peer);
+        if held.is_some() && !of_peer().iter().any(|c| c.channel_id == id) {
+            // LDK refused it.
+            self.outpoints.remove(&outpoint);
+        }
     }
 
     fn handle_channel_reestablish(&self, peer: PublicKey, msg: &msgs::ChannelReestablish) {

@@ -1,9 +1,10 @@
 //! Gossip from those only who have something at stake, and no more than a graph of a bounded size.
 //!
 //! Nobody looks here whether an announced channel exists on the chain, so whoever may announce can fill the memory with
-//! channels that never were. Announcements count from peers that have a channel with us, up to a size that is
-//! several times that of the network; and from peers that this node has connected to, as a client to its provider: LDK
-//! asks for the graph once, when the connection is made, and only a few peers in all.
+//! channels that never were. Announcements count from peers that have an announced channel with us (a factory's is not,
+//! and costs a client nothing) and from peers that this node has connected to, as a client to its provider: LDK asks for
+//! the graph once, when the connection is made, and only a few peers in all. The graph may have several times the size
+//! of the network.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -49,10 +50,10 @@ impl BoundedGossip {
             return Ok(());
         }
         let channels = self.manager.list_channels_with_counterparty(&peer);
-        if channels.iter().any(|c| c.is_channel_ready || c.confirmations > Some(0)) {
+        if channels.iter().any(|c| c.is_announced && c.is_channel_ready) {
             return Ok(());
         }
-        Err(ignore("gossip of a peer without a channel"))
+        Err(ignore("gossip of a peer without an announced channel"))
     }
 }
 

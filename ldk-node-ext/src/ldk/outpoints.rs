@@ -90,6 +90,14 @@ impl Outpoints {
         id
     }
 
+    /// Takes a channel out again that never came to be.
+    pub(crate) fn remove(&self, outpoint: &OutPoint) {
+        let mut inner = write(&self.inner);
+        if let Some(id) = inner.by_outpoint.remove(outpoint) {
+            inner.channels.remove(&id);
+        }
+    }
+
     /// Records the claim budget of a channel's factory, blocks, its funding output and the depth it has to have.
     pub(crate) fn set_terms(&self, id: &ChannelId, claim_budget: u32, funding: OutPoint, min_depth: u32) {
         if let Some(c) = write(&self.inner).channels.get_mut(id) {
