@@ -61,5 +61,7 @@ fn pay_exactly(world: &World, from: usize, to: usize) -> Result<()> {
     let order = Order { from: Party::Client(from), to: Party::Client(to), amount_msat: 1_234_567 };
     let paid = pay(world, order)?;
     wait_for(world, &before.after(&[paid])?)?;
+    // A close is refused while a payment is on a channel.
+    wait_at_rest(world)?;
     Ok(())
 }
