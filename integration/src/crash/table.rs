@@ -77,8 +77,10 @@ impl Matrix {
                 if let Some(row) = row {
                     self.judge(row, since.elapsed(), Ok(outcome));
                 }
-                // A client that was left out is not there when the factory is closed.
-                let there = |row: &Row| outcome != Outcome::WithoutIt || row.place == Place::Lsp;
+                // A client that was left out is not there when the factory is closed, nor is a message to a third one.
+                let there = |row: &Row| {
+                    outcome != Outcome::WithoutIt || (row.place == Place::Lsp && (row.nth as usize) < CLIENTS)
+                };
                 let at = closed.iter().position(there);
                 (factory, at.and_then(|at| closed.remove(at)))
             }
