@@ -19,27 +19,23 @@ NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ifneq ($(NEXTEST),)
 UNIT := $(CARGO) nextest run --locked --workspace -E 'not package(integration)'
 QUICK := $(CARGO) nextest run --locked --workspace -E 'package(integration)'
-# One scenario shows a fault that is known and not mended yet: docs/security.md.
-KNOWN := a_channel_is_on_disk_before_its_factory_is_made
-EVERY := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'package(integration) - test($(KNOWN))'
+EVERY := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'package(integration)'
 EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(scenario_exit_reorg) + binary(scenario_mass_exit) + binary(scenario_variants) + binary(~scenario_htlc)'
 ADVERSARIES := timeout 1200 $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(~scenario_adversary) + binary(~scenario_reorg)'
 CRASH := $(CARGO) nextest run --locked --workspace --run-ignored only --no-capture \
-	-E 'binary(scenario_crash) - test($(KNOWN))'
+	-E 'binary(scenario_crash)'
 HOSTILE := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'binary(scenario_hostile)'
 else
 UNIT := true
 QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=1
-KNOWN := a_channel_is_on_disk_before_its_factory_is_made
-EVERY := $(QUICK) --include-ignored --skip $(KNOWN)
+EVERY := $(QUICK) --include-ignored
 EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_reorg --test scenario_mass_exit \
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
 ADVERSARIES := timeout 1200 $(CARGO) test --locked --workspace --test 'scenario_adversary_*' --test 'scenario_reorg_*' \
 	-- --test-threads=1 --ignored
-CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -- --test-threads=1 --ignored --nocapture \
-	--skip $(KNOWN)
+CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -- --test-threads=1 --ignored --nocapture
 HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored
 endif
 

@@ -163,6 +163,7 @@ mod armed {
     use std::time::Duration;
 
     use factory_core::faults::{faults, folder, Fault, POINTS};
+    use tokio::runtime::{Handle, RuntimeFlavor};
 
     use crate::util::lock;
 
@@ -208,8 +209,15 @@ mod armed {
         if std::fs::write(&file, b"").is_err() {
             die();
         }
-        while file.exists() {
-            std::thread::sleep(Duration::from_millis(5));
+        let held = || {
+            while file.exists() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        // Another thread takes over what else this one has to do: a message that was queued before leaves.
+        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(held),
+            _ => held(),
         }
     }
 }

@@ -62,6 +62,7 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
         10,
         "an order that came in time is carried out late where the leaf is on the chain",
     ),
+    ("node.monitor.first_write", 10, "a channel goes on after a crash once its first monitor is stored"),
     // What LDK publishes.
     ("gate.open", 10, "a commitment waits for its leaf"),
     ("closing.sent", 14, "LDK's closing transaction of a factory channel is kept"),

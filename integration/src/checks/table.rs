@@ -234,6 +234,13 @@ pub const TABLE: &[Check] = &[
         "the factory failed",
     ),
     scenario(
+        "node.monitor.first_write",
+        &["lsp-server", "client"],
+        "scenario_crash",
+        "a_channel_is_on_disk_before_its_factory_is_made",
+        "channel to be usable on both sides",
+    ),
+    scenario(
         "client.path.unstored",
         &["client"],
         "scenario_funding",

@@ -74,11 +74,19 @@ pub fn create(world: &mut World, row: Option<&Row>) -> Result<(Factory, Outcome)
     }
     world.sync()?;
     let factory = world.wait_state(&factory.instance_id, "active", PATIENCE)?;
-    world.wait_usable(&factory)?;
-    check_made(world, &factory, &before)?;
-    pay_around(world, &factory)?;
+    check(world, &factory, &before)?;
     let all = members(&factory).len() == world.clients.len();
     Ok((factory, if all { Outcome::Resumed } else { Outcome::WithoutIt }))
+}
+
+/// Every channel of a factory is usable on both sides, everybody has what is due, and payments pass through all.
+///
+/// # Errors
+/// If that does not come about.
+pub fn check(world: &World, factory: &Factory, before: &Snapshot) -> Result<()> {
+    world.wait_usable(factory)?;
+    check_made(world, factory, before)?;
+    pay_around(world, factory)
 }
 
 fn ids(world: &World) -> Result<HashSet<String>> {

@@ -43,6 +43,19 @@ pub enum Place {
     Client,
 }
 
+impl Place {
+    /// The process.
+    ///
+    /// # Errors
+    /// If the world has no such client.
+    pub fn daemon(self, world: &mut World) -> Result<&mut Daemon> {
+        match self {
+            Self::Lsp => Ok(&mut world.lsp),
+            Self::Client => Ok(world.client_mut(VICTIM)?),
+        }
+    }
+}
+
 /// Who dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Victim {
@@ -118,10 +131,7 @@ impl Row {
     /// # Errors
     /// If the world has no such client.
     pub fn daemon<'a>(&self, world: &'a mut World) -> Result<&'a mut Daemon> {
-        match self.place {
-            Place::Lsp => Ok(&mut world.lsp),
-            Place::Client => Ok(world.client_mut(VICTIM)?),
-        }
+        self.place.daemon(world)
     }
 
     /// The fault that makes it happen.

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::htlcs::HtlcMemory;
-use super::restore::{check_network, void_channels, Ldk};
+use super::restore::{check_network, load_monitor, void_channels, Ldk};
 use super::room::{self, PatientStore};
 use super::{failure, holds, ldk_events, net, Failure, Node, Parts};
 use crate::chain::{
@@ -165,10 +165,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         .await
         .map_err(|e| Error::Bitcoind(format!("catching up: {e:?}")))?;
     for (_, (m, ..)) in monitors {
-        let id = m.channel_id();
-        monitor
-            .load_existing_monitor(id, m)
-            .map_err(|()| Error::Ldk(format!("monitor of channel {id} refused")))?;
+        load_monitor(&monitor, m)?;
     }
     let (tip_sender, tip) = watch::channel(header.to_block_locator());
 

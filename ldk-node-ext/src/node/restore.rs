@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, RwLock};
 
 use bitcoin::Network;
+use factory_core::faults::switch;
 use lightning::chain::channelmonitor::ChannelMonitor;
 use lightning::chain::BlockLocator;
 use lightning::ln::channelmanager::{ChainParameters, ChannelManagerReadArgs};
@@ -209,6 +210,29 @@ impl Ldk<'_> {
             .map_err(corrupt(OUTPUT_SWEEPER_PERSISTENCE_KEY))?;
         Ok((sweeper, best))
     }
+}
+
+/// Hands a monitor that was read from the store to LDK.
+///
+/// LDK lists the updates of a monitor that are being written, and goes on after a restart with channels whose updates
+/// were. The first write of a monitor is on no list. The channel manager is written before it, with a channel that
+/// waits for it: where nothing newer of the manager came to disk the channel would wait for ever, on neither side
+/// usable. What is read from the store has been written, so that is said here. A channel that waits for nothing
+/// ignores it, and one that waits for later updates goes on waiting for those.
+pub(super) fn load_monitor(
+    chain_monitor: &ChainMonitor,
+    monitor: ChannelMonitor<FactorySigner>,
+) -> Result<(), Error> {
+    let (id, update) = (monitor.channel_id(), monitor.get_latest_update_id());
+    chain_monitor
+        .load_existing_monitor(id, monitor)
+        .map_err(|()| Error::Ldk(format!("monitor of channel {id} refused")))?;
+    if update == 0 && !switch("node.monitor.first_write") {
+        chain_monitor
+            .channel_monitor_updated(id, update)
+            .map_err(|e| Error::Ldk(format!("monitor of channel {id}: {e:?}")))?;
+    }
+    Ok(())
 }
 
 /// Which of these monitors are marked as having nothing left to watch.
