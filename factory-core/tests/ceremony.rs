@@ -354,6 +354,28 @@ fn a_channel_that_fails_excludes_its_client() {
     world.assert_made(&[0, 2, 3]);
 }
 
+/// What fails on the provider's own side leaves the client out as well, but is told apart, and nobody is accused.
+#[test]
+fn a_channel_that_the_provider_cannot_make_is_nobodys_fault() {
+    let mut world = World::new(config(ParamsChoice::Reshape(regtest(4, 2)), 4, 0));
+    world.run_until(|lsp| lsp.phase() == Phase::Nonces);
+    let temporary_channel_id = world.clients[1].plan().unwrap().own().unwrap().temporary_channel_id;
+    let reason = "misuse".to_owned();
+    let input = LspInput::ChannelNotMade { client: node_id(1), temporary_channel_id, reason };
+    let actions = world.lsp.handle(input).unwrap();
+    let aborts: Vec<_> = actions
+        .iter()
+        .filter_map(|a| match a {
+            LspAction::Send { client, payload: Payload::Abort(m) } => Some((*client, m.culprit)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(aborts, [(node_id(1), None)]);
+    let reason = ExcludeReason::ChannelNotMade { text: "misuse".into() };
+    assert!(!reason.is_clients_fault());
+    assert!(actions.contains(&LspAction::Excluded { client: node_id(1), reason }));
+}
+
 #[test]
 fn cancelling_tells_everybody() {
     let mut world = World::new(config(ParamsChoice::Reshape(regtest(3, 1)), 3, 0));

@@ -180,6 +180,13 @@ impl Admission {
     }
 }
 
+/// Whether being left out of a ceremony in this state is a strike: not for who declines early, and not for what failed
+/// on our own side.
+fn counts(state: FactoryState, reason: &ExcludeReason) -> bool {
+    let early = matches!(state, FactoryState::Inviting | FactoryState::Planning);
+    reason.is_clients_fault() && !(early && matches!(reason, ExcludeReason::Declined { .. }))
+}
+
 impl Service {
     /// Stores what has changed of one client. What cannot be stored counts until the next start only.
     fn keep_admission(&mut self, client: &PublicKey) {
@@ -205,8 +212,7 @@ impl Service {
 
     /// A client was left out of a ceremony in this state.
     pub(super) fn note_excluded(&mut self, client: PublicKey, state: FactoryState, reason: &ExcludeReason) {
-        let early = matches!(state, FactoryState::Inviting | FactoryState::Planning);
-        if !(early && matches!(reason, ExcludeReason::Declined { .. })) {
+        if counts(state, reason) {
             self.strike(client, &reason.to_string());
         }
     }
@@ -337,6 +343,19 @@ mod tests {
         assert!(matches!(e, Error::NotAdmitted { until_height: 1100, .. }), "{e}");
         assert!(a.check(&client(2), 1010).is_ok());
         assert!(a.check_ask(&client(2), 1100).is_ok());
+    }
+
+    #[test]
+    fn only_a_clients_own_fault_counts() {
+        let text = || "x".to_owned();
+        let declined = ExcludeReason::Declined { code: 1, text: text() };
+        assert!(!counts(FactoryState::Planning, &declined));
+        assert!(counts(FactoryState::Partials, &declined));
+        for state in [FactoryState::Inviting, FactoryState::Opening, FactoryState::Nonces] {
+            assert!(counts(state, &ExcludeReason::Gone));
+            assert!(counts(state, &ExcludeReason::ChannelFailed { text: text() }));
+            assert!(!counts(state, &ExcludeReason::ChannelNotMade { text: text() }));
+        }
     }
 
     #[test]

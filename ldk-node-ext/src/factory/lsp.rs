@@ -7,6 +7,7 @@ use bolt_tlv::payload;
 use factory_core::ceremony::{LspAction, LspCeremony, LspConfig, LspInput, ParamsChoice, Timeouts};
 use factory_core::faults::switch;
 use lightning::ln::types::ChannelId;
+use lightning::util::errors::APIError;
 use serde_json::json;
 
 use super::creating::{api_state, AttemptChannel, Creating};
@@ -135,21 +136,28 @@ impl Service {
                 self.parts.outpoints.expect(temporary, id);
                 let to_self_delay = self.creating.get(&id).map_or(0, |c| c.to_self_delay);
                 let capacity_sat = capacity_sat + u64::from(switch("lsp.channel.capacity"));
-                let opened = self.parts.manager.create_channel(
-                    client,
-                    capacity_sat,
-                    push_msat,
-                    user_channel_id(),
-                    Some(temporary),
-                    Some(self.parts.config.factory_channel_config(to_self_delay)),
-                );
+                let opened = if switch("lsp.channel.not_opened") {
+                    Err(APIError::APIMisuseError { err: "a switch".into() })
+                } else {
+                    self.parts.manager.create_channel(
+                        client,
+                        capacity_sat,
+                        push_msat,
+                        user_channel_id(),
+                        Some(temporary),
+                        Some(self.parts.config.factory_channel_config(to_self_delay)),
+                    )
+                };
                 if let Some(c) = self.creating.get_mut(&id) {
                     c.channels.push(AttemptChannel { temporary, funded: None, client });
                 }
                 faults::point("lsp.channel.opened");
                 match opened {
                     Ok(_) => Vec::new(),
-                    Err(e) => vec![LspInput::ChannelFailed {
+                    Err(_) if !self.parts.factory_messages.ready_peers().contains(&client) => {
+                        vec![LspInput::ClientGone { client }]
+                    }
+                    Err(e) => vec![LspInput::ChannelNotMade {
                         client,
                         temporary_channel_id,
                         reason: format!("{e:?}"),
@@ -210,7 +218,11 @@ impl Service {
                 faults::point("lsp.channel.funded");
                 match given {
                     Ok(()) => Vec::new(),
-                    Err(e) => vec![LspInput::ChannelFailed {
+                    // The channel is not there any more: the client has closed it, or is gone.
+                    Err(APIError::ChannelUnavailable { err: reason }) => {
+                        vec![LspInput::ChannelFailed { client, temporary_channel_id, reason }]
+                    }
+                    Err(e) => vec![LspInput::ChannelNotMade {
                         client,
                         temporary_channel_id,
                         reason: format!("{e:?}"),

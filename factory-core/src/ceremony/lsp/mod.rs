@@ -164,7 +164,12 @@ impl LspCeremony {
                 Ok(self.channel_script(client, temporary_channel_id, script))
             }
             LspInput::ChannelFailed { client, temporary_channel_id, reason } => {
-                Ok(self.channel_failed(client, temporary_channel_id, &reason))
+                let reason = ExcludeReason::ChannelFailed { text: clip(reason) };
+                Ok(self.channel_failed(client, temporary_channel_id, reason))
+            }
+            LspInput::ChannelNotMade { client, temporary_channel_id, reason } => {
+                let reason = ExcludeReason::ChannelNotMade { text: clip(reason) };
+                Ok(self.channel_failed(client, temporary_channel_id, reason))
             }
             LspInput::FundingBuilt { outpoint, script, value_sat } => {
                 self.funding_built(outpoint, &script, value_sat, &mut out)
@@ -376,9 +381,9 @@ impl LspCeremony {
         }
     }
 
-    fn channel_failed(&mut self, id: PublicKey, channel: [u8; 32], reason: &str) -> Guilty {
+    fn channel_failed(&mut self, id: PublicKey, channel: [u8; 32], reason: ExcludeReason) -> Guilty {
         match self.opened_channel(id, channel) {
-            Some(_) => vec![(id, ExcludeReason::ChannelFailed { text: clip(reason) })],
+            Some(_) => vec![(id, reason)],
             None => Vec::new(),
         }
     }

@@ -230,7 +230,7 @@ impl LspCeremony {
                 attempt: self.attempt,
                 code: reason.code(),
                 text: clip(&reason),
-                culprit: client.accepted.map(|(key, _)| key),
+                culprit: client.accepted.map(|(key, _)| key).filter(|_| reason.is_clients_fault()),
             };
             send(out, id, abort);
             out.push(LspAction::Excluded { client: id, reason });

@@ -183,6 +183,12 @@ pub enum ExcludeReason {
         /// What the Lightning node said.
         text: String,
     },
+    /// The provider's own node did not open or fund its channel: no fault of the client.
+    #[error("the provider could not make the channel: {text}")]
+    ChannelNotMade {
+        /// What the Lightning node said.
+        text: String,
+    },
     /// A message that was not due.
     #[error("message {number} was not due")]
     Unexpected {
@@ -192,6 +198,11 @@ pub enum ExcludeReason {
 }
 
 impl ExcludeReason {
+    /// Whether the client did something wrong, or not in time.
+    pub fn is_clients_fault(&self) -> bool {
+        !matches!(self, Self::ChannelNotMade { .. })
+    }
+
     /// The number that an `Abort` message carries for it.
     pub fn code(&self) -> u16 {
         match self {
@@ -204,7 +215,7 @@ impl ExcludeReason {
             Self::BadNonce { .. } => 7,
             Self::BadPartial { .. } => 8,
             Self::WrongPartial { .. } => 9,
-            Self::ChannelFailed { .. } => 10,
+            Self::ChannelFailed { .. } | Self::ChannelNotMade { .. } => 10,
             Self::Unexpected { .. } => 11,
         }
     }
@@ -273,7 +284,16 @@ pub enum LspInput {
         /// The P2WSH script.
         script: ScriptBuf,
     },
-    /// A channel could not be opened or was closed.
+    /// Our own Lightning node would not open or fund a channel, and the client has no part in it.
+    ChannelNotMade {
+        /// The client's node id.
+        client: PublicKey,
+        /// The id under which it was to be opened.
+        temporary_channel_id: [u8; 32],
+        /// What the Lightning node said.
+        reason: String,
+    },
+    /// A channel was refused or closed by the client, or does not fit.
     ChannelFailed {
         /// The client's node id.
         client: PublicKey,
