@@ -154,8 +154,8 @@ impl Service {
         let shut = factory.state.close.as_ref().is_some_and(|c| c.own_msat.is_some());
         let news = factory.state.close.as_ref().is_some_and(|c| c.reason.as_ref() != Some(&reason));
         if news {
-            factory.state.close = Some(StoredClose { reason: Some(reason), ..StoredClose::default() });
-            factory.store_state(&self.parts.store)?;
+            let close = StoredClose { reason: Some(reason), ..StoredClose::default() };
+            factory.update(&self.parts.store, |state| state.close = Some(close))?;
         }
         if shut && !self.is_lsp() && self.factories.get(id).is_some_and(|f| !f.is_exiting()) {
             self.start_exit(id, ExitReason::ChannelClosed, "the close was prevented").await?;

@@ -104,23 +104,24 @@ impl Service {
         }
         let attempt = factory.state.close_attempts;
         let instance_id = factory.id();
-        let close = factory.state.close.get_or_insert_default();
-        close.own_msat = Some(own_msat);
-        if !has_machine && close.machine.is_none() {
-            // The node was restarted between its consent and this moment.
-            let payout_script = close.payout_script.clone().unwrap_or_default();
-            let state = ClientCloseState {
-                version: RECORD_VERSION,
-                instance_id,
-                attempt,
-                own_msat,
-                payout_script,
-                frozen: false,
-            };
-            close.machine = serde_json::to_value(&state).ok();
-        }
         faults::point("client.balance.store");
-        factory.store_state(&self.parts.store)?;
+        factory.update(&self.parts.store, |state| {
+            let close = state.close.get_or_insert_default();
+            close.own_msat = Some(own_msat);
+            if !has_machine && close.machine.is_none() {
+                // The node was restarted between its consent and this moment.
+                let payout_script = close.payout_script.clone().unwrap_or_default();
+                let state = ClientCloseState {
+                    version: RECORD_VERSION,
+                    instance_id,
+                    attempt,
+                    own_msat,
+                    payout_script,
+                    frozen: false,
+                };
+                close.machine = serde_json::to_value(&state).ok();
+            }
+        })?;
         faults::point("client.balance.stored");
         if has_machine {
             self.client_close_input(id, ClientCloseInput::ChannelShut { own_msat });
@@ -160,8 +161,7 @@ impl Service {
 
     fn stored_close(&mut self, id: &InstanceId, change: impl FnOnce(&mut StoredClose)) -> Result<(), Error> {
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
-        change(factory.state.close.get_or_insert_default());
-        factory.store_state(&self.parts.store)
+        factory.update(&self.parts.store, |state| change(state.close.get_or_insert_default()))
     }
 
     /// A try to close has come to nothing. A channel that was not shut down lives on as if nobody had
@@ -187,14 +187,15 @@ impl Service {
                 if let Payload::CloseConsent(consent) = &payload {
                     // Where we are paid is fixed by what we say here, so it is stored first.
                     let (script, attempt) = (consent.payout_script.clone(), consent.attempt);
-                    if let Some(f) = self.factories.get_mut(id) {
-                        f.state.close_attempts = attempt;
-                    }
                     faults::point("client.consent.store");
-                    self.stored_close(id, |c| {
-                        c.payout_script = Some(script);
-                        c.reason = None;
-                    })?;
+                    if let Some(f) = self.factories.get_mut(id) {
+                        f.update(&self.parts.store, |state| {
+                            state.close_attempts = attempt;
+                            let close = state.close.get_or_insert_default();
+                            close.payout_script = Some(script);
+                            close.reason = None;
+                        })?;
+                    }
                     faults::point("client.consent.stored");
                 }
                 self.send(lsp, payload);

@@ -437,6 +437,14 @@ impl Factory {
             .map_err(|e| crate::store::error(STATES, &e))
     }
 
+    /// Changes the state and writes it. What cannot be written is not so in memory either: nobody acts on what a
+    /// restart would not know.
+    pub(crate) fn update(&mut self, store: &Store, change: impl FnOnce(&mut State)) -> Result<(), Error> {
+        let before = self.state.clone();
+        change(&mut self.state);
+        self.store_state(store).inspect_err(|_| self.state = before)
+    }
+
     /// Writes the state.
     pub(crate) fn store_state(&self, store: &Store) -> Result<(), Error> {
         records::put(store, STATES, &hex::encode(self.id()), VERSION, &self.state)
