@@ -1,5 +1,7 @@
 //! The provider's closing machine. See the module above for the order of messages.
 
+mod shutting;
+
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, ScriptBuf, Witness};
 use bolt_tlv::payload::{self, Payload};
@@ -48,6 +50,8 @@ pub struct LspClose {
     message: [u8; 32],
     signing: Option<Signing>,
     signature: Option<SignatureBytes>,
+    /// Clients that are not named if the time to shut the channels down runs out now.
+    excused: Vec<PublicKey>,
 }
 
 type Actions = Vec<LspCloseAction>;
@@ -97,8 +101,9 @@ impl LspClose {
             client.client_msat = stored.client_msat;
         }
         let mut out = Vec::new();
+        // Nobody is connected yet, so nobody is late: the first `Retry` sets the timer.
         machine.enter(LspClosePhase::Shutting, None, &mut out);
-        machine.shut_down(&mut out);
+        machine.ask_shutdowns(&mut out);
         let result = machine.proceed(&mut out);
         machine.settle(result, &mut out);
         Ok((machine, out))
@@ -148,6 +153,7 @@ impl LspClose {
             message: [0; 32],
             signing: None,
             signature: None,
+            excused: Vec::new(),
         })
     }
 
@@ -197,6 +203,14 @@ impl LspClose {
             LspCloseInput::ChannelShut { client, client_msat, lsp_msat } => {
                 self.channel_shut(client, client_msat, lsp_msat, &mut out)
             }
+            LspCloseInput::Excused { clients } => {
+                self.excused = clients;
+                Ok(())
+            }
+            LspCloseInput::ClientGone { client } => {
+                self.client_gone(client, &mut out);
+                Ok(())
+            }
             LspCloseInput::Retry => self.retry(&mut out),
             LspCloseInput::RecordPersisted => {
                 self.record_persisted(&mut out);
@@ -212,7 +226,7 @@ impl LspClose {
     /// Reports a failure. From the shutdown on there is no way back, so the close waits for another try.
     fn settle(&mut self, result: Result<(), Error>, out: &mut Actions) {
         if let Err(error) = result {
-            if self.clients.iter().all(|c| c.client_msat.is_some()) {
+            if self.all_shut() {
                 self.stall(Vec::new(), out);
             }
             out.push(LspCloseAction::Problem { error });
@@ -223,12 +237,10 @@ impl LspClose {
         let all = |f: fn(&Client) -> bool| self.clients.iter().all(f);
         match self.phase {
             LspClosePhase::Asking if all(|c| c.payout.is_some()) => {
-                self.enter(LspClosePhase::Shutting, None, out);
-                out.push(LspCloseAction::PersistState(Box::new(self.state())));
                 self.shut_down(out);
                 Ok(())
             }
-            LspClosePhase::Shutting if all(|c| c.client_msat.is_some()) => self.ask_nonces(out),
+            LspClosePhase::Shutting if self.all_shut() => self.ask_nonces(out),
             LspClosePhase::Nonces if all(|c| c.nonce.is_some()) => self.aggregate(out),
             LspClosePhase::Partials if all(|c| c.partial.is_some()) => self.finish(out),
             _ => Ok(()),
@@ -286,6 +298,7 @@ impl LspClose {
         let missing = self.missing();
         match self.phase {
             LspClosePhase::Asking => self.fail(CloseFailReason::NoAnswer { clients: missing }, out),
+            LspClosePhase::Shutting => self.late_shutdowns(missing, out),
             LspClosePhase::Nonces | LspClosePhase::Partials => {
                 let phase = if self.phase == LspClosePhase::Nonces { Phase::Nonces } else { Phase::Partials };
                 let blamed = missing.into_iter().map(|id| (id, ExcludeReason::Timeout { phase })).collect();
@@ -293,38 +306,6 @@ impl LspClose {
             }
             _ => {}
         }
-    }
-
-    fn shut_down(&self, out: &mut Actions) {
-        for client in self.clients.iter().filter(|c| c.client_msat.is_none()) {
-            out.push(LspCloseAction::ShutdownChannel { client: client.id, outpoint: client.outpoint });
-        }
-    }
-
-    fn channel_shut(
-        &mut self,
-        id: PublicKey,
-        client_msat: u64,
-        lsp_msat: u64,
-        out: &mut Actions,
-    ) -> Result<(), Error> {
-        if self.phase != LspClosePhase::Shutting {
-            return Ok(());
-        }
-        let Some(client) = self.clients.iter_mut().find(|c| c.id == id && c.client_msat.is_none()) else {
-            return Ok(());
-        };
-        let capacity = client.capacity_sat.saturating_mul(1000);
-        if client_msat.checked_add(lsp_msat) != Some(capacity) && !switch("lsp.close.balances") {
-            return Err(Error::Value {
-                what: "balances of a channel in msat",
-                got: client_msat.saturating_add(lsp_msat),
-                expected: capacity,
-            });
-        }
-        client.client_msat = Some(client_msat);
-        out.push(LspCloseAction::PersistState(Box::new(self.state())));
-        Ok(())
     }
 
     /// The transaction, always the same for the same balances, and fresh nonces.
@@ -402,16 +383,12 @@ impl LspClose {
             return Ok(());
         }
         let close = self.close.as_mut().ok_or(Error::Empty { what: "close" })?;
-        let mut tx = close.tx.clone();
-        for input in &mut tx.input {
+        for input in &mut close.tx.input {
             input.witness = Witness::from_slice(&[signature.as_slice()]);
         }
-        let (paid, to_fees) = (close.paid.clone(), close.to_fees.clone());
-        let (lsp_sat, fee_sat) = (close.lsp_sat, close.fee_sat);
-        close.tx = tx.clone();
         self.signature = Some(signature);
         self.enter(LspClosePhase::Recording, None, out);
-        out.push(LspCloseAction::PersistClose { tx: Box::new(tx), paid, to_fees, lsp_sat, fee_sat });
+        self.persist_close(out);
         Ok(())
     }
 
@@ -425,17 +402,6 @@ impl LspClose {
         self.to_all(payload::CloseDone { instance_id, attempt, signature }, out);
         self.enter(LspClosePhase::Done, None, out);
         out.push(LspCloseAction::Done);
-    }
-
-    fn retry(&mut self, out: &mut Actions) -> Result<(), Error> {
-        match self.phase {
-            LspClosePhase::Nonces | LspClosePhase::Partials | LspClosePhase::Stalled => self.ask_nonces(out),
-            LspClosePhase::Shutting => {
-                self.shut_down(out);
-                Ok(())
-            }
-            _ => Ok(()),
-        }
     }
 
     fn stall(&mut self, blamed: Vec<(PublicKey, ExcludeReason)>, out: &mut Actions) {
@@ -477,8 +443,13 @@ impl LspClose {
 
     fn enter(&mut self, phase: LspClosePhase, seconds: Option<u32>, out: &mut Actions) {
         self.phase = phase;
-        self.timer = self.timer.wrapping_add(1);
         out.push(LspCloseAction::Progress(phase));
+        self.set_timer(seconds, out);
+    }
+
+    /// Whatever timer there was means nothing any more.
+    fn set_timer(&mut self, seconds: Option<u32>, out: &mut Actions) {
+        self.timer = self.timer.wrapping_add(1);
         if let Some(seconds) = seconds {
             out.push(LspCloseAction::SetTimer { id: self.timer, seconds });
         }

@@ -23,7 +23,7 @@ pub struct LspCloseConfig {
     pub attempt: u16,
     /// How long to wait for consent, seconds.
     pub consent_secs: u32,
-    /// How long to wait for nonces and for partial signatures, seconds.
+    /// How long to wait for the next channel to be shut down, for nonces and for partial signatures, seconds.
     pub signing_secs: u32,
 }
 
@@ -102,7 +102,18 @@ pub enum LspCloseInput {
         /// The provider's balance, msat.
         lsp_msat: u64,
     },
-    /// Ask again, with fresh nonces: somebody came back.
+    /// Who is not to be named by the next [`LspCloseInput::Timeout`] if its channel is not shut down by then: it has not
+    /// been asked yet, or something else holds it up. Takes the place of what was said before.
+    Excused {
+        /// Their node ids.
+        clients: Vec<PublicKey>,
+    },
+    /// A client's connection was lost.
+    ClientGone {
+        /// The client's node id.
+        client: PublicKey,
+    },
+    /// Go on: somebody came back, or there is room again for what could not be stored. Asks with fresh nonces.
     Retry,
     /// The signed transaction is on disk.
     RecordPersisted,
@@ -118,7 +129,8 @@ pub enum LspCloseAction {
         /// The message.
         payload: Payload,
     },
-    /// Store the state before doing what follows.
+    /// Store the state before doing what follows. If it cannot be stored nothing of what follows may be done; say
+    /// [`LspCloseInput::Retry`] later.
     PersistState(Box<LspCloseState>),
     /// Shut a channel down (LDK's `close_channel`), with nothing of it broadcast.
     ShutdownChannel {
@@ -127,7 +139,8 @@ pub enum LspCloseAction {
         /// The channel's outpoint in the tree.
         outpoint: OutPoint,
     },
-    /// Store the signed closing transaction, then say [`LspCloseInput::RecordPersisted`].
+    /// Store the signed closing transaction, then say [`LspCloseInput::RecordPersisted`], or later
+    /// [`LspCloseInput::Retry`] if it cannot be stored.
     PersistClose {
         /// The transaction.
         tx: Box<Transaction>,

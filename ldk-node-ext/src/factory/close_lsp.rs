@@ -4,8 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
+use bitcoin::OutPoint;
 use bolt_tlv::payload::{self, Payload};
-use factory_core::ceremony::ExcludeReason;
 use factory_core::close::{
     LspClose, LspCloseAction, LspCloseConfig, LspCloseInput, LspClosePhase, LspCloseState,
 };
@@ -102,9 +102,10 @@ impl Service {
         let config = self.lsp_close_config(factory, attempt)?;
         let (machine, actions) = LspClose::new(config, &mut rand::rng())?;
         if let Some(f) = self.factories.get_mut(&id) {
-            f.state.close_attempts = attempt;
-            f.state.close = Some(StoredClose { asked_by, ..StoredClose::default() });
-            f.store_state(&self.parts.store)?;
+            f.update(&self.parts.store, |state| {
+                state.close_attempts = attempt;
+                state.close = Some(StoredClose { asked_by, ..StoredClose::default() });
+            })?;
             faults::point("lsp.close.begun");
         }
         self.parts.events.push("factory_closing", json!({"instance_id": hex::encode(id)}));
@@ -169,9 +170,10 @@ impl Service {
     ) -> Result<(), Error> {
         // LDK says it once, so it is kept, also for a close that begins later.
         if let Some(factory) = self.factories.get_mut(id) {
-            factory.state.finals.insert(client, (client_msat, lsp_msat));
             faults::point("lsp.balance.store");
-            factory.store_state(&self.parts.store)?;
+            factory.update(&self.parts.store, |state| {
+                state.finals.insert(client, (client_msat, lsp_msat));
+            })?;
             faults::point("lsp.balance.stored");
         }
         if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
@@ -217,8 +219,7 @@ impl Service {
 
     fn close_state(&mut self, id: &InstanceId, change: impl FnOnce(&mut StoredClose)) -> Result<(), Error> {
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
-        change(factory.state.close.get_or_insert_default());
-        factory.store_state(&self.parts.store)
+        factory.update(&self.parts.store, |state| change(state.close.get_or_insert_default()))
     }
 
     fn lsp_close_action(
@@ -239,11 +240,13 @@ impl Service {
             }
             LspCloseAction::PersistState(state) => {
                 let value = serde_json::to_value(&*state).map_err(|e| Error::Store(e.to_string()))?;
-                if let Some(f) = self.factories.get_mut(id) {
-                    f.state.close_attempts = f.state.close_attempts.max(state.attempt);
-                }
                 faults::point("lsp.close.store");
-                self.close_state(id, |c| c.machine = Some(value))?;
+                if let Some(f) = self.factories.get_mut(id) {
+                    f.update(&self.parts.store, |stored| {
+                        stored.close_attempts = stored.close_attempts.max(state.attempt);
+                        stored.close.get_or_insert_default().machine = Some(value);
+                    })?;
+                }
                 faults::point("lsp.close.stored");
             }
             LspCloseAction::ShutdownChannel { client, outpoint } => {
@@ -251,8 +254,11 @@ impl Service {
                 if let Some((client_msat, lsp_msat)) = last {
                     return Ok(Some(LspCloseInput::ChannelShut { client, client_msat, lsp_msat }));
                 }
-                if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
-                    c.to_shut.push((client, outpoint));
+                match self.closing.get_mut(id) {
+                    Some(Closing::Lsp(c)) if !c.to_shut.contains(&(client, outpoint)) => {
+                        c.to_shut.push((client, outpoint));
+                    }
+                    _ => {}
                 }
             }
             LspCloseAction::PersistClose { tx, paid, to_fees, lsp_sat, fee_sat } => {
@@ -345,44 +351,62 @@ impl Service {
         });
     }
 
+    /// Clients whose channels are still open through no fault of theirs: it is not their turn yet, our own disk is full,
+    /// LDK has not asked them yet or has closed the channel already, or they have answered and a payment is pending.
+    fn excused_from_shutdown(&self, id: &InstanceId) -> Vec<PublicKey> {
+        let Some(Closing::Lsp(closing)) = self.closing.get(id) else { return Vec::new() };
+        let asker = closing.asked_by.filter(|asker| closing.to_shut.iter().any(|(c, _)| c == asker));
+        let full = self.parts.store.full_since().is_some();
+        let ready = self.parts.factory_messages.ready_peers();
+        let open = self.parts.manager.list_channels();
+        let open: HashMap<ChannelId, &ChannelDetails> = open.iter().map(|c| (c.channel_id, c)).collect();
+        let held_up = |client: &PublicKey, outpoint: &OutPoint| {
+            let Some(c) = open.get(&channel_id(*outpoint)) else { return true };
+            let pending = !c.pending_inbound_htlcs.is_empty() || !c.pending_outbound_htlcs.is_empty();
+            let ours = match c.channel_shutdown_state {
+                // Its own `shutdown` is missing, and waits for no payment.
+                Some(ChannelShutdownState::ShutdownInitiated) => false,
+                Some(ChannelShutdownState::NotShuttingDown) | None => true,
+                Some(_) => pending,
+            };
+            ours && ready.contains(client)
+        };
+        let excused = closing.machine.missing().into_iter().filter(|client| {
+            let not_yet = asker.is_some_and(|asker| asker != *client);
+            let channel = closing.to_shut.iter().find(|(c, _)| c == client);
+            full || not_yet || channel.is_none_or(|(_, outpoint)| held_up(client, outpoint))
+        });
+        excused.collect()
+    }
+
     /// A client that a close waits for has lost its connection. Nobody else is kept waiting for the time limit:
     /// what was only asked is given up, and a signature is asked for again when everybody is back.
-    pub(super) fn close_client_gone(&mut self, client: &PublicKey) {
+    pub(super) async fn close_client_gone(&mut self, client: PublicKey) {
         let now = Instant::now();
-        let mut stalled = false;
+        let mut signing = Vec::new();
         for (id, closing) in &mut self.closing {
-            let (Closing::Lsp(c), Some(Signed::Lsp(record))) =
-                (closing, self.factories.get(id).map(|f| &f.signed))
-            else {
-                continue;
-            };
-            let member = record.index_of(client).is_some();
-            let owes = c.machine.missing().contains(client);
+            let Closing::Lsp(c) = closing else { continue };
             match c.machine.phase() {
-                LspClosePhase::Asking if owes => c.timer.iter_mut().for_each(|timer| timer.at = now),
-                // Its secret nonce may be gone with it, also if the public one is here.
-                LspClosePhase::Nonces if member => {
-                    c.broken = true;
-                    stalled |= owes;
+                LspClosePhase::Asking if c.machine.missing().contains(&client) => {
+                    c.timer.iter_mut().for_each(|timer| timer.at = now);
                 }
-                LspClosePhase::Partials if owes => {
-                    c.broken = true;
-                    stalled = true;
-                }
+                LspClosePhase::Nonces | LspClosePhase::Partials => signing.push(*id),
                 _ => {}
             }
         }
-        if stalled {
-            self.note_stalled(*client, &ExcludeReason::Gone);
+        for id in signing {
+            self.lsp_close_input(id, LspCloseInput::ClientGone { client }).await;
         }
     }
 
     pub(super) async fn lsp_close_timers(&mut self, now: Instant) {
         let ready = self.parts.factory_messages.ready_peers();
+        let full = self.parts.store.full_since().is_some();
         let mut inputs = Vec::new();
         let mut to_shut = Vec::new();
         for (id, closing) in &mut self.closing {
             let Closing::Lsp(c) = closing else { continue };
+            let phase = c.machine.phase();
             if let Some(timer) = c.timer.filter(|t| t.at <= now) {
                 c.timer = None;
                 inputs.push((*id, LspCloseInput::Timeout { id: timer.id }));
@@ -390,12 +414,18 @@ impl Service {
             if !c.to_shut.is_empty() {
                 to_shut.push(*id);
             }
-            let stalled = (c.broken || c.machine.phase() == LspClosePhase::Stalled) && c.retry_at <= now;
+            if c.broken && full {
+                // Nothing can be stored, so nothing can go on; then it does so soon.
+                (c.pause, c.retry_at) = (FIRST_RETRY, now + FIRST_RETRY);
+            }
+            let stalled = (c.broken || phase == LspClosePhase::Stalled) && c.retry_at <= now;
+            // What is signed needs nobody else any more.
             let all_there = || {
-                self.factories.get(id).is_some_and(|f| match &f.signed {
-                    Signed::Lsp(r) => r.client_ids.iter().all(|client| ready.contains(client)),
-                    Signed::Client(_) => false,
-                })
+                phase == LspClosePhase::Recording
+                    || self.factories.get(id).is_some_and(|f| match &f.signed {
+                        Signed::Lsp(r) => r.client_ids.iter().all(|client| ready.contains(client)),
+                        Signed::Client(_) => false,
+                    })
             };
             if stalled && all_there() {
                 c.pause = (c.pause * 2).min(LONGEST_RETRY);
@@ -408,6 +438,10 @@ impl Service {
             self.shut_channels(&id);
         }
         for (id, input) in inputs {
+            if matches!(input, LspCloseInput::Timeout { .. }) {
+                let clients = self.excused_from_shutdown(&id);
+                self.lsp_close_input(id, LspCloseInput::Excused { clients }).await;
+            }
             self.lsp_close_input(id, input).await;
         }
     }

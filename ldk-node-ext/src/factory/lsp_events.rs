@@ -32,7 +32,7 @@ impl Service {
     pub(super) async fn client_gone(&mut self, client: PublicKey) {
         // `Join` is said on every connection.
         self.waiting.remove(&client);
-        self.close_client_gone(&client);
+        self.close_client_gone(client).await;
         let ids: Vec<InstanceId> =
             self.creating.iter().filter(|(_, c)| c.has(&client)).map(|(id, _)| *id).collect();
         for id in ids {

@@ -1,7 +1,10 @@
 //! Cooperative closes of factories that were made in a ceremony.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod disk;
+mod shutting;
 
 use std::collections::VecDeque;
 
@@ -44,6 +47,9 @@ struct Closing {
     disk: bool,
     /// What each channel's final balances are more than its capacity.
     too_much_msat: u64,
+    /// Clients whose channels are not shut down when the provider wants it.
+    open: Vec<usize>,
+    provider_disk: disk::Disk,
 }
 
 fn lsp_config(world: &World) -> LspCloseConfig {
@@ -92,6 +98,8 @@ impl Closing {
             broadcast: None,
             disk: true,
             too_much_msat: 0,
+            open: Vec::new(),
+            provider_disk: disk::Disk::default(),
         };
         closing.lsp_did(actions);
         closing
@@ -133,6 +141,9 @@ impl Closing {
 
     fn lsp_did(&mut self, actions: Vec<LspCloseAction>) {
         for action in actions {
+            if !self.provider_disk.takes(&action) {
+                return;
+            }
             self.actions.push(action.clone());
             match action {
                 LspCloseAction::Send { client, payload } => {
@@ -149,9 +160,9 @@ impl Closing {
                 LspCloseAction::ShutdownChannel { client, outpoint } => {
                     let i = self.index(&client);
                     assert_eq!(self.world.records[&i].channel().unwrap().outpoint, outpoint);
-                    self.client_in(i, ClientCloseInput::ChannelShut { own_msat: balance(i) });
-                    let lsp_msat = capacity(i) * 1000 - balance(i) + self.too_much_msat;
-                    self.lsp_in(LspCloseInput::ChannelShut { client, client_msat: balance(i), lsp_msat });
+                    if !self.open.contains(&i) {
+                        self.channel_shut(i);
+                    }
                 }
                 LspCloseAction::PersistClose { .. } => self.lsp_in(LspCloseInput::RecordPersisted),
                 LspCloseAction::Broadcast(tx) => self.broadcast = Some(*tx),
@@ -159,6 +170,14 @@ impl Closing {
                 _ => {}
             }
         }
+    }
+
+    /// A channel is shut down. Each side hears of it as often as it asks.
+    fn channel_shut(&mut self, i: usize) {
+        self.client_in(i, ClientCloseInput::ChannelShut { own_msat: balance(i) });
+        let lsp_msat = capacity(i) * 1000 - balance(i) + self.too_much_msat;
+        let client = node_id(i);
+        self.lsp_in(LspCloseInput::ChannelShut { client, client_msat: balance(i), lsp_msat });
     }
 
     fn pump(&mut self) {
