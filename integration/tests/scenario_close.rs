@@ -3,8 +3,10 @@
 
 use anyhow::Result;
 use integration::close;
-use integration::ledger::{check_conserved, wait_for, Snapshot};
+use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
 use integration::payments::{pay, Order, Party};
+use integration::wait;
+use integration::world::PATIENCE;
 use integration::World;
 use serde_json::json;
 
@@ -33,6 +35,59 @@ fn a_factory_is_closed_by_one_transaction() -> Result<()> {
     for client in &world.clients {
         assert!(client.channels()?.is_empty(), "{} still lists a channel", client.name());
     }
+    world.finish();
+    Ok(())
+}
+
+/// The LSP's disk is full when it is to store the consents, and once more when it is to store the signed close: nothing
+/// that depends on them is done before there is room, also not what would not survive a restart.
+#[test]
+fn a_close_waits_for_room_on_the_disk() -> Result<()> {
+    let mut world = World::start("close-full", 2)?;
+    let factory = world.create_factory(&world.factory_request(CAPACITY, CAPACITY / 2, 0, None))?;
+    let id = factory.instance_id;
+    let start = Snapshot::take(&world)?;
+    let order = Order { from: Party::Client(0), to: Party::Client(1), amount_msat: 12_345_678 };
+    let paid = pay(&world, order)?;
+    wait_for(&world, &start.after(&[paid])?)?;
+    let before = wait_at_rest(&world)?;
+    let due = close::Due::ask(&world, &id)?;
+    let full = |world: &World| {
+        wait::until_value("a full disk", PATIENCE, || world.lsp.metric("disk_full"), |full| *full == 1)
+    };
+
+    world.lsp.faults().set("hold@lsp.close.store")?;
+    world.lsp.close_factory(&id)?;
+    world.lsp.faults().wait_held("lsp.close.store")?;
+    world.lsp.faults().set("on@store.full")?;
+    world.lsp.faults().go_on("lsp.close.store")?;
+    full(&world)?;
+    for channel in world.lsp.channels()? {
+        assert_eq!(channel.state, "ready", "{channel:?}");
+    }
+    // With room again it goes on, and the consents are on disk by the time the first channel is shut down.
+    world.lsp.faults().set("kill@lsp.channel.shut")?;
+    world.lsp.wait_killed()?;
+    world.lsp.faults().set("hold@lsp.close_tx.store")?;
+    world.lsp.start()?;
+    world.lsp.faults().wait_held("lsp.close_tx.store")?;
+    world.lsp.faults().set("on@store.full")?;
+    world.lsp.faults().go_on("lsp.close_tx.store")?;
+    full(&world)?;
+    // What is signed and not stored is not there, also when a block makes it publish what it has.
+    let no_close = |world: &World| -> Result<()> {
+        let close = world.lsp.factory(&id)?.close.expect("it is under way");
+        assert!(close.txid.is_none(), "{close:?}");
+        assert!(world.bitcoind.mempool()?.is_empty());
+        Ok(())
+    };
+    no_close(&world)?;
+    world.mine(1)?;
+    no_close(&world)?;
+    world.lsp.faults().clear()?;
+    due.finish(&world)?;
+    check_conserved(&world, &before, &Snapshot::take(&world)?)?;
+    assert!(world.lsp.events("close_stalled")?.is_empty(), "nobody else is to blame");
     world.finish();
     Ok(())
 }

@@ -54,6 +54,18 @@ fn ask_in_vain(world: &World, client: usize, id: &str) -> Result<String> {
     Ok(reason)
 }
 
+/// Waits until the LSP names a client that holds a close up, for such a reason: whom.
+pub fn stalled(world: &World, id: &str, reason: &str) -> Result<String> {
+    wait::until("the LSP to name who holds the close up", limit(1), || {
+        let events = world.lsp.events("close_stalled")?;
+        let fits = |e: &&Event| e.data["instance_id"] == id && e.data["reason"].to_string().contains(reason);
+        match events.iter().find(fits) {
+            Some(event) => Ok(Seen::Done(event.data["node_id"].to_string())),
+            None => Ok(Seen::NotYet(format!("{:?}: {events:?}", world.lsp.factory(id)?.close))),
+        }
+    })
+}
+
 fn lsp_channel(world: &World, client: usize, id: &str) -> Result<Channel> {
     factory_channel(&world.lsp.channels()?, id, world.client(client)?.node_id())
 }
@@ -68,18 +80,36 @@ fn who_fails_again_and_again_is_paused() -> Result<()> {
     let body = request(&world, &[0, 1, 2, 3])?;
     let start = Snapshot::take(&world)?;
 
+    // What fails on the LSP's own side counts against nobody.
+    let fails = |world: &World| -> Result<()> {
+        let id = begin(world, &body)?;
+        wait::until_value("no factory", limit(1), || world.lsp.factory(&id), |f| f.state == "failed")?;
+        Ok(())
+    };
+    world.lsp.faults().set("on@lsp.channel.not_opened")?;
+    fails(&world)?;
+    assert!(entries(&world)?.is_empty(), "{:?}", entries(&world)?);
+    world.lsp.faults().clear()?;
+    world.wait_waiting(4)?;
+
     // It joins and fails. What it costs the others: here the factory.
     world.client(PEST)?.faults().set("on@client.short_list")?;
-    for round in 1..=2 {
-        assert!(waits(&world, PEST)?, "round {round}");
-        let id = begin(&world, &body)?;
-        wait::until_value("no factory", limit(1), || world.lsp.factory(&id), |f| f.state == "failed")?;
-        world.wait_waiting(if round < 2 { 4 } else { 3 })?;
-    }
+    fails(&world)?;
+    let seen = entry(&world, PEST)?.expect("it is listed");
+    assert!(seen.strikes == 1 && seen.reason.contains("entries in a list"), "{seen:?}");
+    world.wait_waiting(4)?;
+    // Or it goes away with its nonces given.
+    assert!(waits(&world, PEST)?);
+    world.client(PEST)?.faults().set("kill@client.sent.nonces")?;
+    fails(&world)?;
+    world.client_mut(PEST)?.wait_killed()?;
+    world.client(PEST)?.faults().clear()?;
+    world.client_mut(PEST)?.start()?;
+    world.wait_waiting(3)?;
     let height = world.bitcoind.height()?;
     let seen = entry(&world, PEST)?.expect("it is listed");
     assert_eq!((seen.strikes, seen.paused_until_height), (0, Some(height + 3)), "{seen:?}");
-    assert!(seen.reason.contains("entries in a list"), "{seen:?}");
+    assert!(seen.reason.contains("connection lost"), "{seen:?}");
     assert_eq!(entries(&world)?.len(), 1, "the others did nothing wrong");
     // Neither by name nor as one of all, also not after a restart of the LSP.
     world.lsp.stop()?;
@@ -138,17 +168,19 @@ fn who_fails_again_and_again_is_paused() -> Result<()> {
     }
     pay_exactly(&world, 0, 1)?;
     let before = wait_at_rest(&world)?;
+    assert!(stalled(&world, &id, "not shut down in time")?.contains(world.client(PEST)?.node_id()));
+    let seen = entry(&world, PEST)?.expect("it is listed");
+    assert!(seen.strikes > 0 || seen.paused_until_height.is_some(), "{seen:?}");
+    assert!(seen.reason.contains("not shut down in time"), "{seen:?}");
+    for client in [0, 2] {
+        assert!(entry(&world, client)?.is_none(), "the others have not been asked yet");
+    }
 
     // It comes back, shuts down like the others, and does not sign: it is named. When it signs, everybody is paid.
     world.client_mut(PEST)?.stop()?;
     world.client(PEST)?.faults().set("on@client.close.withholds_partial")?;
     world.client_mut(PEST)?.start()?;
-    let named = wait::until("the LSP to name who does not sign", limit(1), || {
-        match world.lsp.events("close_stalled")?.first() {
-            Some(event) => Ok(Seen::Done(event.data["node_id"].to_string())),
-            None => Ok(Seen::NotYet(format!("{:?}", world.lsp.factory(&id)?.close))),
-        }
-    })?;
+    let named = stalled(&world, &id, "no answer in time")?;
     assert!(named.contains(world.client(PEST)?.node_id()), "{named}");
     let seen = entry(&world, PEST)?.expect("it is listed");
     assert!(seen.strikes > 0 || seen.paused_until_height.is_some(), "{seen:?}");
