@@ -352,7 +352,8 @@ impl Service {
     }
 
     /// Clients whose channels are still open through no fault of theirs: it is not their turn yet, our own disk is full,
-    /// LDK has not asked them yet or has closed the channel already, or they have answered and a payment is pending.
+    /// LDK has closed the channel already, or they have answered and a payment is pending. That LDK could not even ask,
+    /// in all that time, is theirs: it is asked each second, and waits for nothing but the peer.
     fn excused_from_shutdown(&self, id: &InstanceId) -> Vec<PublicKey> {
         let Some(Closing::Lsp(closing)) = self.closing.get(id) else { return Vec::new() };
         let asker = closing.asked_by.filter(|asker| closing.to_shut.iter().any(|(c, _)| c == asker));
@@ -363,13 +364,9 @@ impl Service {
         let held_up = |client: &PublicKey, outpoint: &OutPoint| {
             let Some(c) = open.get(&channel_id(*outpoint)) else { return true };
             let pending = !c.pending_inbound_htlcs.is_empty() || !c.pending_outbound_htlcs.is_empty();
-            let ours = match c.channel_shutdown_state {
-                // Its own `shutdown` is missing, and waits for no payment.
-                Some(ChannelShutdownState::ShutdownInitiated) => false,
-                Some(ChannelShutdownState::NotShuttingDown) | None => true,
-                Some(_) => pending,
-            };
-            ours && ready.contains(client)
+            let state = c.channel_shutdown_state;
+            // Its own `shutdown` waits for no payment.
+            pending && state == Some(ChannelShutdownState::ResolvingHTLCs) && ready.contains(client)
         };
         let excused = closing.machine.missing().into_iter().filter(|client| {
             let not_yet = asker.is_some_and(|asker| asker != *client);
