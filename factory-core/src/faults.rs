@@ -149,6 +149,7 @@ pub const POINTS: &[&str] = &[
 
 /// Fault switches by name, with what they break; beside those in [`PROTECTIONS`] and [`HOSTILE`].
 pub const SWITCHES: &[(&str, &str)] = &[
+    ("net.judges_everybody", "none: every connection has all peers looked up when there are many"),
     ("net.strangers.stay", "none: a node ends no connection of a stranger, so idle ones keep clients out"),
     ("store.full", "none: the disk has no room, for any write of the store"),
 ];

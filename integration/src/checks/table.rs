@@ -174,6 +174,12 @@ pub const TABLE: &[Check] = &[
         "never broadcast by LDK",
     ),
     test(
+        "net.judges_everybody",
+        "ldk_node_ext",
+        "node::connections::tests::nobody_is_looked_up_for_connections_without_a_name",
+        "peers looked up for connections that say nothing",
+    ),
+    test(
         "index.any_funding",
         "ldk_node_ext",
         "chain::index::tests::a_transaction_without_the_funding_output_funds_nothing",
