@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
+use bitcoin::OutPoint;
 use bolt_tlv::payload::{self, Payload};
 use factory_core::ceremony::ExcludeReason;
 use factory_core::close::{
@@ -116,7 +117,8 @@ impl Service {
     fn insert_closing(&mut self, id: InstanceId, machine: LspClose, asked_by: Option<PublicKey>) {
         let (retry_at, pause) = (Instant::now() + FIRST_RETRY, FIRST_RETRY);
         let (timer, to_shut) = (None, Vec::new());
-        let closing = LspClosing { machine, timer, to_shut, retry_at, pause, asked_by, broken: false };
+        let (broken, stored, told) = (false, None, false);
+        let closing = LspClosing { machine, timer, to_shut, retry_at, pause, asked_by, broken, stored, told };
         self.closing.insert(id, Closing::Lsp(Box::new(closing)));
     }
 
@@ -132,6 +134,7 @@ impl Service {
         let (machine, actions) = LspClose::resume(config, &state, &mut rand::rng())?;
         self.insert_closing(*id, machine, asked_by);
         if let Some(Closing::Lsp(closing)) = self.closing.get_mut(id) {
+            closing.stored = Some(state.attempt);
             // Nobody is connected yet: what is asked for now is asked again when everybody is.
             (closing.broken, closing.retry_at) = (true, Instant::now());
         }
@@ -163,19 +166,21 @@ impl Service {
     pub(super) async fn lsp_channel_shut(
         &mut self,
         id: &InstanceId,
+        outpoint: OutPoint,
         client: PublicKey,
         client_msat: u64,
         lsp_msat: u64,
     ) -> Result<(), Error> {
         // LDK says it once, so it is kept, also for a close that begins later.
         if let Some(factory) = self.factories.get_mut(id) {
-            factory.state.finals.insert(client, (client_msat, lsp_msat));
             faults::point("lsp.balance.store");
-            factory.store_state(&self.parts.store)?;
+            factory.keep_final(&self.parts.store, outpoint, client, (client_msat, lsp_msat))?;
             faults::point("lsp.balance.stored");
         }
         if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
             c.to_shut.retain(|(peer, _)| *peer != client);
+            // The others have to wait for who asked for the close.
+            c.told &= c.asked_by != Some(client);
         }
         self.lsp_close_input(*id, LspCloseInput::ChannelShut { client, client_msat, lsp_msat }).await;
         Ok(())
@@ -211,8 +216,18 @@ impl Service {
                 }
             }
         }
-        self.shut_channels(&id);
+        // Each of N channels that is shut comes by here, and a look at all of them costs time for each of the N.
+        if matches!(self.closing.get(&id), Some(Closing::Lsp(c)) if !c.told) {
+            self.shut_channels(&id);
+        }
         self.parts.peers.process_events();
+    }
+
+    /// Whether all of a machine's state is on disk: while channels are shut down only their balances change, and those
+    /// were kept one by one before the machine heard of them ([`super::finals`]).
+    fn is_stored(&self, id: &InstanceId, state: &LspCloseState) -> bool {
+        let Some(Closing::Lsp(c)) = self.closing.get(id) else { return false };
+        c.machine.phase() == LspClosePhase::Shutting && c.stored == Some(state.attempt)
     }
 
     fn close_state(&mut self, id: &InstanceId, change: impl FnOnce(&mut StoredClose)) -> Result<(), Error> {
@@ -237,6 +252,7 @@ impl Service {
                     c.broken |= signing && !sent;
                 }
             }
+            LspCloseAction::PersistState(state) if self.is_stored(id, &state) => {}
             LspCloseAction::PersistState(state) => {
                 let value = serde_json::to_value(&*state).map_err(|e| Error::Store(e.to_string()))?;
                 if let Some(f) = self.factories.get_mut(id) {
@@ -244,6 +260,9 @@ impl Service {
                 }
                 faults::point("lsp.close.store");
                 self.close_state(id, |c| c.machine = Some(value))?;
+                if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
+                    c.stored = Some(state.attempt);
+                }
                 faults::point("lsp.close.stored");
             }
             LspCloseAction::ShutdownChannel { client, outpoint } => {
@@ -253,6 +272,7 @@ impl Service {
                 }
                 if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
                     c.to_shut.push((client, outpoint));
+                    c.told = false;
                 }
             }
             LspCloseAction::PersistClose { tx, paid, to_fees, lsp_sat, fee_sat } => {
@@ -323,6 +343,7 @@ impl Service {
         let open: HashMap<ChannelId, &ChannelDetails> = open.iter().map(|c| (c.channel_id, c)).collect();
         // Who wanted the close goes first: if it does not, the others' channels live on.
         let asker = closing.asked_by.filter(|asker| closing.to_shut.iter().any(|(c, _)| c == asker));
+        let mut told = true;
         closing.to_shut.retain(|(client, outpoint)| {
             if asker.is_some_and(|asker| asker != *client) {
                 return true;
@@ -339,10 +360,12 @@ impl Service {
             }
             if let Err(e) = self.parts.manager.close_channel(&channel, client) {
                 tracing::debug!(%channel, error = ?e, "not shut down yet");
+                told = false;
             }
             faults::point("lsp.channel.shut");
             true
         });
+        closing.told = told;
     }
 
     /// A client that a close waits for has lost its connection. Nobody else is kept waiting for the time limit:
