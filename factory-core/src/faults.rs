@@ -152,6 +152,7 @@ pub const SWITCHES: &[(&str, &str)] = &[
     ("gossip.from_anybody", "none: gossip of peers without any channel counts"),
     ("gossip.from_any_channel", "none: gossip of peers without an announced channel counts"),
     ("gossip.unbounded", "none: the graph grows without end"),
+    ("lsp.close.stores_all", "none: for each balance of a close all of the close is stored"),
     (
         "lsp.lists_every_channel",
         "none: every message of a ceremony has LDK list the channels of all its clients",

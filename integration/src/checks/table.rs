@@ -442,6 +442,13 @@ pub const TABLE: &[Check] = &[
         "left: \"succeeded\"",
     ),
     scenario(
+        "lsp.close.stores_all",
+        &["lsp-server"],
+        "scenario_close",
+        "a_factory_is_closed_by_one_transaction",
+        "all of the close is stored for each balance",
+    ),
+    scenario(
         "net.strangers.stay",
         &["lsp-server"],
         "scenario_connections",

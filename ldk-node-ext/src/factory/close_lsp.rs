@@ -227,7 +227,8 @@ impl Service {
     /// were kept one by one before the machine heard of them ([`super::finals`]).
     fn is_stored(&self, id: &InstanceId, state: &LspCloseState) -> bool {
         let Some(Closing::Lsp(c)) = self.closing.get(id) else { return false };
-        c.machine.phase() == LspClosePhase::Shutting && c.stored == Some(state.attempt)
+        let shutting = c.machine.phase() == LspClosePhase::Shutting && !switch("lsp.close.stores_all");
+        shutting && c.stored == Some(state.attempt)
     }
 
     fn close_state(&mut self, id: &InstanceId, change: impl FnOnce(&mut StoredClose)) -> Result<(), Error> {
