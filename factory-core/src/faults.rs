@@ -149,7 +149,16 @@ pub const POINTS: &[&str] = &[
 
 /// Fault switches by name, with what they break; beside those in [`PROTECTIONS`] and [`HOSTILE`].
 pub const SWITCHES: &[(&str, &str)] = &[
+    ("gossip.from_anybody", "none: gossip of peers without any channel counts"),
+    ("gossip.from_any_channel", "none: gossip of peers without an announced channel counts"),
+    ("gossip.unbounded", "none: the graph grows without end"),
     ("lsp.channel.not_opened", "none: the LSP's own node opens no channel of a factory"),
+    ("lsp.close.stores_all", "none: for each balance of a close all of the close is stored"),
+    (
+        "lsp.lists_every_channel",
+        "none: every message of a ceremony has LDK list the channels of all its clients",
+    ),
+    ("net.judges_everybody", "none: every connection has all peers looked up when there are many"),
     ("net.strangers.stay", "none: a node ends no connection of a stranger, so idle ones keep clients out"),
     ("store.full", "none: the disk has no room, for any write of the store"),
 ];

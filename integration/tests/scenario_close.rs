@@ -14,7 +14,7 @@ const CAPACITY: u64 = 400_000;
 
 #[test]
 fn a_factory_is_closed_by_one_transaction() -> Result<()> {
-    let world = World::start("close", 5)?;
+    let mut world = World::start("close", 5)?;
     // The last client starts with nothing.
     let mut request = world.factory_request(CAPACITY, CAPACITY / 2, 15_000, None);
     request["clients"][4]["push_sat"] = json!(0);
@@ -27,7 +27,12 @@ fn a_factory_is_closed_by_one_transaction() -> Result<()> {
         pay(&world, Order { from: Party::Client(3), to: Party::Client(4), amount_msat: 200_500 })?,
     ];
     let before = wait_for(&world, &start.after(&paid)?)?;
-    let report = close::drive(&world, &factory.instance_id)?;
+    // All of the close is stored with the consents, with the last balance and with each try to sign, one if all goes
+    // well; not with each of the five balances.
+    world.lsp.faults().set("kill@lsp.close.stored#6")?;
+    let closed = close::drive(&world, &factory.instance_id);
+    assert!(!world.lsp.was_killed()?, "all of the close is stored for each balance");
+    let report = closed?;
     assert_eq!(report.due.get(world.client(4)?.node_id()), Some(&200));
     assert_eq!(report.due.values().filter(|sat| **sat >= close::SMALLEST_PAYOUT).count(), 4);
     let after = Snapshot::take(&world)?;

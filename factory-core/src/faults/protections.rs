@@ -65,7 +65,11 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("node.monitor.first_write", 10, "a channel goes on after a crash once its first monitor is stored"),
     // What LDK publishes.
     ("gate.open", 10, "a commitment waits for its leaf"),
+    ("gate.foreign_funding", 6, "a peer has only its own new channel taken for a factory's"),
+    ("gate.refused_funding", 6, "a channel that LDK has refused is no factory's"),
     ("closing.sent", 14, "LDK's closing transaction of a factory channel is kept"),
+    ("closing.written_once", 10, "a closing transaction that could not be written is kept and written again"),
+    ("closing.unwritten", 10, "closing transactions are written before the channel manager"),
     // Close.
     ("client.close.pending", 14, "no close with payments pending, at the client"),
     ("client.close.keys", 14, "a close is signed by the keys of the funding output"),

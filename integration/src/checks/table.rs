@@ -34,6 +34,7 @@ const BAD_CHANNELS: &str = "channels_that_are_not_the_planned_ones";
 const BAD_CLIENTS: &str = "faulty_clients_are_named_and_excluded";
 const BAD_CLOSES: &str = "a_cheating_provider_is_refused";
 const NO_LSP_MONEY: &str = "no_output_with_client_money_is_the_providers_alone";
+const STAKES: &str = "ldk::gossip::tests::gossip_of_who_has_nothing_at_stake_does_not_count";
 const TOO_SHALLOW: &str = "no_payment_passes_before_the_funding_is_deep_enough";
 
 /// All checks.
@@ -172,6 +173,56 @@ pub const TABLE: &[Check] = &[
         "ldk_node_ext",
         "ldk::broadcaster::tests::a_held_commitment_and_a_closing_transaction_stay_here",
         "never broadcast by LDK",
+    ),
+    test(
+        "closing.written_once",
+        "ldk_node_ext",
+        "ldk::broadcaster::tests::a_closing_transaction_that_cannot_be_written_is_not_lost",
+        "the only copy is lost",
+    ),
+    test(
+        "closing.unwritten",
+        "ldk_node_ext",
+        "node::room::tests::the_manager_waits_for_the_closing_transactions",
+        "the manager was written without its closing transaction",
+    ),
+    test(
+        "gate.foreign_funding",
+        "ldk_node_ext",
+        "ldk::channel_messages::tests::no_peer_has_another_channel_taken_for_a_factorys",
+        "the channel over 2 is a factory's",
+    ),
+    test(
+        "gate.foreign_funding",
+        "ldk_node_ext",
+        "ldk::channel_messages::tests::nobody_funds_a_channel_that_we_open",
+        "the channel over 1 is a factory's",
+    ),
+    test(
+        "gate.refused_funding",
+        "ldk_node_ext",
+        "ldk::channel_messages::tests::what_ldk_refuses_is_no_factory_channel",
+        "the channel over 5 is a factory's",
+    ),
+    test(
+        "net.judges_everybody",
+        "ldk_node_ext",
+        "node::connections::tests::nobody_is_looked_up_for_connections_without_a_name",
+        "peers looked up for connections that say nothing",
+    ),
+    test("gossip.from_anybody", "ldk_node_ext", STAKES, "the gossip of a stranger counts"),
+    test("gossip.from_any_channel", "ldk_node_ext", STAKES, "the gossip of any channel counts"),
+    test(
+        "gossip.unbounded",
+        "ldk_node_ext",
+        "ldk::gossip::tests::the_graph_is_bounded",
+        "more channels than the graph may have",
+    ),
+    test(
+        "lsp.lists_every_channel",
+        "ldk_node_ext",
+        "factory::creating::tests::ldk_lists_one_clients_channels_a_message",
+        "listings of channels",
     ),
     test(
         "index.any_funding",
@@ -389,6 +440,13 @@ pub const TABLE: &[Check] = &[
         "scenario_reorg_funding",
         "each_side_refuses_what_the_other_lets_pass",
         "left: \"succeeded\"",
+    ),
+    scenario(
+        "lsp.close.stores_all",
+        &["lsp-server"],
+        "scenario_close",
+        "a_factory_is_closed_by_one_transaction",
+        "all of the close is stored for each balance",
     ),
     scenario(
         "net.strangers.stay",

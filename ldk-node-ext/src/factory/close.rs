@@ -38,6 +38,10 @@ pub(super) struct LspClosing {
     pub(super) asked_by: Option<PublicKey>,
     /// Something could not be stored: the round is given up and made anew.
     pub(super) broken: bool,
+    /// The attempt of the machine's state on disk, once it is there.
+    pub(super) stored: Option<u16>,
+    /// LDK has been told to shut down what it may be told to.
+    pub(super) told: bool,
 }
 
 impl Service {
@@ -139,7 +143,7 @@ impl Service {
         match client {
             Some(client) => {
                 let client_msat = capacity.saturating_mul(1000).saturating_sub(local_msat);
-                self.lsp_channel_shut(id, client, client_msat, local_msat).await
+                self.lsp_channel_shut(id, outpoint, client, client_msat, local_msat).await
             }
             None => Ok(()),
         }

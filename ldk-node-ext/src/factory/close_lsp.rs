@@ -117,7 +117,8 @@ impl Service {
     fn insert_closing(&mut self, id: InstanceId, machine: LspClose, asked_by: Option<PublicKey>) {
         let (retry_at, pause) = (Instant::now() + FIRST_RETRY, FIRST_RETRY);
         let (timer, to_shut) = (None, Vec::new());
-        let closing = LspClosing { machine, timer, to_shut, retry_at, pause, asked_by, broken: false };
+        let (broken, stored, told) = (false, None, false);
+        let closing = LspClosing { machine, timer, to_shut, retry_at, pause, asked_by, broken, stored, told };
         self.closing.insert(id, Closing::Lsp(Box::new(closing)));
     }
 
@@ -133,6 +134,7 @@ impl Service {
         let (machine, actions) = LspClose::resume(config, &state, &mut rand::rng())?;
         self.insert_closing(*id, machine, asked_by);
         if let Some(Closing::Lsp(closing)) = self.closing.get_mut(id) {
+            closing.stored = Some(state.attempt);
             // Nobody is connected yet: what is asked for now is asked again when everybody is.
             (closing.broken, closing.retry_at) = (true, Instant::now());
         }
@@ -164,6 +166,7 @@ impl Service {
     pub(super) async fn lsp_channel_shut(
         &mut self,
         id: &InstanceId,
+        outpoint: OutPoint,
         client: PublicKey,
         client_msat: u64,
         lsp_msat: u64,
@@ -171,13 +174,13 @@ impl Service {
         // LDK says it once, so it is kept, also for a close that begins later.
         if let Some(factory) = self.factories.get_mut(id) {
             faults::point("lsp.balance.store");
-            factory.update(&self.parts.store, |state| {
-                state.finals.insert(client, (client_msat, lsp_msat));
-            })?;
+            factory.keep_final(&self.parts.store, outpoint, client, (client_msat, lsp_msat))?;
             faults::point("lsp.balance.stored");
         }
         if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
             c.to_shut.retain(|(peer, _)| *peer != client);
+            // The others have to wait for who asked for the close.
+            c.told &= c.asked_by != Some(client);
         }
         self.lsp_close_input(*id, LspCloseInput::ChannelShut { client, client_msat, lsp_msat }).await;
         Ok(())
@@ -213,8 +216,19 @@ impl Service {
                 }
             }
         }
-        self.shut_channels(&id);
+        // Each of N channels that is shut comes by here, and a look at all of them costs time for each of the N.
+        if matches!(self.closing.get(&id), Some(Closing::Lsp(c)) if !c.told) {
+            self.shut_channels(&id);
+        }
         self.parts.peers.process_events();
+    }
+
+    /// Whether all of a machine's state is on disk: while channels are shut down only their balances change, and those
+    /// were kept one by one before the machine heard of them ([`super::finals`]).
+    fn is_stored(&self, id: &InstanceId, state: &LspCloseState) -> bool {
+        let Some(Closing::Lsp(c)) = self.closing.get(id) else { return false };
+        let shutting = c.machine.phase() == LspClosePhase::Shutting && !switch("lsp.close.stores_all");
+        shutting && c.stored == Some(state.attempt)
     }
 
     fn close_state(&mut self, id: &InstanceId, change: impl FnOnce(&mut StoredClose)) -> Result<(), Error> {
@@ -238,6 +252,7 @@ impl Service {
                     c.broken |= signing && !sent;
                 }
             }
+            LspCloseAction::PersistState(state) if self.is_stored(id, &state) => {}
             LspCloseAction::PersistState(state) => {
                 let value = serde_json::to_value(&*state).map_err(|e| Error::Store(e.to_string()))?;
                 faults::point("lsp.close.store");
@@ -246,6 +261,9 @@ impl Service {
                         stored.close_attempts = stored.close_attempts.max(state.attempt);
                         stored.close.get_or_insert_default().machine = Some(value);
                     })?;
+                }
+                if let Some(Closing::Lsp(c)) = self.closing.get_mut(id) {
+                    c.stored = Some(state.attempt);
                 }
                 faults::point("lsp.close.stored");
             }
@@ -257,6 +275,7 @@ impl Service {
                 match self.closing.get_mut(id) {
                     Some(Closing::Lsp(c)) if !c.to_shut.contains(&(client, outpoint)) => {
                         c.to_shut.push((client, outpoint));
+                        c.told = false;
                     }
                     _ => {}
                 }
@@ -329,6 +348,7 @@ impl Service {
         let open: HashMap<ChannelId, &ChannelDetails> = open.iter().map(|c| (c.channel_id, c)).collect();
         // Who wanted the close goes first: if it does not, the others' channels live on.
         let asker = closing.asked_by.filter(|asker| closing.to_shut.iter().any(|(c, _)| c == asker));
+        let mut told = true;
         closing.to_shut.retain(|(client, outpoint)| {
             if asker.is_some_and(|asker| asker != *client) {
                 return true;
@@ -345,10 +365,12 @@ impl Service {
             }
             if let Err(e) = self.parts.manager.close_channel(&channel, client) {
                 tracing::debug!(%channel, error = ?e, "not shut down yet");
+                told = false;
             }
             faults::point("lsp.channel.shut");
             true
         });
+        closing.told = told;
     }
 
     /// Clients whose channels are still open through no fault of theirs: it is not their turn yet, our own disk is full,

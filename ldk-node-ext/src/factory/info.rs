@@ -1,9 +1,12 @@
 //! What the API shows of factories.
 
+use std::collections::HashSet;
+
 use bitcoin::secp256k1::PublicKey;
 use factory_core::lifetime::{Lifetime, Phase};
 use factory_core::planner;
 use factory_core::transaction::{SignedTx, TxKind};
+use lightning::ln::types::ChannelId;
 
 use super::stored::{Factory, Signed, Stage};
 use super::Service;
@@ -47,19 +50,30 @@ impl Service {
         ids.sort();
         ids.dedup();
         let mut list: Vec<FactoryInfo> = self.failed.clone();
-        list.extend(ids.iter().filter_map(|id| self.info(id).ok()));
+        // LDK lists its channels once, not once for each factory.
+        let ready = self.ready_channels();
+        list.extend(ids.iter().filter_map(|id| self.info_with(id, &ready).ok()));
         list.extend(self.joining_info());
         list.sort_by(|a, b| a.instance_id.cmp(&b.instance_id));
         list
     }
 
+    fn ready_channels(&self) -> HashSet<ChannelId> {
+        let open = self.parts.manager.list_channels().into_iter();
+        open.filter(|c| c.is_channel_ready).map(|c| c.channel_id).collect()
+    }
+
     /// One factory.
     pub(super) fn info(&self, id: &InstanceId) -> Result<FactoryInfo, Error> {
+        self.info_with(id, &self.ready_channels())
+    }
+
+    fn info_with(&self, id: &InstanceId, ready: &HashSet<ChannelId>) -> Result<FactoryInfo, Error> {
         if let Some(creating) = self.creating.get(id) {
             return Ok(creating.info(id, None));
         }
         if let Some(factory) = self.factories.get(id) {
-            return self.made_info(factory);
+            return self.made_info(factory, ready);
         }
         let hex = hex::encode(id);
         if let Some(joining) = self.joining_info().filter(|j| j.instance_id == hex) {
@@ -69,7 +83,7 @@ impl Service {
         failed.ok_or_else(|| Error::not_found(format!("factory {hex}")))
     }
 
-    fn made_info(&self, factory: &Factory) -> Result<FactoryInfo, Error> {
+    fn made_info(&self, factory: &Factory, ready: &HashSet<ChannelId>) -> Result<FactoryInfo, Error> {
         let height = self.parts.height();
         let funding = factory.funding();
         let confirmation = self.parts.index.confirmation(&funding.outpoint.txid);
@@ -84,7 +98,7 @@ impl Service {
             funding_confirmations: confirmation.map_or(0, |c| self.parts.index.depth(c.height)),
             birth_height: factory.birth_height(),
             expiry_height: factory.expiry_height(),
-            clients: self.members(factory)?,
+            clients: self.members(factory, ready)?,
             excluded: factory.state.excluded.clone(),
             tree: self.tree(factory),
             deadlines: self.deadlines(factory, height),
@@ -147,15 +161,7 @@ impl Service {
         list
     }
 
-    fn members(&self, factory: &Factory) -> Result<Vec<FactoryMember>, Error> {
-        let ready: Vec<_> = self
-            .parts
-            .manager
-            .list_channels()
-            .into_iter()
-            .filter(|c| c.is_channel_ready)
-            .map(|c| c.channel_id)
-            .collect();
+    fn members(&self, factory: &Factory, ready: &HashSet<ChannelId>) -> Result<Vec<FactoryMember>, Error> {
         let member = |node_id: PublicKey, capacity_sat: u64, push_msat: u64, outpoint: bitcoin::OutPoint| {
             let channel = channel_id(outpoint);
             let left = factory.state.left.contains(&node_id) || self.parts.index.spend(&outpoint).is_some();

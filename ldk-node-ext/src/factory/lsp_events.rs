@@ -7,7 +7,7 @@ use factory_core::params::FUNDING_GIVE_UP;
 use lightning::ln::types::ChannelId;
 use tokio::time::Instant;
 
-use super::creating::{member_state, AttemptChannel};
+use super::creating::member_state;
 use super::stored::{Factory, Signed, Stage};
 use super::{LdkEvent, Service};
 use crate::api;
@@ -75,16 +75,11 @@ impl Service {
     /// anything else of that client, and of everybody's before the message that may let the funding transaction out.
     async fn report_lost_channels(&mut self, id: InstanceId, client: &PublicKey, payload: &Payload) {
         let Some(creating) = self.creating.get(&id) else { return };
-        let last = matches!(payload, Payload::Persisted(_)) && creating.is_last_to_persist(client);
-        let asked = creating.channels.iter().filter(|c| last || c.client.eq_fast_unstable(client));
-        let funded = asked.filter_map(|c| c.funded.map(|f| (f, *c)));
         let manager = &self.parts.manager;
-        let is_open = |funded: &ChannelId, peer: &PublicKey| {
-            manager.list_channels_with_counterparty(peer).iter().any(|c| c.channel_id == *funded)
+        let open = |peer: &PublicKey| {
+            manager.list_channels_with_counterparty(peer).into_iter().map(|c| c.channel_id).collect()
         };
-        let lost: Vec<AttemptChannel> =
-            funded.filter(|(f, c)| !is_open(f, &c.client)).map(|(_, c)| c).collect();
-        for channel in lost {
+        for channel in creating.lost_channels(client, payload, open) {
             let (client, temporary_channel_id) = (channel.client, channel.temporary.0);
             let reason = "closed before the factory was made".to_owned();
             self.lsp_input(id, LspInput::ChannelFailed { client, temporary_channel_id, reason }).await;

@@ -13,6 +13,7 @@ mod close_lsp;
 mod creating;
 mod exit;
 mod export;
+mod finals;
 mod info;
 mod lsp;
 mod lsp_events;

@@ -8,7 +8,7 @@ use lightning::ln::types::ChannelId;
 
 use super::admission::Admission;
 use super::stored::{Factory, Signed, Stage};
-use super::{is_marked, Service};
+use super::{finals, is_marked, Service};
 use crate::chain::ChainIndex;
 use crate::config::{NodeConfig, RoleConfig};
 use crate::error::Error;
@@ -52,6 +52,7 @@ pub(crate) fn load(store: &Store, config: &NodeConfig) -> Result<Loaded, Error> 
         }
         factories.insert(id, factory);
     }
+    finals::load(store, factories.values_mut())?;
     // A crash while an attempt was given a name of its own leaves it under both names.
     let aliased: Vec<(InstanceId, u16)> = factories
         .values()

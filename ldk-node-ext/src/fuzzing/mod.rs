@@ -6,7 +6,7 @@
 #[cfg(feature = "http")]
 mod bodies;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use bitcoin::{Network, OutPoint, Txid};
 use factory_core::close::{ClientCloseState, LspClose, LspCloseConfig, LspCloseState};

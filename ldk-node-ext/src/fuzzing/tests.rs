@@ -32,7 +32,7 @@ fn requests_and_settings_hold() {
     replay::each("query", |bytes| query(&String::from_utf8_lossy(bytes)));
 }
 
-fn factory() -> (LspFactoryRecord, Vec<ClientFactoryRecord>) {
+pub(crate) fn factory() -> (LspFactoryRecord, Vec<ClientFactoryRecord>) {
     let params = world::shaped(3, 2, &[2], &[0, 1]);
     let mut world = world::World::new(world::config(ParamsChoice::Reshape(params), 3, 20_000));
     world.run();

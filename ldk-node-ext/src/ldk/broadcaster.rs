@@ -80,6 +80,9 @@ impl Broadcaster {
     fn keep_closing(&self, channel: &ChannelId, tx: &Transaction) {
         lock(&self.unwritten).insert(*channel, tx.clone());
         if let Err(e) = self.write_kept() {
+            if switch("closing.written_once") {
+                lock(&self.unwritten).clear();
+            }
             tracing::error!(channel = %channel, error = %e, "closing transaction not stored yet");
         }
     }
@@ -125,10 +128,40 @@ impl BroadcasterInterface for Broadcaster {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::store::StoreKind;
     use bitcoin::hashes::Hash;
     use bitcoin::{absolute, transaction, TxIn, Txid};
+    use std::path::{Path, PathBuf};
+
+    fn spend(outpoint: OutPoint) -> Transaction {
+        Transaction {
+            version: transaction::Version(3),
+            lock_time: absolute::LockTime::ZERO,
+            input: vec![TxIn { previous_output: outpoint, ..Default::default() }],
+            output: vec![],
+        }
+    }
+
+    /// A store in files whose closing transactions have no place, as long as the file at the path is there.
+    pub(crate) fn blocked(dir: &Path) -> (Arc<Store>, PathBuf) {
+        let store = Arc::new(Store::open_as(dir, StoreKind::Filesystem).unwrap());
+        let place = dir.join("node.files").join(NAMESPACE);
+        std::fs::write(&place, "in the way").unwrap();
+        (store, place)
+    }
+
+    /// Has LDK hand out the closing transaction of a factory's channel.
+    pub(crate) fn close(broadcaster: &Broadcaster, n: u8) -> (ChannelId, Transaction) {
+        let leaf = OutPoint { txid: Txid::from_byte_array([n; 32]), vout: 0 };
+        let (id, tx) = (broadcaster.outpoints.insert([1; 32], leaf), spend(leaf));
+        let counterparty_node_id =
+            "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798".parse().unwrap();
+        let coop = TransactionType::CooperativeClose { counterparty_node_id, channel_id: id };
+        broadcaster.broadcast_transactions(&[(&tx, coop)]);
+        (id, tx)
+    }
 
     #[test]
     fn a_held_commitment_and_a_closing_transaction_stay_here() {
@@ -138,12 +171,7 @@ mod tests {
         let (broadcaster, mut queue) = Broadcaster::new(Arc::clone(&outpoints), store);
         let leaf = OutPoint { txid: Txid::from_byte_array([9; 32]), vout: 0 };
         let id = outpoints.insert([1; 32], leaf);
-        let tx = Transaction {
-            version: transaction::Version(3),
-            lock_time: absolute::LockTime::ZERO,
-            input: vec![TxIn { previous_output: leaf, ..Default::default() }],
-            output: vec![],
-        };
+        let tx = spend(leaf);
         let peer = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798".parse().unwrap();
         let close = TransactionType::UnilateralClose { counterparty_node_id: peer, channel_id: id };
         broadcaster.broadcast_transactions(&[(&tx, close.clone())]);
@@ -158,5 +186,30 @@ mod tests {
             "a factory channel's closing transaction is never broadcast by LDK"
         );
         assert_eq!(broadcaster.kept_closing(&id).unwrap(), Some(tx));
+    }
+    #[test]
+    fn a_closing_transaction_that_cannot_be_written_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, place) = blocked(dir.path());
+        let new = || Broadcaster::new(Arc::default(), Arc::clone(&store));
+        let (broadcaster, mut queue) = new();
+        let kept = [1, 2].map(|n| close(&broadcaster, n));
+        assert!(queue.try_recv().is_err());
+        for (id, tx) in &kept {
+            let found = broadcaster.kept_closing(id).ok().flatten();
+            assert_eq!(found.as_ref(), Some(tx), "the only copy is lost");
+        }
+        broadcaster.write_kept().unwrap_err();
+        std::fs::remove_file(&place).unwrap();
+        assert!(
+            kept.iter().all(|(id, _)| new().0.kept_closing(id).unwrap().is_none()),
+            "nothing is written yet"
+        );
+        broadcaster.write_kept().unwrap();
+        // As the next process finds them.
+        for (id, tx) in &kept {
+            assert_eq!(new().0.kept_closing(id).unwrap().as_ref(), Some(tx));
+        }
+        assert!(lock(&broadcaster.unwritten).is_empty());
     }
 }

@@ -10,6 +10,8 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use bitcoin::secp256k1::PublicKey;
+use factory_core::faults::switch;
+use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::msgs::{
     BaseMessageHandler, ChannelAnnouncement, ChannelUpdate, ErrorAction, Init, LightningError,
     MessageSendEvent, NodeAnnouncement, QueryChannelRange, QueryShortChannelIds, ReplyChannelRange,
@@ -32,6 +34,7 @@ pub struct BoundedGossip {
     manager: Arc<ChannelManager>,
     /// Peers that this node has connected to, as long as they are.
     chosen: Mutex<HashSet<PublicKey>>,
+    max_channels: usize,
 }
 
 impl BoundedGossip {
@@ -40,17 +43,18 @@ impl BoundedGossip {
         graph: Arc<NetworkGraph>,
         manager: Arc<ChannelManager>,
     ) -> Self {
-        Self { inner, graph, manager, chosen: Mutex::default() }
+        Self { inner, graph, manager, chosen: Mutex::default(), max_channels: MAX_CHANNELS }
     }
 
     /// Whether what a peer announces counts; what has no peer is our own.
     fn counts(&self, peer: Option<PublicKey>) -> Result<(), LightningError> {
         let Some(peer) = peer else { return Ok(()) };
-        if lock(&self.chosen).contains(&peer) {
+        if lock(&self.chosen).contains(&peer) || switch("gossip.from_anybody") {
             return Ok(());
         }
         let channels = self.manager.list_channels_with_counterparty(&peer);
-        if channels.iter().any(|c| c.is_announced && c.is_channel_ready) {
+        let announced = |c: &ChannelDetails| c.is_announced || switch("gossip.from_any_channel");
+        if channels.iter().any(|c| announced(c) && c.is_channel_ready) {
             return Ok(());
         }
         Err(ignore("gossip of a peer without an announced channel"))
@@ -77,7 +81,8 @@ impl RoutingMessageHandler for BoundedGossip {
         msg: &ChannelAnnouncement,
     ) -> Result<bool, LightningError> {
         self.counts(peer)?;
-        if self.graph.read_only().channels().len() >= MAX_CHANNELS {
+        let full = self.graph.read_only().channels().len() >= self.max_channels;
+        if full && !switch("gossip.unbounded") {
             return Err(ignore("the graph is full"));
         }
         self.inner.handle_channel_announcement(peer, msg)
@@ -167,5 +172,97 @@ impl BaseMessageHandler for BoundedGossip {
             Ok(()) => self.inner.peer_connected(peer, msg, inbound),
             Err(_) => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitcoin::constants::ChainHash;
+    use bitcoin::hashes::{sha256d, Hash};
+    use bitcoin::secp256k1::{Message, Secp256k1, SecretKey};
+    use lightning::ln::msgs::UnsignedChannelAnnouncement;
+    use lightning::ln::types::ChannelId;
+    use lightning::types::features::ChannelFeatures;
+    use lightning::util::ser::Writeable;
+
+    use crate::ldk::test_node::{connect, outpoint, TestNode};
+
+    /// A signed announcement of a channel that is nowhere.
+    fn announcement(short_channel_id: u64) -> ChannelAnnouncement {
+        let secp = Secp256k1::new();
+        let keys = [1, 2, 3, 4].map(|n| SecretKey::from_slice(&[n; 32]).unwrap());
+        let [node_id_1, node_id_2, bitcoin_key_1, bitcoin_key_2] =
+            keys.map(|k| NodeId::from_pubkey(&k.public_key(&secp)));
+        let contents = UnsignedChannelAnnouncement {
+            features: ChannelFeatures::empty(),
+            chain_hash: ChainHash::REGTEST,
+            short_channel_id,
+            node_id_1,
+            node_id_2,
+            bitcoin_key_1,
+            bitcoin_key_2,
+            excess_data: Vec::new(),
+        };
+        let hash = sha256d::Hash::hash(&contents.encode()).to_byte_array();
+        let signatures = keys.map(|k| secp.sign_ecdsa(&Message::from_digest(hash), &k));
+        let [node_signature_1, node_signature_2, bitcoin_signature_1, bitcoin_signature_2] = signatures;
+        ChannelAnnouncement {
+            node_signature_1,
+            node_signature_2,
+            bitcoin_signature_1,
+            bitcoin_signature_2,
+            contents,
+        }
+    }
+
+    impl TestNode {
+        /// Hears of a channel from a peer; whether it is in the graph then.
+        fn hears(&self, peer: &TestNode, short_channel_id: u64) -> bool {
+            let told = announcement(short_channel_id);
+            let result = self.gossip.handle_channel_announcement(Some(peer.id), &told);
+            let known = self.graph.read_only().channels().contains_key(&short_channel_id);
+            assert_eq!(result.is_ok(), known, "{result:?}");
+            known
+        }
+
+        /// Whether a peer that has connected, or was connected to, is asked for the graph.
+        fn asks(&self, peer: &TestNode, inbound: bool) -> bool {
+            self.gossip.peer_connected(peer.id, &peer.init_for(self), inbound).unwrap();
+            !self.gossip.get_and_clear_pending_msg_events().is_empty()
+        }
+    }
+
+    #[test]
+    fn gossip_of_who_has_nothing_at_stake_does_not_count() {
+        let [node, stranger, client, partner, provider] = [(); 5].map(|()| TestNode::new());
+        for peer in [&stranger, &client, &partner] {
+            connect(peer, &node);
+        }
+        // As a factory's channels are: unannounced, and at no cost of the client's.
+        client.open(&node, ChannelId([1; 32]), outpoint(1), false);
+        // One that is asked for costs nothing either.
+        let created = stranger.offer(&node, ChannelId([2; 32]), outpoint(2), true);
+        assert_eq!(created.funding_txid, outpoint(2).txid);
+        assert!(!node.asks(&stranger, true) && !node.hears(&stranger, 1), "the gossip of a stranger counts");
+        assert!(!node.asks(&client, true) && !node.hears(&client, 2), "the gossip of any channel counts");
+
+        assert!(!node.hears(&partner, 3));
+        partner.open(&node, ChannelId([3; 32]), outpoint(3), true);
+        assert!(node.asks(&partner, true) && node.hears(&partner, 3));
+        // Whom the node has called counts as long as the call lasts.
+        assert!(node.asks(&provider, false) && node.hears(&provider, 4));
+        node.gossip.peer_disconnected(provider.id);
+        assert!(!node.asks(&provider, true) && !node.hears(&provider, 5));
+        assert_eq!(node.graph.read_only().channels().len(), 2);
+    }
+
+    #[test]
+    fn the_graph_is_bounded() {
+        let [mut node, provider] = [(); 2].map(|()| TestNode::new());
+        node.gossip.max_channels = 3;
+        assert!(node.asks(&provider, false));
+        let taken = (1..=5).filter(|id| node.hears(&provider, *id)).count();
+        assert_eq!(taken, 3, "more channels than the graph may have");
     }
 }

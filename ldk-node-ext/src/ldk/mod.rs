@@ -19,8 +19,12 @@ mod monitor_store;
 mod outpoints;
 mod router;
 mod signer;
+#[cfg(test)]
+mod test_node;
 mod user_config;
 
+#[cfg(test)]
+pub(crate) use broadcaster::tests as broadcaster_tests;
 pub use broadcaster::Broadcaster;
 pub(crate) use broadcaster::{Outgoing, FUNDING};
 pub use channel_messages::ChannelMessages;

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use bitcoin::secp256k1::PublicKey;
+use factory_core::faults::switch;
 
 /// How long a connection may take to say who it is, Noise handshake and `init` included.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -104,13 +105,29 @@ impl Connections {
         }
     }
 
-    /// Looks again at what each peer is: `partner` says whether it has a channel, `applies` whether it speaks the
-    /// factory protocol.
-    pub(super) fn judge(
+    /// Takes out all that are too many: `partner` says whether a peer has a channel, `applies` whether it speaks the
+    /// factory protocol. Every peer is looked up only if it is one with a name that has to go: whoever opens connections
+    /// and says nothing costs no more than those.
+    pub(super) fn thin(
         &mut self,
         partner: impl Fn(&PublicKey) -> bool,
         applies: impl Fn(&PublicKey) -> bool,
-    ) {
+    ) -> Vec<Surplus> {
+        let mut gone = Vec::new();
+        if !switch("net.judges_everybody") {
+            while self.counts().0 > self.max_unnamed() {
+                gone.extend(self.take_surplus());
+            }
+        }
+        if self.is_crowded() {
+            self.judge(partner, applies);
+            gone.extend(std::iter::from_fn(|| self.take_surplus()));
+        }
+        gone
+    }
+
+    /// Looks again at what each peer is.
+    fn judge(&mut self, partner: impl Fn(&PublicKey) -> bool, applies: impl Fn(&PublicKey) -> bool) {
         for c in self.all.values_mut() {
             let (Standing::Stranger(peer) | Standing::Applicant(peer) | Standing::Partner(peer)) = c.standing
             else {
@@ -149,8 +166,8 @@ impl Connections {
         (count(|s| s == Standing::Unnamed), count(stranger))
     }
 
-    /// Takes out one that is too many, if there is one. To be asked until there is none.
-    pub(super) fn take_surplus(&mut self) -> Option<Surplus> {
+    /// Takes out one that is too many, if there is one; first those without a name.
+    fn take_surplus(&mut self) -> Option<Surplus> {
         let (unnamed, strangers) = self.counts();
         let full = self.all.len() - unnamed > self.max;
         let victim = if unnamed > self.max_unnamed() {
@@ -262,6 +279,33 @@ mod tests {
         assert_eq!(table.all.len(), 16);
         assert!(!lost.iter().any(|id| *id < 12), "{lost:?}");
         assert_eq!(lost.iter().filter(|id| (200..205).contains(*id)).count(), 1);
+    }
+
+    #[test]
+    fn nobody_is_looked_up_for_connections_without_a_name() {
+        let now = Instant::now();
+        let mut table = Connections::new(80);
+        let asked = std::cell::Cell::new(0);
+        let partner = |_: &PublicKey| {
+            asked.set(asked.get() + 1);
+            false
+        };
+        for id in 0..40 {
+            table.opened(id, from(1), now);
+            table.named(id, key(id));
+        }
+        let mut gone = Vec::new();
+        for id in 1000..2000 {
+            table.opened(id, from(2), now + Duration::from_millis(id));
+            gone.extend(table.thin(partner, |_| false));
+        }
+        assert_eq!(gone.len(), 990);
+        assert!(gone.iter().all(|s| matches!(s, Surplus::Unnamed(_))));
+        assert_eq!(asked.get(), 0, "peers looked up for connections that say nothing");
+        // One of them says who it is, and there are too many strangers.
+        table.named(1999, key(1999));
+        let gone = table.thin(partner, |_| false);
+        assert_eq!((gone, asked.get()), (vec![Surplus::Peer(0, key(0))], 41));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Connections: accepting, making, and making again.
 
+use std::cell::LazyCell;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, TcpStream as StdTcpStream};
 use std::sync::Arc;
@@ -170,14 +171,14 @@ fn thin_out(parts: &Parts, table: &mut Connections, sockets: &mut Sockets) {
     if !table.is_crowded() {
         return;
     }
-    let applicants: HashSet<PublicKey> = parts.factory_messages.ready_peers().into_iter().collect();
+    let applicants: LazyCell<HashSet<PublicKey>, _> =
+        LazyCell::new(|| parts.factory_messages.ready_peers().into_iter().collect());
     // One that was only begun costs nothing.
     let stands = |c: &ChannelDetails| {
         c.is_channel_ready || c.confirmations > Some(0) || factory::is_marked(c.user_channel_id)
     };
     let partner = |peer: &PublicKey| parts.manager.list_channels_with_counterparty(peer).iter().any(stands);
-    table.judge(partner, |peer| applicants.contains(peer));
-    while let Some(surplus) = table.take_surplus() {
+    for surplus in table.thin(partner, |peer| applicants.contains(peer)) {
         match surplus {
             Surplus::Unnamed(id) => end(&id, sockets),
             Surplus::Peer(_, peer) => {
