@@ -31,8 +31,9 @@ fn check_shut(world: &World, id: &str) -> Result<()> {
     }
     // Either side alone keeps the channel shut; each has to, for it cannot know that the other one does.
     for daemon in [&*world.lsp, &**world.client(0)?, &**world.client(1)?] {
-        let state = daemon.factory(id)?.state;
-        assert_ne!(state, "active", "{} calls it active at too little depth", daemon.name());
+        let (state, name) = (daemon.factory(id)?.state, daemon.name());
+        assert_ne!(state, "active", "{name} calls it active at too little depth");
+        assert_eq!(daemon.events("factory_live")?.len(), 0, "{name} called it live at too little depth");
     }
     let (first, second) = (world.client(0)?, world.client(1)?);
     for (payer, payee) in [(&**first, &**second), (&*world.lsp, &**first), (&**second, &*world.lsp)] {

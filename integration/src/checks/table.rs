@@ -247,14 +247,14 @@ pub const TABLE: &[Check] = &[
         &["lsp-server"],
         "scenario_depth",
         TOO_SHALLOW,
-        "lsp-server calls it active at too little depth",
+        "lsp-server called it live at too little depth",
     ),
     scenario(
         "factory.any_depth",
         &["client"],
         "scenario_depth",
         TOO_SHALLOW,
-        "client-0 calls it active at too little depth",
+        "client-0 called it live at too little depth",
     ),
     scenario(
         "factory.any_depth",
@@ -419,7 +419,7 @@ pub const TABLE: &[Check] = &[
         "a_watcher_without_keys_pays_everybody",
         "it took ",
     ),
-    crash("publish.child_unstored", &["client"], "node.child.submitted", "the client holds"),
+    crash("publish.child_unstored", &["client"], "node.child.submitted", "does not know the child"),
     scenario(
         "holds.late_given_up",
         &["client"],

@@ -1,8 +1,10 @@
 //! Exits with crashes on the way: each row's point is armed when the one before has come by, in one exit.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Result};
+use bitcoin::Txid;
 use serde_json::json;
 
 use super::{Call, Place, Row, Victim, VICTIM};
@@ -18,6 +20,9 @@ const BLOCKS: u32 = 600;
 const STRIDE: u32 = 6;
 /// How long to look for what a block has set off before the next one comes.
 const LOOK: Duration = Duration::from_millis(1500);
+
+/// Here bitcoind has a fee-paying child that the process has not yet heard of to be there.
+const CHILD_SENT: &str = "node.child.submitted";
 
 /// Client [`VICTIM`] leaves the factory, or the LSP leaves that client, with these rows on the way. `struck` gets each
 /// row whose point was reached, and how long after it was armed. In the end the client's money is in its wallet, the
@@ -56,6 +61,9 @@ pub fn drive(
                 struck.push((row, since.elapsed()));
                 armed = left.next().map(|row| (row, Instant::now()));
                 recover(world, &row, armed.map(|(row, _)| row))?;
+                if row.point == CHILD_SENT && row.victim != Victim::Bitcoind {
+                    check_child(world, &id, place)?;
+                }
                 continue;
             }
         }
@@ -157,6 +165,33 @@ fn recover(world: &mut World, row: &Row, next: Option<Row>) -> Result<()> {
         // At the next row's point already, perhaps: that is looked at next.
         Err(_) if next.is_some() => Ok(()),
         started => started,
+    }
+}
+
+/// Who leaves knows the child that bitcoind has: it counts for the budget, and its coin is spent.
+fn check_child(world: &World, id: &str, place: Place) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        // It may have died at the next row's point already.
+        let Ok(factory) = leaver(world, place)?.factory(id) else { return Ok(()) };
+        let steps: HashMap<Txid, Option<Txid>> =
+            factory.exits.iter().flat_map(|exit| &exit.steps).map(|s| (s.txid, s.child_txid)).collect();
+        let mut unknown = None;
+        for txid in world.bitcoind.mempool()? {
+            let Some(tx) = world.bitcoind.transaction(txid)? else { continue };
+            let of_step = tx.input.iter().find_map(|input| steps.get(&input.previous_output.txid));
+            // A step is a child of the step before, and has been known all along.
+            if !steps.contains_key(&txid) && of_step.is_some_and(|known| *known != Some(txid)) {
+                unknown = Some((txid, of_step.copied().flatten()));
+            }
+        }
+        match unknown {
+            None => return Ok(()),
+            Some((child, known)) if since.elapsed() > LOOK => {
+                bail!("who leaves does not know the child {child} in the mempool, but {known:?}")
+            }
+            Some(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
     }
 }
 
