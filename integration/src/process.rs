@@ -168,8 +168,9 @@ impl Proc {
                 return Ok(status);
             }
             if start.elapsed() >= limit {
+                let stacks = stacks(child.id());
                 bail!(
-                    "{} still runs after {} s; end of its log:\n{}",
+                    "{} still runs after {} s; end of its log:\n{}\n{stacks}",
                     self.name,
                     limit.as_secs(),
                     self.log_tail()
@@ -219,4 +220,12 @@ impl Drop for Proc {
             let _ = child.wait();
         }
     }
+}
+
+/// What every thread of a process that does not end is doing, where gdb is there to say it.
+fn stacks(pid: u32) -> String {
+    let gdb = Command::new("timeout")
+        .args(["60", "gdb", "-p", &pid.to_string(), "-batch", "-ex", "thread apply all backtrace 30"])
+        .output();
+    gdb.map_or_else(|e| format!("no stacks: {e}"), |o| String::from_utf8_lossy(&o.stdout).into_owned())
 }
