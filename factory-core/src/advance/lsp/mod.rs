@@ -105,18 +105,17 @@ impl LspAdvance {
         Ok((machine, out))
     }
 
-    /// Goes on after a restart with an advance whose record is stored, the last of `config.advances`: tells the clients
-    /// again. Attempt and request of `config` are not looked at. A try without a record is over, and its position used
-    /// up if there is a state of it.
+    /// Goes on after a restart with the advance of `config.attempt`, whose record is stored: tells the clients again. The
+    /// request is not looked at. A try without a record is over, and its position used up if there is a state of it.
     ///
     /// # Errors
-    /// As [`LspAdvance::new`]; [`Error::Empty`] without an advance.
+    /// As [`LspAdvance::new`]; [`Error::Mismatch`] without such an advance.
     pub fn resume<R: RngCore + CryptoRng>(
-        mut config: LspAdvanceConfig,
+        config: LspAdvanceConfig,
         rng: &mut R,
     ) -> Result<(Self, Actions), Error> {
-        let record = config.advances.last().cloned().ok_or(Error::Empty { what: "advances" })?;
-        config.attempt = record.attempt;
+        let record = config.advances.iter().find(|a| a.attempt == config.attempt).cloned();
+        let record = record.ok_or(Error::Mismatch { what: "try of a stored advance" })?;
         let place = |n: u32| usize::try_from(n).map_err(|_| Error::Overflow { field: "place in a tree" });
         let mut machine = Self::build(&config, (place(record.first)?, place(record.end)?), rng)?;
         machine.record = Some(record);
