@@ -50,12 +50,14 @@ fn of_level(path: &SignedPath, level: usize) -> Vec<SignedTx> {
     path.path.iter().filter(|tx| level_of(tx) == Some(level)).cloned().collect()
 }
 
+/// The nodes of the client's path from the one that advances on, with their keys.
+type Places = Vec<(PathNode, AggKey)>;
+
 /// A proposal that passed every check.
 pub(super) struct Proposal {
     pub attempt: u16,
     pub change: Change,
-    /// The nodes of the client's path from the one that advances on, with their keys.
-    nodes: Vec<(PathNode, AggKey)>,
+    nodes: Places,
     /// The provider's key, then those of the clients below the node that advances.
     keys: Vec<PublicKey>,
     leaf: LeafSpec,
@@ -110,7 +112,7 @@ impl Proposal {
         change: &Change,
         message: &payload::AdvancePropose,
         places: impl Iterator<Item = PathNode>,
-    ) -> Result<(Vec<PublicKey>, Vec<(PathNode, AggKey)>), Refusal> {
+    ) -> Result<(Vec<PublicKey>, Places), Refusal> {
         let wrong = |text: String| Refusal::new(RefuseCode::AdvanceKeys, text);
         let expected = change.end.saturating_sub(change.first);
         if message.keys.len() != expected {

@@ -36,6 +36,12 @@
 //! A try that failed later than that leaves its mark on both sides, and the next one takes a newer position. At a leaf
 //! below an upper node whose try is burnt nothing but another try of an upper node will do.
 //!
+//! **Amounts.** New capacities and stock per leaf; an advance of a leaf keeps the leaf's sum, one of an upper node that
+//! of the node. Nothing else changes: keys, parameters, T and payout scripts stay. A channel that keeps its capacity
+//! keeps its script. The capacities of a shared leaf below an upper layer change only together with that layer: its
+//! older and newer distributions would spend one output that may come to the chain so late that both are valid, and
+//! the fee would decide.
+//!
 //! **Abort.** The provider may call a try off, and a client refuse it, until the client's outer partial signatures
 //! are out. Who is missing or fails is named, and the try is over. There is no second nonce round over the same
 //! transactions: another try is a newer position.

@@ -52,7 +52,8 @@ impl LeafPaths {
         let ExitAction::Blocked { spent_by, .. } = self.newest.next_action(view, height) else {
             return (None, &self.newest);
         };
-        let holds = |plan: &ExitPlan| plan.steps.iter().any(|step| step.txid == spent_by);
+        let holds =
+            |plan: &ExitPlan| plan.steps.iter().chain(&plan.distributions).any(|tx| tx.txid == spent_by);
         let goes_on = |plan: &ExitPlan| {
             let next = plan.steps.iter().find(|step| view.confirmed_at(&step.txid).is_none());
             let signed = next.is_none_or(|step| step.tx.input.iter().all(|input| !input.witness.is_empty()));

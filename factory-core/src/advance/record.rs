@@ -7,6 +7,7 @@ use bolt_tlv::payload::{self, Payload};
 use serde::{Deserialize, Serialize};
 
 use super::change::reshare;
+use crate::faults::switch;
 use crate::geometry;
 use crate::musig::SignatureBytes;
 use crate::odometer::Remaining;
@@ -158,7 +159,7 @@ impl PendingAdvance {
             let place = self.outer.iter().position(|outer| *outer == txid);
             if let Some(signature) = place.and_then(|place| signatures.get(place)) {
                 tx.set_signature(signature);
-                if !crate::faults::switch("client.advance.signed_unchecked") {
+                if !switch("client.advance.signed_unchecked") {
                     tx.verify()?;
                 }
             }
@@ -185,6 +186,17 @@ impl ClientAdvanceState {
     /// That of a factory without any advance.
     pub fn new(instance_id: [u8; 32]) -> Self {
         Self { version: RECORD_VERSION, instance_id, completed: None, pending: Vec::new() }
+    }
+
+    /// Checks a state that was read: its version, and every pending try as [`PendingAdvance::verify`] does.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn verify(&self) -> Result<(), Error> {
+        if self.version != RECORD_VERSION {
+            return Err(Error::RecordVersion { got: self.version, known: RECORD_VERSION });
+        }
+        self.pending.iter().try_for_each(PendingAdvance::verify)
     }
 }
 

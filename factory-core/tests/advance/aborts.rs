@@ -168,7 +168,8 @@ fn a_position_is_used_once() {
     for level in [2, 1] {
         rig.client_actions.clear();
         rig.advance(request(level, 1, &[])).unwrap();
-        assert!(rig.refused().contains(&(1, RefuseCode::AdvanceBurnt, false)), "{:?}", rig.refused());
+        let refused = rig.refused().contains(&(1, RefuseCode::AdvanceBurnt, false));
+        assert!(refused, "a position that may be signed already was agreed to");
     }
     assert!(rig.disk.burnt.is_empty() && rig.disk.advances.is_empty());
     rig.disk.burnt = burnt;

@@ -12,7 +12,7 @@ use factory_core::ceremony::{ExcludeReason, Phase};
 use factory_core::params::Params;
 use factory_core::refuse::RefuseCode;
 
-use crate::common::{capacity, key, regtest, shaped};
+use crate::common::{capacity, key, node_id, regtest, shaped};
 use crate::rules;
 use crate::world::{request, Rig, Tamper};
 
@@ -597,6 +597,18 @@ fn silence_is_named_and_companions_are_waited_for() {
         assert_eq!(rig.blamed(), [(1, ExcludeReason::Timeout { phase })]);
         assert_eq!(rig.failed().unwrap().1, number == 37);
         assert_unharmed(&mut rig, request, "silence");
+    }
+    // They are on the client's disk, and not on the provider's.
+    for world in [leaf, branch, same_leaf] {
+        let (mut rig, request) = rig(world());
+        rig.lsp_uncovered.insert(1);
+        rig.advance(request.clone()).unwrap();
+        assert_eq!(rig.lsp.as_ref().unwrap().phase(), LspAdvancePhase::Covering);
+        rig.lsp_in(LspAdvanceInput::ClientGone { client: node_id(1) });
+        rig.run();
+        assert!(!rig.failed().unwrap().1 && rig.disk.burnt.is_empty());
+        rig.lsp_uncovered.clear();
+        assert_unharmed(&mut rig, request, "no companions at the provider");
     }
     for world in [leaf, branch, same_leaf] {
         let (mut rig, request) = rig(world());

@@ -46,8 +46,8 @@ pub struct Rules {
     /// Companions on disk: (client, attempt), at the client and at the provider.
     pub covered: BTreeSet<(usize, u16)>,
     pub lsp_covered: BTreeSet<(usize, u16)>,
-    /// Try whose outer partial signatures left a client.
-    pub gone: BTreeMap<usize, u16>,
+    /// Positions for which a client's outer partial signatures left, by client and try.
+    pub gone: BTreeMap<(usize, u16), u64>,
 }
 
 fn is_signed(tx: &SignedTx) -> bool {
@@ -95,12 +95,11 @@ impl Rules {
                     .expect("outer partial signatures left before the inner transactions were on disk");
                 pending.verify().expect("outer partial signatures left without inner signatures");
                 hangs_below_the_outer(pending, &disk.records);
-                self.gone.insert(i, m.attempt);
+                self.gone.insert((i, m.attempt), pending.record.path.updates);
             }
             Payload::AdvancePersisted(m) => {
-                // The state may still list it: it is stored after the record.
-                let updates = disk.newest().path.updates;
-                let stored = disk.pending(m.attempt).is_none_or(|p| p.record.path.updates == updates);
+                let position = self.gone.get(&(i, m.attempt)).expect("stored without a signature of its own");
+                let stored = disk.newest().path.updates >= *position;
                 assert!(stored, "said to be stored before it was on disk");
                 disk.newest().verify().unwrap();
             }
@@ -166,8 +165,6 @@ pub fn signatures(lsp: &LspDisk, clients: &[ClientDisk]) {
     lsp.newest().verify().unwrap();
     for disk in clients {
         disk.newest().verify().unwrap();
-        for pending in disk.state.iter().flat_map(|s| &s.pending) {
-            pending.verify().unwrap();
-        }
+        disk.state.iter().for_each(|state| state.verify().unwrap());
     }
 }

@@ -48,6 +48,8 @@ pub struct Rig {
     pub members: Vec<usize>,
     /// Clients whose companions never get to the disk.
     pub uncovered: BTreeSet<usize>,
+    /// Clients whose companions do not get to the provider's disk.
+    pub lsp_uncovered: BTreeSet<usize>,
     /// Whether the provider's and the clients' writes are acknowledged.
     pub acknowledge: bool,
     pub timer: u64,
@@ -101,6 +103,7 @@ impl Rig {
             rules: Rules::default(),
             members: Vec::new(),
             uncovered: BTreeSet::new(),
+            lsp_uncovered: BTreeSet::new(),
             acknowledge: true,
             timer: 0,
             attempt,
@@ -229,10 +232,12 @@ impl Rig {
         if self.uncovered.contains(&i) {
             return;
         }
-        self.rules.lsp_covered.insert((i, attempt));
+        if !self.lsp_uncovered.contains(&i) {
+            self.rules.lsp_covered.insert((i, attempt));
+            let input = LspAdvanceInput::Covered { client: node_id(i), attempt };
+            self.queue.push_back((Way::LspNode, Event::Lsp(input)));
+        }
         self.rules.covered.insert((i, attempt));
-        let client = node_id(i);
-        self.queue.push_back((Way::LspNode, Event::Lsp(LspAdvanceInput::Covered { client, attempt })));
         let input = ClientAdvanceInput::Covered { attempt };
         self.queue.push_back((Way::ClientNode(i), Event::Client(i, input)));
     }

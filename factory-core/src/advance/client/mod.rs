@@ -13,8 +13,10 @@ use super::lsp::AdvanceReason;
 use super::record::{ClientAdvanceState, PendingAdvance};
 use crate::faults::switch;
 use crate::musig::{AggregateNonce, EarlySession, PartialBytes, Signer};
+use crate::node::Node;
 use crate::record::{ClientFactoryRecord, RECORD_VERSION};
 use crate::refuse::{clip, refuse, Refusal, RefuseCode};
+use crate::transaction::TreeTx;
 use crate::Error;
 
 pub use types::{ClientAdvanceAction, ClientAdvanceConfig, ClientAdvanceInput, ClientAdvancePhase};
@@ -117,10 +119,11 @@ impl ClientAdvance {
         pending.max().unwrap_or(0).max(self.config.record.path.updates)
     }
 
-    /// The pending try that is newer than the newest complete record, if there is one.
-    fn open(&self) -> Option<&PendingAdvance> {
+    /// The newest pending try, if it is newer than the newest complete record. As long as there is one, the channel
+    /// stays as it is: nobody but the provider knows which state is the newest.
+    pub fn unresolved(&self) -> Option<&PendingAdvance> {
         let updates = self.config.record.path.updates;
-        self.state.pending.iter().filter(|p| p.record.path.updates > updates).next_back()
+        self.state.pending.iter().rfind(|p| p.record.path.updates > updates)
     }
 
     /// Takes one input and says what to do.
@@ -149,7 +152,7 @@ impl ClientAdvance {
             }
             ClientAdvanceInput::Connected => {
                 let waits = self.phase == ClientAdvancePhase::Idle;
-                if let Some(attempt) = self.open().filter(|_| waits).map(|p| p.attempt) {
+                if let Some(attempt) = self.unresolved().filter(|_| waits).map(|p| p.attempt) {
                     let instance_id = self.state.instance_id;
                     out.push(ClientAdvanceAction::Send(
                         payload::AdvanceResume { instance_id, attempt }.into(),
@@ -373,7 +376,7 @@ impl ClientAdvance {
             out.push(ClientAdvanceAction::Send(payload::AdvancePersisted { instance_id, attempt }.into()));
             return Ok(());
         }
-        let Some(pending) = self.open().filter(|p| p.attempt == attempt) else { return Ok(()) };
+        let Some(pending) = self.unresolved().filter(|p| p.attempt == attempt) else { return Ok(()) };
         let record = pending.complete(signatures).map_err(refuse(RefuseCode::Signature))?;
         self.complete = Some((attempt, record.clone()));
         self.phase = ClientAdvancePhase::Recording;
@@ -431,7 +434,7 @@ impl ClientAdvance {
 /// Signs with the aggregates; uses the sessions up.
 fn partials<'a>(
     sessions: Vec<EarlySession>,
-    txs: impl Iterator<Item = (&'a crate::node::Node, &'a crate::transaction::TreeTx)>,
+    txs: impl Iterator<Item = (&'a Node, &'a TreeTx)>,
     nonces: &[[u8; 66]],
 ) -> Result<Vec<PartialBytes>, Refusal> {
     if nonces.len() != sessions.len() {
