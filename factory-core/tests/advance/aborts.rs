@@ -201,7 +201,8 @@ fn a_provider_that_completes_alone() {
             let [pending] = rig.clients[i].pending() else { panic!("one pending try") };
             let path = newest.leaf_path(i).unwrap();
             let complete =
-                LeafPaths::new(&rig.disks[i].newest().path, &[pending.record.path.clone()]).unwrap();
+                LeafPaths::new(&rig.disks[i].newest().path, std::slice::from_ref(&pending.record.path))
+                    .unwrap();
             // The provider publishes its new path up to the outermost new transaction.
             let mut chain = factory_core::exit::KnownChain::default();
             let mut funding = rig.disk.record.funding.outpoint.txid;

@@ -112,5 +112,5 @@ fn an_old_branch_that_wins_takes_its_leaves_along() {
     assert_eq!(raced, Raced { lost_to: Some(1), action: ExitAction::Publish { step: 4 } });
     assert_eq!(old[1].updates, 1);
     let other = Rig::new(regtest(2, 1), 2, 0);
-    assert!(LeafPaths::new(newest, &[other.disks[0].newest().path.clone()]).is_err());
+    assert!(LeafPaths::new(newest, std::slice::from_ref(&other.disks[0].newest().path)).is_err());
 }
