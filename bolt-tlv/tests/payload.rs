@@ -217,7 +217,7 @@ fn refusal(number: u16, bytes: &[u8]) -> Error {
 #[test]
 fn unknown_numbers_follow_odd_and_even() {
     assert_eq!(Payload::decode(&[0, 43, 0xfd]), Ok(Payload::UnknownOdd(43)));
-    assert_eq!(refusal(30, &[0, 30]), Error::UnknownEvenPayload(30));
+    assert_eq!(refusal(42, &[0, 42]), Error::UnknownEvenPayload(42));
     assert_eq!(refusal(0, &[0]), Error::Truncated { field: "payload", needed: 2, left: 1 });
 }
 

@@ -56,6 +56,16 @@ pub struct LeafChannel {
     pub outpoint: OutPoint,
 }
 
+impl LeafChannel {
+    /// The channel's output.
+    pub fn output(&self) -> TxOut {
+        TxOut {
+            value: bitcoin::Amount::from_sat(self.share.capacity_sat),
+            script_pubkey: self.script.clone(),
+        }
+    }
+}
+
 /// Everything needed to bring one leaf to the chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedPath {
@@ -143,9 +153,7 @@ impl SignedPath {
         }
         for channel in &self.leaf {
             let output = known.get(&channel.outpoint).ok_or_else(broken)?;
-            let same =
-                output.script_pubkey == channel.script && output.value.to_sat() == channel.share.capacity_sat;
-            if !same {
+            if *output != channel.output() {
                 return Err(broken());
             }
         }

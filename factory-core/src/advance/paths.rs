@@ -65,6 +65,14 @@ impl LeafPaths {
         best.map_or((None, &self.newest), |(place, (_, plan))| (Some(place), plan))
     }
 
+    /// Places of the other paths that could still confirm: nothing that has confirmed spends an output of theirs. How
+    /// deep it is is not looked at.
+    pub fn alive(&self, view: &dyn ChainView, height: u32) -> Vec<usize> {
+        let blocked = |plan: &ExitPlan| matches!(plan.next_action(view, height), ExitAction::Blocked { .. });
+        let alive = self.others.iter().enumerate().filter(|(_, (_, plan))| !blocked(plan));
+        alive.map(|(place, _)| place).collect()
+    }
+
     /// As [`ExitPlan::next_action`], over the path that is to be followed.
     pub fn exit_action(&self, view: &dyn ChainView, height: u32) -> Raced<ExitAction> {
         let (lost_to, plan) = self.followed(view, height);

@@ -227,6 +227,49 @@ fn many_clients_advance_together() {
     assert_eq!((rig.position(0), rig.position(20), rig.position(21)), (9, 13, 12));
 }
 
+/// An advance of a level leaves the levels above as they are, makes its own newer, and lets those inside begin anew.
+#[test]
+fn positions_by_their_digits() {
+    for params in [
+        regtest(3, 1),
+        shaped(4, 1, &[2, 2], &[0, 1, 2]),
+        shaped(4, 1, &[2, 2], &[1, 0, 2]),
+        shaped(4, 2, &[2], &[2, 1]),
+        shaped(3, 1, &[3], &[1, 0]),
+    ] {
+        let levels = params.shape.levels();
+        let last = params.path_updates().unwrap();
+        for from in 0..=last {
+            let old = params.states_after(from).unwrap();
+            for level in 0..levels {
+                let mut reached = Vec::new();
+                for to in 0..=last {
+                    let new = params.states_after(to).unwrap();
+                    let above = (0..level).all(|l| old.at(l) == new.at(l));
+                    let inside = (level + 1..levels).all(|l| new.at(l).iter().all(|digit| *digit == 0));
+                    let expected = above && inside && new.at(level) > old.at(level);
+                    let layer = params.check_advance(level, from, to);
+                    assert_eq!(layer.is_ok(), expected, "level {level} from {from} to {to}");
+                    if let Ok(layer) = layer {
+                        assert_eq!(old.at(level)[..layer], new.at(level)[..layer]);
+                        assert!(old.at(level)[layer] < new.at(level)[layer]);
+                        reached.push(to);
+                    }
+                }
+                assert_eq!(params.remaining(from).unwrap().levels[level], reached.len() as u64);
+                for above in 0..=last {
+                    let next = reached.iter().copied().find(|to| *to > above);
+                    let got = params.next_position(level, from, above);
+                    assert_eq!(got.clone().ok(), next);
+                    assert!(next.is_some() || matches!(got, Err(Error::Exhausted { .. })));
+                }
+            }
+        }
+        assert!(params.next_position(levels, 0, 0).is_err() && params.remaining(last + 1).is_err());
+        assert!(params.check_advance(0, 0, last + 1).is_err());
+    }
+}
+
 #[test]
 fn reasons_have_numbers() {
     for number in 0..10 {

@@ -4,6 +4,7 @@
 
 mod aborts;
 mod altered;
+mod blamed;
 #[path = "../common/mod.rs"]
 mod common;
 mod honest;

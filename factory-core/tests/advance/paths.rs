@@ -70,6 +70,10 @@ fn the_newest_path_is_followed_until_another_has_won() {
         let action = newest.exit_plan().unwrap().next_action(&chain, 5_000);
         assert_eq!(paths.exit_action(&chain, 5_000), Raced { lost_to: None, action });
     }
+    // Each older path can confirm until the newest has gone another way.
+    for (confirmed, alive) in [(2, &[0, 1, 2, 3, 4][..]), (3, &[4]), (4, &[4]), (5, &[])] {
+        assert_eq!(paths.alive(&chain(&newest, confirmed), 5_000), alive);
+    }
     // Position 5 is 101 in binary. Whatever confirms of an older one decides which is followed: the newest of those
     // that hold it.
     for (lost, confirmed, followed) in

@@ -151,7 +151,7 @@ pub const TABLE: &[Check] = &[
     test(
         "client.advance.uncovered",
         "advance",
-        "altered::silence_is_named_and_companions_are_waited_for",
+        "blamed::silence_is_named_and_companions_are_waited_for",
         "a partial signature left before the companions were on disk",
     ),
     test(
@@ -187,7 +187,7 @@ pub const TABLE: &[Check] = &[
     test(
         "lsp.advance.uncovered",
         "advance",
-        "altered::silence_is_named_and_companions_are_waited_for",
+        "blamed::silence_is_named_and_companions_are_waited_for",
         "the provider goes on before its companions were on disk",
     ),
     test("lsp.advance.unburnt", "advance", HONEST_ADVANCE, "before the mark was on disk"),
