@@ -3,7 +3,12 @@
 use super::Check;
 
 /// A test in one process.
-const fn test(switch: &'static str, program: &'static str, test: &'static str, says: &'static str) -> Check {
+pub(super) const fn test(
+    switch: &'static str,
+    program: &'static str,
+    test: &'static str,
+    says: &'static str,
+) -> Check {
     Check { switch, armed: &[], program, test, crash: "", says }
 }
 
@@ -33,9 +38,6 @@ const BAD_PATHS: &str = "paths_that_break_one_rule";
 const BAD_CHANNELS: &str = "channels_that_are_not_the_planned_ones";
 const BAD_CLIENTS: &str = "faulty_clients_are_named_and_excluded";
 const BAD_CLOSES: &str = "a_cheating_provider_is_refused";
-const BAD_PROPOSALS: &str = "altered::proposals_that_break_one_rule";
-const HONEST_ADVANCE: &str = "honest::a_client_buys_from_the_stock_and_gives_back";
-const OTHER_OUTPUTS: &str = "the two sides have different outputs for the channel";
 const NO_LSP_MONEY: &str = "no_output_with_client_money_is_the_providers_alone";
 const STAKES: &str = "ldk::gossip::tests::gossip_of_who_has_nothing_at_stake_does_not_count";
 const TOO_SHALLOW: &str = "no_payment_passes_before_the_funding_is_deep_enough";
@@ -126,72 +128,6 @@ pub const TABLE: &[Check] = &[
     ),
     test("client.close.thawed", "close", "restarts_resume", "client_state.frozen"),
     test("lsp.close.balances", "close", "balances_that_do_not_add_up_are_a_problem", "no problem was told"),
-    test("client.advance.base", "advance", BAD_PROPOSALS, "from another position"),
-    test(
-        "client.advance.burnt",
-        "advance",
-        "aborts::a_position_is_used_once",
-        "a position that may be signed already was agreed to",
-    ),
-    test("client.advance.keys", "advance", BAD_PROPOSALS, OTHER_OUTPUTS),
-    test("client.advance.sum", "advance", BAD_PROPOSALS, "a sat too much"),
-    test(
-        "client.advance.shared",
-        "advance",
-        "altered::a_policy_and_a_shared_leaf_are_kept",
-        "(1, AdvanceShared, false)",
-    ),
-    test(
-        "client.advance.capacity",
-        "advance",
-        "altered::a_policy_and_a_shared_leaf_are_kept",
-        "(1, Capacity, false)",
-    ),
-    test("client.advance.script", "advance", "altered::trees_that_break_one_rule", OTHER_OUTPUTS),
-    test(
-        "client.advance.uncovered",
-        "advance",
-        "blamed::silence_is_named_and_companions_are_waited_for",
-        "a partial signature left before the companions were on disk",
-    ),
-    test(
-        "client.advance.nonces_twice",
-        "advance",
-        "altered::aggregate_nonces_are_used_once",
-        "(1, NonceReuse, false)",
-    ),
-    test(
-        "client.advance.inner_unchecked",
-        "advance",
-        "altered::nonces_and_inner_signatures",
-        "outer partial signatures left without inner signatures",
-    ),
-    test(
-        "client.advance.inner_unstored",
-        "advance",
-        HONEST_ADVANCE,
-        "outer partial signatures left before the inner transactions were on disk",
-    ),
-    test(
-        "client.advance.signed_unchecked",
-        "advance",
-        "altered::a_wrong_outer_signature_leaves_the_try_pending",
-        "a client stored a state that is not signed",
-    ),
-    test(
-        "client.advance.persisted_early",
-        "advance",
-        HONEST_ADVANCE,
-        "said to be stored before it was on disk",
-    ),
-    test(
-        "lsp.advance.uncovered",
-        "advance",
-        "blamed::silence_is_named_and_companions_are_waited_for",
-        "the provider goes on before its companions were on disk",
-    ),
-    test("lsp.advance.unburnt", "advance", HONEST_ADVANCE, "before the mark was on disk"),
-    test("lsp.advance.signed_early", "advance", HONEST_ADVANCE, "sent before the advance was on disk"),
     test(
         "guard.no_hurry",
         "guard",
