@@ -133,6 +133,58 @@ fn path_bytes() {
 }
 
 #[test]
+fn advance_propose_bytes() {
+    let propose = AdvancePropose {
+        instance_id: INSTANCE,
+        attempt: ATTEMPT,
+        level: 1,
+        from: 3,
+        position: 4,
+        keys: vec![generator()],
+        capacities_sat: vec![100_000, 256],
+        stock_sat: 1,
+        reason: 2,
+    };
+    let hex = format!(
+        "001e {} 04020001 06080000000000000003 08080000000000000004 0a21{GENERATOR}
+         0c1000000000000186a00000000000000100 0e080000000000000001 10020002",
+        ids_hex()
+    );
+    assert_bytes(propose, &hex);
+}
+
+#[test]
+fn advance_bytes() {
+    let (instance_id, attempt) = (INSTANCE, ATTEMPT);
+    let nonces = format!("0442{} 0600", "aa".repeat(66));
+    let agree = AdvanceAgree { instance_id, attempt, inner: vec![[0xaa; 66]], outer: vec![] };
+    assert_bytes(agree, &format!("001f {} {nonces}", ids_hex()));
+    let sums = AdvanceAggNonces { instance_id, attempt, inner: vec![[0xaa; 66]], outer: vec![] };
+    assert_bytes(sums, &format!("0022 {} {nonces}", ids_hex()));
+    let refuse = AdvanceRefuse { instance_id, attempt, code: 5, text: "late".into() };
+    assert_bytes(refuse, &format!("0020 {} 04020005 06046c617465", ids_hex()));
+    let levels = vec![vec![(100_000, payout()), (200_000, script("51"))]];
+    let tree = AdvanceTree { instance_id, attempt, levels, channel_scripts: vec![payout()] };
+    let p = format!("160014{}", "11".repeat(20));
+    let hex = format!("0021 {} 042b 01 02 00000000000186a0 {p} 0000000000030d40 0151 0618 01 {p}", ids_hex());
+    assert_bytes(tree, &hex);
+    let partials = vec![[0xcc; 32]];
+    let inner = AdvancePartials { instance_id, attempt, partials: partials.clone() };
+    assert_bytes(inner, &format!("0023 {} 0420{}", ids_hex(), "cc".repeat(32)));
+    let outer = AdvanceOuter { instance_id, attempt, partials };
+    assert_bytes(outer, &format!("0025 {} 0420{}", ids_hex(), "cc".repeat(32)));
+    let signatures = vec![[0xee; 64]];
+    let inner = AdvanceInner { instance_id, attempt, signatures: signatures.clone() };
+    assert_bytes(inner, &format!("0024 {} 0440{}", ids_hex(), "ee".repeat(64)));
+    let signed = AdvanceSigned { instance_id, attempt, signatures };
+    assert_bytes(signed, &format!("0026 {} 0440{}", ids_hex(), "ee".repeat(64)));
+    assert_bytes(AdvancePersisted { instance_id, attempt }, &format!("0027 {}", ids_hex()));
+    assert_bytes(AdvanceResume { instance_id, attempt }, &format!("0028 {}", ids_hex()));
+    let abort = AdvanceAbort { instance_id, attempt, code: 5, text: "late".into() };
+    assert_bytes(abort, &format!("0029 {} 04020005 06046c617465", ids_hex()));
+}
+
+#[test]
 fn abort_bytes_with_and_without_a_culprit() {
     let mut abort =
         Abort { instance_id: INSTANCE, attempt: ATTEMPT, code: 5, text: "late".into(), culprit: None };
@@ -150,8 +202,8 @@ fn messages_tell_their_number_instance_and_attempt() {
     let ask = Payload::from(CloseAsk { instance_id: INSTANCE });
     assert_eq!((ask.number(), ask.instance_id(), ask.attempt()), (20, Some(INSTANCE), None));
     assert_bytes(ask, &format!("0014 0020{}", "bb".repeat(32)));
-    let unknown = Payload::UnknownOdd(31);
-    assert_eq!((unknown.number(), unknown.instance_id(), unknown.attempt()), (31, None, None));
+    let unknown = Payload::UnknownOdd(43);
+    assert_eq!((unknown.number(), unknown.instance_id(), unknown.attempt()), (43, None, None));
 }
 
 /// The innermost reason why bytes are refused as message `number`.
@@ -164,8 +216,8 @@ fn refusal(number: u16, bytes: &[u8]) -> Error {
 
 #[test]
 fn unknown_numbers_follow_odd_and_even() {
-    assert_eq!(Payload::decode(&[0, 31, 0xfd]), Ok(Payload::UnknownOdd(31)));
-    assert_eq!(refusal(30, &[0, 30]), Error::UnknownEvenPayload(30));
+    assert_eq!(Payload::decode(&[0, 43, 0xfd]), Ok(Payload::UnknownOdd(43)));
+    assert_eq!(refusal(42, &[0, 42]), Error::UnknownEvenPayload(42));
     assert_eq!(refusal(0, &[0]), Error::Truncated { field: "payload", needed: 2, left: 1 });
 }
 
@@ -279,6 +331,45 @@ fn signatures_and_texts_have_limits() {
 }
 
 #[test]
+fn limits_of_an_advance() {
+    let (instance_id, attempt) = (INSTANCE, ATTEMPT);
+    let propose = |amounts: usize, keys: usize| AdvancePropose {
+        instance_id,
+        attempt,
+        level: 0,
+        from: 0,
+        position: 1,
+        keys: vec![generator(); keys],
+        capacities_sat: vec![1; amounts],
+        stock_sat: 0,
+        reason: 0,
+    };
+    at_limit(propose(MAX_OUTPUTS, MAX_KEYS));
+    let too_many =
+        |field, limit: usize| Error::TooMany { field, limit, found: u64::try_from(limit).unwrap() + 1 };
+    assert_eq!(refused(propose(MAX_OUTPUTS + 1, 1)), too_many("capacities_sat", MAX_OUTPUTS));
+    assert_eq!(refused(propose(1, MAX_KEYS + 1)), too_many("keys", MAX_KEYS));
+    let agree = |n: usize, m: usize| AdvanceAgree {
+        instance_id,
+        attempt,
+        inner: vec![[2; 66]; n],
+        outer: vec![[2; 66]; m],
+    };
+    at_limit(agree(MAX_SESSIONS, MAX_SESSIONS));
+    assert_eq!(refused(agree(MAX_SESSIONS + 1, 0)), too_many("inner", MAX_SESSIONS));
+    assert_eq!(refused(agree(0, MAX_SESSIONS + 1)), too_many("outer", MAX_SESSIONS));
+    let outer = |n: usize| AdvanceOuter { instance_id, attempt, partials: vec![[2; 32]; n] };
+    at_limit(outer(MAX_SESSIONS));
+    assert_eq!(refused(outer(MAX_SESSIONS + 1)), too_many("partials", MAX_SESSIONS));
+    let inner = |n: usize| AdvanceInner { instance_id, attempt, signatures: vec![[2; 64]; n] };
+    at_limit(inner(MAX_SESSIONS));
+    assert_eq!(refused(inner(MAX_SESSIONS + 1)), too_many("signatures", MAX_SESSIONS));
+    let text = |n: usize| AdvanceAbort { instance_id, attempt, code: 1, text: "x".repeat(n) };
+    at_limit(text(MAX_TEXT_LEN));
+    refused(text(MAX_TEXT_LEN + 1));
+}
+
+#[test]
 fn a_payout_script_is_a_witness_program() {
     let (instance_id, attempt) = (INSTANCE, ATTEMPT);
     let consent = |hex: &str| CloseConsent { instance_id, attempt, payout_script: script(hex) };
@@ -344,11 +435,11 @@ fn malformed_values_are_refused() {
 
 #[test]
 fn a_payload_fits_into_one_piggyback() {
-    let mut bytes = vec![0, 31];
+    let mut bytes = vec![0, 43];
     bytes.resize(MAX_PAYLOAD_LEN, 0);
-    assert_eq!(Payload::decode(&bytes), Ok(Payload::UnknownOdd(31)));
+    assert_eq!(Payload::decode(&bytes), Ok(Payload::UnknownOdd(43)));
     bytes.push(0);
-    assert!(matches!(refusal(31, &bytes), Error::TooLong { field: "payload", .. }));
+    assert!(matches!(refusal(43, &bytes), Error::TooLong { field: "payload", .. }));
 }
 
 /// The largest plan for a full factory still fits into one message.

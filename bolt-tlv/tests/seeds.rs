@@ -28,7 +28,7 @@ fn write_seeds() {
     for _ in 0..2_000 {
         let message = common::payload::message().new_tree(&mut runner).unwrap().current();
         let bytes = message.encode();
-        if bytes.len() < 1_500 && message.number() < 30 {
+        if bytes.len() < 1_500 && message.number() < 42 {
             seeds.entry(format!("payload-{:02}", message.number())).or_insert(with_kind(0, bytes));
         }
         let message = common::blip56::message().new_tree(&mut runner).unwrap().current();

@@ -156,6 +156,31 @@ pub enum Error {
         /// The latest height accepted.
         latest: u32,
     },
+    /// No newer state is left. Until the next factory, what a leaf cannot do is done beside it.
+    #[error(
+        "no update of level {level} is left; left are {leaf} of the leaf and {upper} of the levels above"
+    )]
+    Exhausted {
+        /// The level that was to advance, 0 is the root.
+        level: usize,
+        /// Updates left of the leaf's own layers.
+        leaf: u64,
+        /// Updates left of the layers above.
+        upper: u64,
+    },
+    /// A position that an advance of this level does not lead to.
+    #[error("an advance of level {level} does not lead from position {from} to {to}")]
+    Advance {
+        /// The level, 0 is the root.
+        level: usize,
+        /// The position before.
+        from: u64,
+        /// The position proposed.
+        to: u64,
+    },
+    /// Capacities of a shared leaf may not change at its own level if a level above has DW layers.
+    #[error("the leaf is shared and below a level with layers: its amounts change with that level only")]
+    SharedLeaf,
     /// A sum of amounts that does not fit or does not match.
     #[error("{what}: {got} sat, expected {expected} sat")]
     Value {

@@ -193,7 +193,7 @@ pub struct ExitPlan {
     pub leaf_start: usize,
     /// The distributions; number `i` competes with step `leaf_start + i`.
     pub distributions: Vec<ExitStep>,
-    /// Height T from which the distributions are valid, blocks.
+    /// Height from which the distributions are valid, blocks: T, or earlier after an advance that signed new ones.
     pub expiry_height: u32,
 }
 
@@ -233,7 +233,7 @@ impl ExitPlan {
             steps,
             leaf_start,
             distributions,
-            expiry_height: path.expiry_height,
+            expiry_height: path.distribution_height()?,
         })
     }
 

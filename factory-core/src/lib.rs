@@ -1,10 +1,11 @@
 //! Channel factories without I/O: the transaction tree, its MuSig2 sessions, the ceremonies that sign it, exit
-//! plans and the cooperative close.
+//! plans, advances to newer states and the cooperative close.
 //!
 //! Everything here is a value or a state machine that takes a message, a block height or a timer and returns
 //! messages and actions. There is no clock, no network, no storage, no async and no Lightning library; randomness
 //! is passed in. The work on a whole tree is spread over the cores, and done when a call returns. What leaves this crate as an action is carried out by the caller.
 
+pub mod advance;
 pub mod ceremony;
 pub mod close;
 mod error;

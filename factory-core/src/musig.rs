@@ -247,6 +247,15 @@ impl SecretSession {
         message: [u8; 32],
         rng: &mut R,
     ) -> Result<Self, Error> {
+        Self::draw(signer, key, Some(message), rng)
+    }
+
+    fn draw<R: RngCore + CryptoRng>(
+        signer: &Signer,
+        key: &AggKey,
+        message: Option<[u8; 32]>,
+        rng: &mut R,
+    ) -> Result<Self, Error> {
         let Signer { pair, public } = signer;
         if !key.contains(public) {
             return Err(Error::NotASigner { key: public.to_string() });
@@ -261,10 +270,11 @@ impl SecretSession {
             Some(&key.cache).filter(|_| !fixed),
             Some(pair.secret_key()),
             pair.public_key(),
-            Some(&message).filter(|_| !fixed),
+            message.as_ref().filter(|_| !fixed),
             None,
         );
         note(NONCES, || format!("drawn {}", hex::encode(public.serialize())));
+        let message = message.unwrap_or_default();
         Ok(Self { nonce, public: PublicNonce(public), pair: *pair, output: key.output, message })
     }
 
@@ -297,6 +307,36 @@ impl SecretSession {
         let session = key.session(aggregate, &self.message);
         note(NONCES, || format!("signed {}", hex::encode(self.public.0.serialize())));
         Ok((session.0.partial_sign(self.nonce, &self.pair, &key.cache).serialize(), session))
+    }
+}
+
+/// One signer's secret half of a signing session whose message is not known yet. BIP 327 allows that: two nonces and
+/// their binding to the message when signing are what it has for it.
+pub struct EarlySession(SecretSession);
+
+impl std::fmt::Debug for EarlySession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EarlySession").finish_non_exhaustive()
+    }
+}
+
+impl EarlySession {
+    /// Draws a nonce bound to the key and the aggregate.
+    ///
+    /// # Errors
+    /// As [`SecretSession::new`].
+    pub fn of<R: RngCore + CryptoRng>(signer: &Signer, key: &AggKey, rng: &mut R) -> Result<Self, Error> {
+        SecretSession::draw(signer, key, None, rng).map(Self)
+    }
+
+    /// The nonce to publish.
+    pub fn public_nonce(&self) -> NonceBytes {
+        self.0.public_nonce()
+    }
+
+    /// The session for one message. The nonce cannot be used for another.
+    pub fn bind(self, message: [u8; 32]) -> SecretSession {
+        SecretSession { message, ..self.0 }
     }
 }
 

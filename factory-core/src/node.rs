@@ -7,7 +7,7 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, ScriptBuf, TxOut};
 
 use crate::faults::switch;
-use crate::musig::AggKey;
+use crate::musig::{AggKey, SignatureBytes};
 use crate::params::DwLayer;
 use crate::plan::LeafSpec;
 use crate::transaction::{TreeTx, TxKind};
@@ -187,4 +187,20 @@ fn distributions(
         all.push(make(i.saturating_add(1), OutPoint::new(parent.txid(), 0), delay)?);
     }
     Ok(all)
+}
+
+/// Hands out signatures one after the other.
+pub(crate) struct Signatures<'a>(std::slice::Iter<'a, SignatureBytes>);
+
+impl<'a> Signatures<'a> {
+    pub(crate) fn new(list: &'a [SignatureBytes], expected: usize) -> Result<Self, Error> {
+        if list.len() != expected {
+            return Err(Error::Count { what: "list of signatures", got: list.len(), expected });
+        }
+        Ok(Self(list.iter()))
+    }
+
+    pub(crate) fn next(&mut self) -> Result<&'a SignatureBytes, Error> {
+        self.0.next().ok_or(Error::Empty { what: "list of signatures" })
+    }
 }

@@ -5,8 +5,10 @@
 //! newer of two positions always has the shorter delay. Whoever may move a digit is another matter: an update of the
 //! leaf's own layers needs that leaf's signers alone, one of an upper layer everybody below it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Error;
-use crate::params::{range, Params};
+use crate::params::{as_u64, range, Params};
 
 /// A position of the odometer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,7 +35,99 @@ impl States {
     }
 }
 
+/// What is left of the odometer at a position.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Remaining {
+    /// Per level, root first, how often its layers can still tick while those above stay as they are; 0 for a static
+    /// level. An update of one level gives the levels inside it all theirs back.
+    pub levels: Vec<u64>,
+}
+
+impl Remaining {
+    /// Updates of the leaf alone.
+    pub fn leaf(&self) -> u64 {
+        self.levels.last().copied().unwrap_or(0)
+    }
+
+    /// Updates of the levels above, which need everybody below the node that ticks.
+    pub fn upper(&self) -> u64 {
+        self.levels.iter().rev().skip(1).fold(0, |sum, n| sum.saturating_add(*n))
+    }
+}
+
 impl Params {
+    /// States of `level`: the product of those of its layers, 1 for a static level.
+    fn level_states(&self, level: usize) -> Result<u64, Error> {
+        let product = |product: u64, states: u16| product.checked_mul(states.into());
+        let layers = self.shape.layers_at(level).iter().map(|layer| layer.states);
+        layers.into_iter().try_fold(1, product).ok_or(Error::Overflow { field: "states of a level" })
+    }
+
+    /// Positions from one state of `level` to the next: all those of the levels inside it.
+    fn level_step(&self, level: usize) -> Result<u64, Error> {
+        let mut step = 1u64;
+        for inside in level.saturating_add(1)..self.shape.levels() {
+            let states = self.level_states(inside)?;
+            step = step.checked_mul(states).ok_or(Error::Overflow { field: "states of a level" })?;
+        }
+        Ok(step)
+    }
+
+    /// The state of `level` at a position, and the position of everything above it, as numbers.
+    fn split(&self, level: usize, position: u64) -> Result<(u64, u64), Error> {
+        let overflow = || Error::Overflow { field: "states of a level" };
+        let states = self.level_states(level)?;
+        let high = position.checked_div(self.level_step(level)?).ok_or_else(overflow)?;
+        let state = high.checked_rem(states).ok_or_else(overflow)?;
+        Ok((state, high.checked_div(states).ok_or_else(overflow)?))
+    }
+
+    /// What is left at a position.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a position that there is not.
+    pub fn remaining(&self, position: u64) -> Result<Remaining, Error> {
+        range("updates", position, 0, self.path_updates()?)?;
+        let left = |level| {
+            let (state, _) = self.split(level, position)?;
+            Ok(self.level_states(level)?.saturating_sub(1).saturating_sub(state))
+        };
+        Ok(Remaining { levels: (0..self.shape.levels()).map(left).collect::<Result<_, Error>>()? })
+    }
+
+    /// The first position that an advance of `level` leads to from `from` and that is newer than `above`, the newest
+    /// of which anybody may hold a complete state. The levels inside begin anew.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] with what is left if there is none; [`Error::OutOfRange`] for a level or a position
+    /// that there is not.
+    pub fn next_position(&self, level: usize, from: u64, above: u64) -> Result<u64, Error> {
+        range("level", as_u64(level), 0, as_u64(self.shape.levels()).saturating_sub(1))?;
+        let newest = from.max(above);
+        let left = self.remaining(newest)?;
+        let exhausted = || Error::Exhausted { level, leaf: left.leaf(), upper: left.upper() };
+        let step = self.level_step(level)?;
+        let next = newest.checked_div(step).and_then(|high| high.checked_add(1)?.checked_mul(step));
+        let next = next.filter(|next| self.check_advance(level, from, *next).is_ok());
+        next.ok_or_else(exhausted)
+    }
+
+    /// Checks that an advance of `level` may lead from one position to another: the levels above stay as they are,
+    /// the level itself gets newer, those inside begin anew. Returns the layer that ticks, 0 for the outermost.
+    ///
+    /// # Errors
+    /// [`Error::Advance`], or [`Error::OutOfRange`] for a position that there is not.
+    pub fn check_advance(&self, level: usize, from: u64, to: u64) -> Result<usize, Error> {
+        let wrong = || Error::Advance { level, from, to };
+        let (old, new) = (self.states_after(from)?, self.states_after(to)?);
+        let begins_anew = to.checked_rem(self.level_step(level)?) == Some(0);
+        let ((before, above), (after, still)) = (self.split(level, from)?, self.split(level, to)?);
+        if !begins_anew || above != still || after <= before {
+            return Err(wrong());
+        }
+        old.at(level).iter().zip(new.at(level)).position(|(old, new)| old != new).ok_or_else(wrong)
+    }
+
     /// The state of every layer after `updates` updates; 0 is a factory at its creation.
     ///
     /// # Errors

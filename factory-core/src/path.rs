@@ -178,7 +178,7 @@ impl ClientPath {
             let (Some(node), Some(next)) = (plan.nodes.get(i), keys.get(i.saturating_add(1))) else {
                 return Err(Refusal::new(RefuseCode::PathShape, "path is longer than the tree is deep"));
             };
-            outputs.push(Self::level_outputs(plan, node, level, &next.script_pubkey())?);
+            outputs.push(level_outputs(&plan.params, plan.clients(), node, level, &next.script_pubkey())?);
         }
         if message.channel_scripts.len() != plan.leaf.members.len() {
             let text = format!("{} channel scripts for the leaf", message.channel_scripts.len());
@@ -240,39 +240,6 @@ impl ClientPath {
         })
     }
 
-    fn level_outputs(
-        plan: &ClientPlan,
-        node: &PathNode,
-        level: &[(u64, ScriptBuf)],
-        child_script: &ScriptBuf,
-    ) -> Result<Vec<TxOut>, Refusal> {
-        let ranges =
-            child_ranges(&plan.params, plan.clients(), node).map_err(refuse(RefuseCode::PathShape))?;
-        if level.len() != ranges.len() {
-            let text = format!("level {} has {} outputs, expected {}", node.level, level.len(), ranges.len());
-            return Err(Refusal::new(RefuseCode::PathShape, text));
-        }
-        let mut outputs = Vec::with_capacity(level.len().saturating_add(1));
-        for (i, (sat, script)) in level.iter().enumerate() {
-            let output = TxOut { value: Amount::from_sat(*sat), script_pubkey: script.clone() };
-            if i == node.child {
-                if script != child_script && !switch("client.path.child_key") {
-                    let text =
-                        format!("output {i} of level {} does not pay this client's signers", node.level);
-                    return Err(Refusal::new(RefuseCode::ChildKey, text));
-                }
-            } else if !switch("client.path.siblings") {
-                if !script.is_p2tr() {
-                    let text = format!("output {i} of level {} is not p2tr", node.level);
-                    return Err(Refusal::new(RefuseCode::SiblingOutput, text));
-                }
-                check_dust("sibling output", &output).map_err(refuse(RefuseCode::SiblingOutput))?;
-            }
-            outputs.push(output);
-        }
-        Ok(outputs)
-    }
-
     /// The nodes, root first, each with what it signs.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -307,4 +274,41 @@ impl ClientPath {
     pub fn channel_scripts(&self) -> &[ScriptBuf] {
         &self.channel_scripts
     }
+}
+
+/// The outputs of one node of the path as the provider told them: its children in order, among them `child_script`,
+/// which pays the signers of the path's next node.
+///
+/// # Errors
+/// The first check that fails, with its code.
+pub(crate) fn level_outputs(
+    params: &Params,
+    clients: usize,
+    node: &PathNode,
+    level: &[(u64, ScriptBuf)],
+    child_script: &ScriptBuf,
+) -> Result<Vec<TxOut>, Refusal> {
+    let ranges = child_ranges(params, clients, node).map_err(refuse(RefuseCode::PathShape))?;
+    if level.len() != ranges.len() {
+        let text = format!("level {} has {} outputs, expected {}", node.level, level.len(), ranges.len());
+        return Err(Refusal::new(RefuseCode::PathShape, text));
+    }
+    let mut outputs = Vec::with_capacity(level.len().saturating_add(1));
+    for (i, (sat, script)) in level.iter().enumerate() {
+        let output = TxOut { value: Amount::from_sat(*sat), script_pubkey: script.clone() };
+        if i == node.child {
+            if script != child_script && !switch("client.path.child_key") {
+                let text = format!("output {i} of level {} does not pay this client's signers", node.level);
+                return Err(Refusal::new(RefuseCode::ChildKey, text));
+            }
+        } else if !switch("client.path.siblings") {
+            if !script.is_p2tr() {
+                let text = format!("output {i} of level {} is not p2tr", node.level);
+                return Err(Refusal::new(RefuseCode::SiblingOutput, text));
+            }
+            check_dust("sibling output", &output).map_err(refuse(RefuseCode::SiblingOutput))?;
+        }
+        outputs.push(output);
+    }
+    Ok(outputs)
 }

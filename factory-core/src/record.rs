@@ -11,12 +11,13 @@ use bitcoin::{OutPoint, ScriptBuf, TxOut};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::ExitPlan;
-use crate::geometry;
+use crate::geometry::{self, PathNode};
 use crate::musig::SignatureBytes;
+use crate::node::Signatures;
 use crate::params::Params;
 use crate::path::{ClientPath, ClientPlan};
-use crate::plan::{index_error, FactoryPlan, LeafMember};
-use crate::transaction::{sequence, SignedTx};
+use crate::plan::{index_error, FactoryPlan, LeafMember, LeafSpec};
+use crate::transaction::{sequence, SignedTx, TxKind};
 use crate::tree::Tree;
 use crate::Error;
 
@@ -55,6 +56,16 @@ pub struct LeafChannel {
     pub outpoint: OutPoint,
 }
 
+impl LeafChannel {
+    /// The channel's output.
+    pub fn output(&self) -> TxOut {
+        TxOut {
+            value: bitcoin::Amount::from_sat(self.share.capacity_sat),
+            script_pubkey: self.script.clone(),
+        }
+    }
+}
+
 /// Everything needed to bring one leaf to the chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedPath {
@@ -71,7 +82,7 @@ pub struct SignedPath {
     pub clients: u32,
     /// Height from which its life counts, blocks.
     pub birth_height: u32,
-    /// Height T from which the distributions are valid, blocks.
+    /// Height T from which the distributions signed at creation are valid, blocks.
     pub expiry_height: u32,
     /// The provider's factory key.
     pub lsp_key: PublicKey,
@@ -89,21 +100,39 @@ pub struct SignedPath {
     pub stock_sat: u64,
     /// Where the stock pays.
     pub stock_script: ScriptBuf,
+    /// The position of the odometer that the leaf is at; 0 at creation.
+    #[serde(default)]
+    pub updates: u64,
 }
 
 impl SignedPath {
+    /// The height from which the distributions of this position are valid: [`SignedPath::expiry_height`] or earlier.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a position that the parameters do not have.
+    pub fn distribution_height(&self) -> Result<u32, Error> {
+        self.params.distribution_height(self.expiry_height, &self.params.states_after(self.updates)?)
+    }
+
     /// Checks a record that was read: its version, that the transactions form one chain from the funding output,
-    /// that the distributions spend what they should, and every signature.
+    /// that the states are those of its position, that the distributions spend what they should, and every signature.
     ///
     /// # Errors
     /// The first thing that does not hold.
     pub fn verify(&self) -> Result<(), Error> {
+        self.verify_but(|_| false)
+    }
+
+    /// As [`SignedPath::verify`], for a path of which some transactions are not signed.
+    pub(crate) fn verify_but(&self, unsigned: impl Fn(&SignedTx) -> bool) -> Result<(), Error> {
+        let signed = |tx: &SignedTx| if unsigned(tx) { Ok(()) } else { tx.verify() };
         if self.version != RECORD_VERSION {
             return Err(Error::RecordVersion { got: self.version, known: RECORD_VERSION });
         }
         if self.path.is_empty() {
             return Err(Error::Empty { what: "path" });
         }
+        let states = self.params.states_after(self.updates)?;
         let mut known = BTreeMap::from([(self.funding.outpoint, self.funding.tx_out())]);
         let broken = || Error::Mismatch { what: "chain of stored transactions" };
         for tx in &self.path {
@@ -115,13 +144,16 @@ impl SignedPath {
                 known.insert(OutPoint::new(tx.txid(), vout), output.clone());
             }
             check_times(tx, 0)?;
-            tx.verify()?;
+            if let TxKind::State { level, layer, state } = tx.kind {
+                if states.at(level.into()).get(usize::from(layer)) != Some(&state) {
+                    return Err(Error::Mismatch { what: "position of a stored path" });
+                }
+            }
+            signed(tx)?;
         }
         for channel in &self.leaf {
             let output = known.get(&channel.outpoint).ok_or_else(broken)?;
-            let same =
-                output.script_pubkey == channel.script && output.value.to_sat() == channel.share.capacity_sat;
-            if !same {
+            if *output != channel.output() {
                 return Err(broken());
             }
         }
@@ -134,12 +166,13 @@ impl SignedPath {
                 expected: leaf.len(),
             });
         }
+        let lock_height = self.distribution_height()?;
         for (distribution, rival) in self.distributions.iter().zip(leaf) {
             if distribution.parent() != rival.parent() || distribution.spends != rival.spends {
                 return Err(broken());
             }
-            check_times(distribution, self.expiry_height)?;
-            distribution.verify()?;
+            check_times(distribution, lock_height)?;
+            signed(distribution)?;
         }
         Ok(())
     }
@@ -229,6 +262,7 @@ impl ClientFactoryRecord {
                 leaf,
                 stock_sat: plan.leaf.stock_sat,
                 stock_script: plan.leaf.stock_script.clone(),
+                updates: 0,
             },
             index: short(plan.index)?,
             position: short(plan.position)?,
@@ -241,11 +275,17 @@ impl ClientFactoryRecord {
     /// # Errors
     /// The first thing that does not hold.
     pub fn verify(&self) -> Result<(), Error> {
+        self.verify_own()?;
+        self.path.verify()
+    }
+
+    /// Checks that the own channel is where it should be.
+    pub(crate) fn verify_own(&self) -> Result<(), Error> {
         let own = self.channel().is_some_and(|c| c.key == self.own_key);
         if !own || self.position > self.index || self.index >= self.path.clients {
             return Err(Error::Mismatch { what: "own channel of a stored path" });
         }
-        self.path.verify()
+        Ok(())
     }
 
     /// The client's own channel.
@@ -365,20 +405,34 @@ impl LspFactoryRecord {
         Ok(())
     }
 
-    /// The path and the distributions of client `index`, as that client has them.
+    /// The path and the distributions of client `index` at creation, as that client has them.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] for an index no client has, [`Error::Mismatch`] for a damaged record.
     pub fn leaf_path(&self, index: usize) -> Result<SignedPath, Error> {
         let clients = self.plan.members.len();
         let places = geometry::path(&self.plan.params.shape, clients, index)?;
+        let place = places.last().ok_or_else(|| index_error(index, clients))?;
+        let scripts = self.channel_scripts.get(place.first..place.end);
+        let scripts = scripts.ok_or_else(|| index_error(place.first, self.channel_scripts.len()))?;
+        self.path_through(&self.nodes, &places, &self.plan.leaf(place.first, place.end)?, scripts, 0)
+    }
+
+    /// The path at `places` through these nodes to a leaf with these shares and scripts.
+    pub(crate) fn path_through(
+        &self,
+        nodes: &[SignedNode],
+        places: &[PathNode],
+        spec: &LeafSpec,
+        scripts: &[ScriptBuf],
+        updates: u64,
+    ) -> Result<SignedPath, Error> {
         let mut path = Vec::new();
         let mut leaf_start = 0;
         let mut last = None;
-        for place in &places {
+        for place in places {
             let (level, first) = (short(place.level)?, short(place.first)?);
-            let node = self
-                .nodes
+            let node = nodes
                 .iter()
                 .find(|n| n.level == level && n.first == first)
                 .ok_or(Error::Mismatch { what: "stored tree" })?;
@@ -386,16 +440,14 @@ impl LspFactoryRecord {
             path.extend(node.txs.iter().cloned());
             last = Some((node, place));
         }
-        let (node, place) = last.ok_or_else(|| index_error(index, clients))?;
-        let spec = self.plan.leaf(place.first, place.end)?;
+        let (node, place) = last.ok_or(Error::Empty { what: "path" })?;
         let txid = path.last().map(SignedTx::txid).ok_or(Error::Empty { what: "path" })?;
         let members = self.plan.members.iter().skip(place.first);
-        let scripts = self.channel_scripts.iter().skip(place.first);
         let leaf = (0u32..)
-            .zip(spec.members.into_iter().zip(members).zip(scripts))
+            .zip(spec.members.iter().zip(members).zip(scripts))
             .map(|(vout, ((share, member), script))| LeafChannel {
                 key: member.key,
-                share,
+                share: share.clone(),
                 script: script.clone(),
                 outpoint: OutPoint::new(txid, vout),
             })
@@ -405,7 +457,7 @@ impl LspFactoryRecord {
             instance_id: self.plan.instance_id,
             attempt: self.attempt,
             params: self.plan.params.clone(),
-            clients: short(clients)?,
+            clients: short(self.plan.members.len())?,
             birth_height: self.plan.birth_height,
             expiry_height: self.plan.expiry_height,
             lsp_key: self.plan.lsp_key,
@@ -415,7 +467,8 @@ impl LspFactoryRecord {
             distributions: node.distributions.clone(),
             leaf,
             stock_sat: spec.stock_sat,
-            stock_script: spec.stock_script,
+            stock_script: spec.stock_script.clone(),
+            updates,
         })
     }
 
@@ -435,22 +488,6 @@ fn check_times(tx: &SignedTx, lock_height: u32) -> Result<(), Error> {
     Ok(())
 }
 
-fn short(n: usize) -> Result<u32, Error> {
+pub(crate) fn short(n: usize) -> Result<u32, Error> {
     u32::try_from(n).map_err(|_| Error::Overflow { field: "position in a record" })
-}
-
-/// Hands out signatures one after the other.
-struct Signatures<'a>(std::slice::Iter<'a, SignatureBytes>);
-
-impl<'a> Signatures<'a> {
-    fn new(list: &'a [SignatureBytes], expected: usize) -> Result<Self, Error> {
-        if list.len() != expected {
-            return Err(Error::Count { what: "list of signatures", got: list.len(), expected });
-        }
-        Ok(Self(list.iter()))
-    }
-
-    fn next(&mut self) -> Result<&'a SignatureBytes, Error> {
-        self.0.next().ok_or(Error::Empty { what: "list of signatures" })
-    }
 }

@@ -80,6 +80,18 @@ pub enum RefuseCode {
     FundingReused = 37,
     /// The expiry height is too far away.
     TooLong = 38,
+    /// An advance starts from another position than the client's newest.
+    AdvanceBase = 39,
+    /// An advance of that level does not lead to that position.
+    AdvancePosition = 40,
+    /// The position is not newer than one that may be signed already.
+    AdvanceBurnt = 41,
+    /// The keys are not those of the node that advances.
+    AdvanceKeys = 42,
+    /// The new amounts of the leaf are no valid outputs or do not add up.
+    AdvanceAmounts = 43,
+    /// The amounts of this leaf change with the level above only.
+    AdvanceShared = 44,
 }
 
 impl RefuseCode {

@@ -154,12 +154,15 @@ impl TreeTx {
 
     /// The transaction with its signature as witness. The signature is not verified here.
     pub fn signed(&self, signature: &SignatureBytes) -> SignedTx {
-        let mut tx = self.tx.clone();
-        let witness = Witness::from_slice(&[signature.as_slice()]);
-        for input in &mut tx.input {
-            input.witness = witness.clone();
-        }
-        SignedTx { kind: self.kind, tx, spends: self.spends.clone(), relative_delay: self.relative_delay }
+        let mut tx = self.unsigned();
+        tx.set_signature(signature);
+        tx
+    }
+
+    /// The transaction as it would be stored, without its signature.
+    pub(crate) fn unsigned(&self) -> SignedTx {
+        let (tx, spends) = (self.tx.clone(), self.spends.clone());
+        SignedTx { kind: self.kind, tx, spends, relative_delay: self.relative_delay }
     }
 }
 
@@ -203,6 +206,14 @@ impl SignedTx {
     /// The transaction id.
     pub fn txid(&self) -> Txid {
         self.tx.compute_txid()
+    }
+
+    /// Puts a signature in, which is not verified here.
+    pub(crate) fn set_signature(&mut self, signature: &SignatureBytes) {
+        let witness = Witness::from_slice(&[signature.as_slice()]);
+        for input in &mut self.tx.input {
+            input.witness = witness.clone();
+        }
     }
 
     /// The output it spends.

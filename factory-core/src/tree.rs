@@ -2,10 +2,11 @@
 //!
 //! In two steps, because the funding output has to be known before the funding transaction exists: [`Layout`] has
 //! keys and amounts, [`Layout::build`] adds the channels' scripts and the funding outpoint and so gets all
-//! transactions.
+//! transactions. Both rest on a skeleton that a part of the tree can be built from too, for an advance.
 
 use std::collections::BTreeMap;
 
+use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, ScriptBuf, TxOut};
 
 use crate::geometry::{self, NodeRange};
@@ -13,13 +14,13 @@ use crate::musig::AggKey;
 use crate::node::{client_keys, node_key, Node, NodeSpec};
 use crate::odometer::States;
 use crate::parallel;
+use crate::params::Params;
 use crate::plan::{add, index_error, FactoryPlan, LeafSpec};
 use crate::Error;
 
-/// Keys and amounts of every node.
+/// Places, keys and amounts of a node and of everything below it.
 #[derive(Clone, Debug)]
-pub struct Layout {
-    plan: FactoryPlan,
+pub(crate) struct Skeleton {
     ranges: Vec<NodeRange>,
     keys: Vec<AggKey>,
     values: Vec<u64>,
@@ -27,18 +28,24 @@ pub struct Layout {
     children: Vec<Vec<usize>>,
 }
 
-impl Layout {
-    /// Computes the keys and amounts of every node of `plan`.
-    ///
-    /// # Errors
-    /// Those of the geometry and of key aggregation; none is expected for a valid plan.
-    pub fn new(plan: FactoryPlan) -> Result<Self, Error> {
-        let ranges = geometry::nodes(&plan.params.shape, plan.members.len())?;
-        let all_keys = plan.keys();
-        let keys = parallel::try_map(&ranges, |r| node_key(&all_keys, r.first, r.end))?;
+impl Skeleton {
+    /// Of the node at `level` whose first client is `first`, among the clients that `keys` lists after the provider.
+    /// `leaf_value` says what a leaf is worth, sat.
+    pub(crate) fn new(
+        params: &Params,
+        keys: &[PublicKey],
+        (level, first): (usize, usize),
+        leaf_value: impl Fn(&NodeRange) -> Result<u64, Error>,
+    ) -> Result<Self, Error> {
+        let all = geometry::nodes(&params.shape, keys.len().saturating_sub(1))?;
+        let top = all.iter().find(|r| r.level == level && r.first == first);
+        let end = top.map(|r| r.end).ok_or_else(|| index_error(first, keys.len()))?;
+        let below = |r: &NodeRange| r.level >= level && r.first >= first && r.end <= end;
+        let ranges: Vec<_> = all.into_iter().filter(below).collect();
+        let node_keys = parallel::try_map(&ranges, |r| node_key(keys, r.first, r.end))?;
         let place: BTreeMap<(usize, usize), usize> =
             ranges.iter().enumerate().map(|(i, r)| ((r.level, r.first), i)).collect();
-        let leaf_level = plan.params.shape.arity.len();
+        let leaf_level = params.shape.arity.len();
         let mut children = vec![Vec::new(); ranges.len()];
         let mut values = vec![0u64; ranges.len()];
         // Children come after their parent in the list.
@@ -46,7 +53,7 @@ impl Layout {
             let mut value = 0u64;
             let mut positions = Vec::new();
             if range.level == leaf_level {
-                value = plan.leaf(range.first, range.end)?.value_sat()?;
+                value = leaf_value(range)?;
             } else {
                 for (first, _) in &range.children {
                     let child = place
@@ -63,7 +70,89 @@ impl Layout {
                 *c = positions;
             }
         }
-        Ok(Self { plan, ranges, keys, values, children })
+        Ok(Self { ranges, keys: node_keys, values, children })
+    }
+
+    /// The output that pays the top node.
+    pub(crate) fn output(&self) -> Result<TxOut, Error> {
+        self.output_of(0).map_err(|_| Error::Empty { what: "tree" })
+    }
+
+    /// Builds all nodes below the output `input`, at a position of the odometer. `leaf` has what is in a leaf, and its
+    /// channels' scripts.
+    pub(crate) fn build(
+        &self,
+        params: &Params,
+        all_keys: &[PublicKey],
+        input: OutPoint,
+        states: &States,
+        leaf: impl Fn(&NodeRange) -> Result<(LeafSpec, Vec<ScriptBuf>), Error>,
+    ) -> Result<Vec<Node>, Error> {
+        let leaf_level = params.shape.arity.len();
+        let mut inputs: Vec<Option<OutPoint>> = vec![None; self.ranges.len()];
+        if let Some(top) = inputs.first_mut() {
+            *top = Some(input);
+        }
+        let mut nodes = Vec::with_capacity(self.ranges.len());
+        let missing = |i: usize| index_error(i, self.ranges.len());
+        for (i, range) in self.ranges.iter().enumerate() {
+            let key = self.keys.get(i).cloned().ok_or_else(|| missing(i))?;
+            let value_sat = self.values.get(i).copied().ok_or_else(|| missing(i))?;
+            let input = inputs.get(i).copied().flatten().ok_or_else(|| missing(i))?;
+            let below = self.children.get(i).ok_or_else(|| missing(i))?;
+            let leaf = if range.level == leaf_level { Some(leaf(range)?) } else { None };
+            let outputs = match &leaf {
+                Some((leaf, scripts)) => leaf.outputs(scripts)?,
+                None => below.iter().map(|c| self.output_of(*c)).collect::<Result<Vec<_>, _>>()?,
+            };
+            let node = Node::build(NodeSpec {
+                level: range.level,
+                first: range.first,
+                end: range.end,
+                key,
+                clients: client_keys(all_keys, range.first, range.end)?,
+                input,
+                value_sat,
+                layers: params.shape.layers_at(range.level),
+                states: states.at(range.level),
+                outputs,
+                leaf: leaf.as_ref().map(|(leaf, _)| leaf),
+            })?;
+            for (position, child) in below.iter().enumerate() {
+                let outpoint = node.child_outpoint(position)?;
+                *inputs.get_mut(*child).ok_or_else(|| missing(*child))? = Some(outpoint);
+            }
+            nodes.push(node);
+        }
+        Ok(nodes)
+    }
+
+    fn output_of(&self, node: usize) -> Result<TxOut, Error> {
+        match (self.keys.get(node), self.values.get(node)) {
+            (Some(key), Some(value)) => {
+                Ok(TxOut { value: Amount::from_sat(*value), script_pubkey: key.script_pubkey() })
+            }
+            _ => Err(index_error(node, self.keys.len())),
+        }
+    }
+}
+
+/// Keys and amounts of every node.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    plan: FactoryPlan,
+    skeleton: Skeleton,
+}
+
+impl Layout {
+    /// Computes the keys and amounts of every node of `plan`.
+    ///
+    /// # Errors
+    /// Those of the geometry and of key aggregation; none is expected for a valid plan.
+    pub fn new(plan: FactoryPlan) -> Result<Self, Error> {
+        let value = |leaf: &NodeRange| plan.leaf(leaf.first, leaf.end)?.value_sat();
+        let skeleton = Skeleton::new(&plan.params, &plan.keys(), (0, 0), value)?;
+        Ok(Self { plan, skeleton })
     }
 
     /// The plan.
@@ -76,12 +165,7 @@ impl Layout {
     /// # Errors
     /// [`Error::Empty`] for a tree without nodes, which a valid plan does not have.
     pub fn funding_output(&self) -> Result<TxOut, Error> {
-        match (self.keys.first(), self.values.first()) {
-            (Some(key), Some(value)) => {
-                Ok(TxOut { value: Amount::from_sat(*value), script_pubkey: key.script_pubkey() })
-            }
-            _ => Err(Error::Empty { what: "tree" }),
-        }
+        self.skeleton.output()
     }
 
     /// Builds all transactions of a factory at its creation: every DW layer in its first state. `channel_scripts` has
@@ -115,60 +199,14 @@ impl Layout {
                 expected: clients,
             });
         }
-        let leaf_level = self.plan.params.shape.arity.len();
-        let mut inputs: Vec<Option<OutPoint>> = vec![None; self.ranges.len()];
-        if let Some(root) = inputs.first_mut() {
-            *root = Some(funding);
-        }
-        let all_keys = self.plan.keys();
-        let mut nodes = Vec::with_capacity(self.ranges.len());
-        let missing = |i: usize| index_error(i, self.ranges.len());
-        for (i, range) in self.ranges.iter().enumerate() {
-            let key = self.keys.get(i).cloned().ok_or_else(|| missing(i))?;
-            let value_sat = self.values.get(i).copied().ok_or_else(|| missing(i))?;
-            let input = inputs.get(i).copied().flatten().ok_or_else(|| missing(i))?;
-            let below = self.children.get(i).ok_or_else(|| missing(i))?;
-            let leaf = if range.level == leaf_level {
-                let leaf = self.plan.leaf(range.first, range.end)?;
-                Some(LeafSpec { expiry_height: distributed_at, ..leaf })
-            } else {
-                None
-            };
-            let outputs = match &leaf {
-                Some(leaf) => leaf.outputs(
-                    channel_scripts.get(range.first..range.end).ok_or_else(|| missing(range.first))?,
-                )?,
-                None => below.iter().map(|c| self.output_of(*c)).collect::<Result<Vec<_>, _>>()?,
-            };
-            let node = Node::build(NodeSpec {
-                level: range.level,
-                first: range.first,
-                end: range.end,
-                key,
-                clients: client_keys(&all_keys, range.first, range.end)?,
-                input,
-                value_sat,
-                layers: self.plan.params.shape.layers_at(range.level),
-                states: states.at(range.level),
-                outputs,
-                leaf: leaf.as_ref(),
-            })?;
-            for (position, child) in below.iter().enumerate() {
-                let outpoint = node.child_outpoint(position)?;
-                *inputs.get_mut(*child).ok_or_else(|| missing(*child))? = Some(outpoint);
-            }
-            nodes.push(node);
-        }
+        let leaf = |range: &NodeRange| {
+            let leaf = self.plan.leaf(range.first, range.end)?;
+            let scripts = channel_scripts.get(range.first..range.end);
+            let scripts = scripts.ok_or_else(|| index_error(range.first, clients))?;
+            Ok((LeafSpec { expiry_height: distributed_at, ..leaf }, scripts.to_vec()))
+        };
+        let nodes = self.skeleton.build(&self.plan.params, &self.plan.keys(), funding, states, leaf)?;
         Ok(Tree { layout: self, nodes, funding, channel_scripts: channel_scripts.to_vec() })
-    }
-
-    fn output_of(&self, node: usize) -> Result<TxOut, Error> {
-        match (self.keys.get(node), self.values.get(node)) {
-            (Some(key), Some(value)) => {
-                Ok(TxOut { value: Amount::from_sat(*value), script_pubkey: key.script_pubkey() })
-            }
-            _ => Err(index_error(node, self.keys.len())),
-        }
     }
 }
 

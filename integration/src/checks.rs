@@ -4,6 +4,7 @@
 //! [`table`] has the list: one row for each switch of [`factory_core::faults::PROTECTIONS`] and test that guards it.
 //! Rows of tests in one process take a moment and run in `make test`; those of scenarios run in `make checks`.
 
+mod advance;
 pub mod table;
 
 use std::fs::{self, File};
@@ -45,6 +46,11 @@ pub struct Check {
     pub crash: &'static str,
     /// What the failure has to say.
     pub says: &'static str,
+}
+
+/// All checks.
+pub fn all() -> impl Iterator<Item = &'static Check> {
+    table::TABLE.iter().chain(advance::ADVANCE)
 }
 
 /// What became of a check.

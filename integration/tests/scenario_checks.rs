@@ -8,8 +8,7 @@ use std::sync::Mutex;
 
 use anyhow::Result;
 use factory_core::faults::{switches, HOSTILE, PROTECTIONS};
-use integration::checks::table::TABLE;
-use integration::checks::{Check, Verdict};
+use integration::checks::{self, Check, Verdict};
 
 const CRATES: [&str; 3] = ["factory-core", "ldk-node-ext", "client-app"];
 const AT_ONCE: usize = 2;
@@ -57,11 +56,11 @@ fn every_fault_is_used() {
         assert!(hostile || named(&tests, "", name), "no test uses {name}");
     }
     for (name, invariant, _) in PROTECTIONS {
-        let used = TABLE.iter().any(|check| check.switch == *name) || *name == "wallet.changes_txid";
+        let used = checks::all().any(|check| check.switch == *name) || *name == "wallet.changes_txid";
         assert!(used, "no check leaves {name} out");
         assert!((1..=17).contains(invariant), "{name}");
     }
-    for check in TABLE {
+    for check in checks::all() {
         assert!(switches().any(|name| name == check.switch), "{check:?} names no switch");
     }
 }
@@ -69,7 +68,7 @@ fn every_fault_is_used() {
 /// Each test in one process fails when the protection that it guards is left out.
 #[test]
 fn tests_notice_what_is_left_out() -> Result<()> {
-    let checks: Vec<&Check> = TABLE.iter().filter(|check| !check.is_scenario()).collect();
+    let checks: Vec<&Check> = checks::all().filter(|check| !check.is_scenario()).collect();
     let (next, bad) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {

@@ -184,6 +184,17 @@ impl<const N: usize> Value for Vec<[u8; N]> {
     }
 }
 
+/// Amounts in sat: at most [`MAX_OUTPUTS`].
+impl Value for Vec<u64> {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.iter().for_each(|sat| sat.put(out));
+    }
+    fn get(record: Reader<'_>) -> Result<Self, Error> {
+        let items: Vec<[u8; 8]> = record.arrays(MAX_OUTPUTS)?;
+        Ok(items.into_iter().map(u64::from_be_bytes).collect())
+    }
+}
+
 impl Value for PublicKey {
     fn put(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.serialize());

@@ -8,26 +8,27 @@
 //! An **instance** is one factory; an **attempt** counts the tries to sign one plan for it, so that a
 //! straggler of an earlier try is recognised. C is the client, S the LSP in the tables below.
 //!
-//! | number | message | way | number | message | way |
-//! |---|---|---|---|---|---|
-//! | 1 | [`Join`] | C to S | 20 | [`CloseAsk`] | C to S |
-//! | 2 | [`Invite`] | S to C | 21 | [`ClosePropose`] | S to C |
-//! | 3 | [`Accept`] | C to S | 22 | [`CloseConsent`] | C to S |
-//! | 4 | [`Decline`] | C to S | 23 | [`CloseRefuse`] | C to S |
-//! | 5 | [`Plan`] | S to C | 24 | [`CloseTx`] | S to C |
-//! | 6 | [`PlanOk`] | C to S | 25 | [`CloseNonce`] | C to S |
-//! | 7 | [`Path`] | S to C | 26 | [`CloseAggNonce`] | S to C |
-//! | 8 | [`Nonces`] | C to S | 27 | [`ClosePartial`] | C to S |
-//! | 9 | [`AggNonces`] | S to C | 28 | [`CloseDone`] | S to C |
-//! | 10 | [`Partials`] | C to S | 29 | [`CloseAbort`] | S to C |
-//! | 11 | [`Signed`] | S to C | | | |
-//! | 12 | [`Persisted`] | C to S | | | |
-//! | 13 | [`Funded`] | S to C | | | |
-//! | 14 | [`Abort`] | S to C | | | |
+//! | number | message | way | number | message | way | number | message | way |
+//! |---|---|---|---|---|---|---|---|---|
+//! | 1 | [`Join`] | C to S | 20 | [`CloseAsk`] | C to S | 30 | [`AdvancePropose`] | S to C |
+//! | 2 | [`Invite`] | S to C | 21 | [`ClosePropose`] | S to C | 31 | [`AdvanceAgree`] | C to S |
+//! | 3 | [`Accept`] | C to S | 22 | [`CloseConsent`] | C to S | 32 | [`AdvanceRefuse`] | C to S |
+//! | 4 | [`Decline`] | C to S | 23 | [`CloseRefuse`] | C to S | 33 | [`AdvanceTree`] | S to C |
+//! | 5 | [`Plan`] | S to C | 24 | [`CloseTx`] | S to C | 34 | [`AdvanceAggNonces`] | S to C |
+//! | 6 | [`PlanOk`] | C to S | 25 | [`CloseNonce`] | C to S | 35 | [`AdvancePartials`] | C to S |
+//! | 7 | [`Path`] | S to C | 26 | [`CloseAggNonce`] | S to C | 36 | [`AdvanceInner`] | S to C |
+//! | 8 | [`Nonces`] | C to S | 27 | [`ClosePartial`] | C to S | 37 | [`AdvanceOuter`] | C to S |
+//! | 9 | [`AggNonces`] | S to C | 28 | [`CloseDone`] | S to C | 38 | [`AdvanceSigned`] | S to C |
+//! | 10 | [`Partials`] | C to S | 29 | [`CloseAbort`] | S to C | 39 | [`AdvancePersisted`] | C to S |
+//! | 11 | [`Signed`] | S to C | | | | 40 | [`AdvanceResume`] | C to S |
+//! | 12 | [`Persisted`] | C to S | | | | 41 | [`AdvanceAbort`] | S to C |
+//! | 13 | [`Funded`] | S to C | | | | | | |
+//! | 14 | [`Abort`] | S to C | | | | | | |
 //!
 //! Nonces and signatures are plain bytes here: this crate knows no MuSig2. Amounts are `u64` satoshi as
 //! the peer sent them, up to 2^64 - 1: whoever adds them up must check for overflow.
 
+mod advance;
 mod ceremony;
 mod close;
 mod codec;
@@ -37,6 +38,10 @@ mod transaction;
 
 use crate::tlv::Reader;
 use crate::Error;
+pub use advance::{
+    AdvanceAbort, AdvanceAggNonces, AdvanceAgree, AdvanceInner, AdvanceOuter, AdvancePartials,
+    AdvancePersisted, AdvancePropose, AdvanceRefuse, AdvanceResume, AdvanceSigned, AdvanceTree,
+};
 pub use ceremony::{
     Abort, Accept, AggNonces, Decline, Funded, Invite, Join, LeafMember, Nonces, Partials, Path, Persisted,
     Plan, PlanOk, Signed,
@@ -121,6 +126,8 @@ payload! {
     Join Invite Accept Decline Plan PlanOk Path Nonces AggNonces Partials Signed Persisted Funded Abort
     CloseAsk ClosePropose CloseConsent CloseRefuse CloseTx CloseNonce CloseAggNonce ClosePartial CloseDone
     CloseAbort
+    AdvancePropose AdvanceAgree AdvanceRefuse AdvanceTree AdvanceAggNonces AdvancePartials AdvanceInner AdvanceOuter
+    AdvanceSigned AdvancePersisted AdvanceResume AdvanceAbort
 }
 
 impl Payload {

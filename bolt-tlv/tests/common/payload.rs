@@ -166,8 +166,37 @@ fn closing() -> BoxedStrategy<Payload> {
     .boxed()
 }
 
+fn advance() -> BoxedStrategy<Payload> {
+    prop_oneof![
+        of_attempt!(AdvancePropose {
+            level: any::<u16>(),
+            from: any::<u64>(),
+            position: any::<u64>(),
+            keys: keys(),
+            capacities_sat: vec(any::<u64>(), 0..6),
+            stock_sat: any::<u64>(),
+            reason: any::<u16>()
+        }),
+        of_attempt!(AdvanceAgree { inner: vec(bytes(), 0..6), outer: vec(bytes(), 0..6) }),
+        of_attempt!(AdvanceRefuse { code: any::<u16>(), text: text() }),
+        of_attempt!(AdvanceTree {
+            levels: vec(vec((any::<u64>(), script()), 0..9), 0..4),
+            channel_scripts: vec(script(), 0..4)
+        }),
+        of_attempt!(AdvanceAggNonces { inner: vec(bytes(), 0..6), outer: vec(bytes(), 0..6) }),
+        of_attempt!(AdvancePartials { partials: vec(bytes(), 0..6) }),
+        of_attempt!(AdvanceInner { signatures: vec(bytes(), 0..6) }),
+        of_attempt!(AdvanceOuter { partials: vec(bytes(), 0..6) }),
+        of_attempt!(AdvanceSigned { signatures: vec(bytes(), 0..6) }),
+        of_attempt!(AdvancePersisted),
+        of_attempt!(AdvanceResume),
+        of_attempt!(AdvanceAbort { code: any::<u16>(), text: text() }),
+    ]
+    .boxed()
+}
+
 pub fn message() -> impl Strategy<Value = Payload> {
-    // Odd numbers this version knows end at 29.
-    let unknown = (15u16..=0x7fff).prop_map(|half| Payload::UnknownOdd(2 * half + 1));
-    prop_oneof![14 => creation(), 10 => closing(), 1 => unknown]
+    // Odd numbers this version knows end at 39, and even ones at 40.
+    let unknown = (21u16..=0x7fff).prop_map(|half| Payload::UnknownOdd(2 * half + 1));
+    prop_oneof![14 => creation(), 10 => closing(), 12 => advance(), 1 => unknown]
 }

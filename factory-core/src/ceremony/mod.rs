@@ -26,7 +26,7 @@ mod checks;
 mod client;
 mod lsp;
 pub mod messages;
-mod signing;
+pub(crate) mod signing;
 
 pub use checks::ClientPolicy;
 pub use client::{ClientAction, ClientCeremony, ClientConfig, ClientInput, ClientPhase};

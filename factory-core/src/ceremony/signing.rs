@@ -1,4 +1,4 @@
-//! The provider's side of all MuSig2 sessions of a tree.
+//! The provider's side of many MuSig2 sessions: those of a tree, or of the part of it that an advance signs anew.
 //!
 //! Every (node, transaction) pair is a session of its own with its own nonces; the work on one node does not depend
 //! on another's. A client's lists hold one entry per session of its path, root first, so the entries of a level
@@ -17,6 +17,7 @@ use crate::musig::{
 use crate::node::Node;
 use crate::parallel;
 use crate::plan::index_error;
+use crate::transaction::TreeTx;
 use crate::tree::Tree;
 use crate::Error;
 
@@ -29,61 +30,59 @@ struct Open {
     own: PartialBytes,
 }
 
-/// All sessions of a tree, by node.
-pub(super) struct TreeSigning {
-    sessions: Vec<Vec<Open>>,
-    /// Where a level's entries start in a client's lists.
-    offsets: Vec<usize>,
+/// What one node's signers sign together.
+pub(crate) struct Job<'a> {
+    /// The node.
+    pub node: &'a Node,
+    /// What is signed.
+    pub txs: Vec<&'a TreeTx>,
+    /// Where the entries for `txs` start in the lists of the node's clients.
+    pub offset: usize,
 }
 
-/// Outcome of [`TreeSigning::finish`].
-pub(super) enum Finished {
-    /// One list of verified signatures per node.
+/// Outcome of [`Sessions::finish`].
+pub(crate) enum Finished {
+    /// One list of verified signatures per job.
     Signed(Vec<Vec<SignatureBytes>>),
     /// Tree positions of the clients whose partial signatures are wrong, and the session of each.
     Culprits(BTreeMap<usize, usize>),
 }
+
+/// Sessions after nonce aggregation, by job.
+pub(crate) struct Sessions(Vec<Vec<Open>>);
 
 fn entry<T: Copy>(list: Option<&Vec<T>>, at: usize) -> Result<T, Error> {
     let list = list.ok_or(Error::Empty { what: "list of a client" })?;
     list.get(at).copied().ok_or_else(|| index_error(at, list.len()))
 }
 
-impl TreeSigning {
-    /// Number of sessions on every client's path.
-    pub(super) fn path_sessions(tree: &Tree) -> usize {
-        offsets(tree).last().copied().unwrap_or(0)
-    }
-
+impl Sessions {
     /// Draws the provider's nonces, aggregates them with the clients' and signs with them. `nonces` has one list per
-    /// client in tree order, each as long as [`TreeSigning::path_sessions`].
-    pub(super) fn start<R: RngCore + CryptoRng>(
-        tree: &Tree,
+    /// client of the factory in tree order; those of clients that sign no job are not looked at.
+    pub(crate) fn start<R: RngCore + CryptoRng>(
+        jobs: &[Job<'_>],
         signer: &Signer,
         nonces: &[Vec<PublicNonce>],
         rng: &mut R,
     ) -> Result<Self, Error> {
-        let offsets = offsets(tree);
         // Seeds from one source in a fixed order, so that the threads need not share it.
-        let seeded: Vec<_> = tree
-            .nodes()
+        let seeded: Vec<_> = jobs
             .iter()
-            .map(|node| {
+            .map(|job| {
                 let mut seed = [0u8; 32];
                 rng.fill_bytes(&mut seed);
-                (node, seed)
+                (job, seed)
             })
             .collect();
-        let sessions = parallel::try_map(&seeded, |(node, seed)| {
-            let mut rng = StdRng::from_seed(*seed);
-            let offset = offset(&offsets, node)?;
-            let mut list = Vec::with_capacity(node.session_count());
-            for (k, tx) in node.sessions().enumerate() {
+        let sessions = parallel::try_map(&seeded, |(job, seed)| {
+            let (mut rng, node) = (StdRng::from_seed(*seed), job.node);
+            let mut list = Vec::with_capacity(job.txs.len());
+            for (k, tx) in job.txs.iter().enumerate() {
                 let message = tx.sighash()?;
                 let secret = SecretSession::of(signer, &node.key, message, &mut rng)?;
                 let mut all = vec![secret.public()];
                 for client in node.first..node.end {
-                    all.push(entry(nonces.get(client), offset.saturating_add(k))?);
+                    all.push(entry(nonces.get(client), job.offset.saturating_add(k))?);
                 }
                 let aggregate = AggregateNonce::sum(&all)?;
                 let (own, session) = secret.sign_in(&node.key, &aggregate)?;
@@ -91,34 +90,32 @@ impl TreeSigning {
             }
             Ok::<_, Error>(list)
         })?;
-        Ok(Self { sessions, offsets })
+        Ok(Self(sessions))
     }
 
-    /// The aggregate nonces of client `index`'s path.
-    pub(super) fn aggregates_for(&self, tree: &Tree, index: usize) -> Result<Vec<NonceBytes>, Error> {
+    /// The aggregate nonces of the jobs at these positions, one after the other.
+    pub(crate) fn aggregates(&self, jobs: impl IntoIterator<Item = usize>) -> Result<Vec<NonceBytes>, Error> {
         let mut list = Vec::new();
-        for position in tree.path_nodes(index)? {
-            let node =
-                self.sessions.get(position).ok_or_else(|| index_error(position, self.sessions.len()))?;
-            list.extend(node.iter().map(|s| s.aggregate));
+        for position in jobs {
+            let job = self.0.get(position).ok_or_else(|| index_error(position, self.0.len()))?;
+            list.extend(job.iter().map(|s| s.aggregate));
         }
         Ok(list)
     }
 
     /// Adds the provider's partial signatures to the clients' and verifies every final signature. Only where one
     /// does not verify are the partials of that session checked, to name who is at fault.
-    pub(super) fn finish(
+    pub(crate) fn finish(
         self,
-        tree: &Tree,
+        jobs: &[Job<'_>],
         nonces: &[Vec<PublicNonce>],
         partials: &[Vec<PartialBytes>],
     ) -> Result<Finished, Error> {
-        let work: Vec<_> = tree.nodes().iter().zip(self.sessions).collect();
-        let done = parallel::try_map(&work, |(node, sessions)| {
-            let offset = offset(&self.offsets, node)?;
+        let work: Vec<_> = jobs.iter().zip(self.0).collect();
+        let done = parallel::try_map(&work, |(job, sessions)| {
             let finish = |(k, session)| {
-                let at = offset.saturating_add(k);
-                Ok((at, finish_session(node, session, at, nonces, partials)?))
+                let at = job.offset.saturating_add(k);
+                Ok((at, finish_session(job.node, session, at, nonces, partials)?))
             };
             sessions.iter().enumerate().map(finish).collect::<Result<Vec<_>, Error>>()
         })?;
@@ -143,6 +140,49 @@ impl TreeSigning {
         } else {
             Ok(Finished::Culprits(culprits))
         }
+    }
+}
+
+/// All sessions of a tree, by node.
+pub(super) struct TreeSigning(Sessions);
+
+/// Every node of the tree with all that it signs.
+fn jobs(tree: &Tree) -> Result<Vec<Job<'_>>, Error> {
+    let offsets = offsets(tree);
+    let job = |node| Ok(Job { node, txs: node.sessions().collect(), offset: offset(&offsets, node)? });
+    tree.nodes().iter().map(job).collect()
+}
+
+impl TreeSigning {
+    /// Number of sessions on every client's path.
+    pub(super) fn path_sessions(tree: &Tree) -> usize {
+        offsets(tree).last().copied().unwrap_or(0)
+    }
+
+    /// As [`Sessions::start`]. `nonces` has one list per client in tree order, each as long as
+    /// [`TreeSigning::path_sessions`].
+    pub(super) fn start<R: RngCore + CryptoRng>(
+        tree: &Tree,
+        signer: &Signer,
+        nonces: &[Vec<PublicNonce>],
+        rng: &mut R,
+    ) -> Result<Self, Error> {
+        Sessions::start(&jobs(tree)?, signer, nonces, rng).map(Self)
+    }
+
+    /// The aggregate nonces of client `index`'s path.
+    pub(super) fn aggregates_for(&self, tree: &Tree, index: usize) -> Result<Vec<NonceBytes>, Error> {
+        self.0.aggregates(tree.path_nodes(index)?)
+    }
+
+    /// As [`Sessions::finish`].
+    pub(super) fn finish(
+        self,
+        tree: &Tree,
+        nonces: &[Vec<PublicNonce>],
+        partials: &[Vec<PartialBytes>],
+    ) -> Result<Finished, Error> {
+        self.0.finish(&jobs(tree)?, nonces, partials)
     }
 }
 

@@ -3,7 +3,12 @@
 use super::Check;
 
 /// A test in one process.
-const fn test(switch: &'static str, program: &'static str, test: &'static str, says: &'static str) -> Check {
+pub(super) const fn test(
+    switch: &'static str,
+    program: &'static str,
+    test: &'static str,
+    says: &'static str,
+) -> Check {
     Check { switch, armed: &[], program, test, crash: "", says }
 }
 
