@@ -20,6 +20,7 @@ mod outpoints;
 mod router;
 mod signer;
 mod user_config;
+mod virt;
 
 pub use broadcaster::Broadcaster;
 pub(crate) use broadcaster::{Outgoing, FUNDING};

@@ -14,6 +14,8 @@ mod restore;
 mod room;
 
 pub(crate) use failure::Failure;
+#[cfg(test)]
+pub(crate) use restore::Ldk;
 pub(crate) use restore::{check_network, mark_void};
 
 use std::net::SocketAddr;
