@@ -27,7 +27,7 @@ use lightning::sign::{
 use lightning_invoice::RawBolt11Invoice;
 
 use crate::error::Error;
-use crate::ldk::{FactorySigner, HeldHtlcs};
+use crate::ldk::{FactorySigner, HeldHtlcs, Mapping};
 use crate::store::private_dir;
 use crate::util::unix_now;
 use crate::wallet::Wallet;
@@ -96,6 +96,7 @@ pub struct Keys {
     secp: Secp256k1<All>,
     wallet: Arc<Wallet>,
     held: Arc<HeldHtlcs>,
+    mapping: Arc<Mapping>,
 }
 
 impl Keys {
@@ -104,6 +105,7 @@ impl Keys {
         network: Network,
         wallet: Arc<Wallet>,
         held: Arc<HeldHtlcs>,
+        mapping: Arc<Mapping>,
     ) -> Result<Self, Error> {
         let now = std::time::SystemTime::now();
         let nanos = now.duration_since(std::time::UNIX_EPOCH).map(|d| d.subsec_nanos()).unwrap_or(0);
@@ -113,6 +115,7 @@ impl Keys {
             secp: Secp256k1::new(),
             wallet,
             held,
+            mapping,
         })
     }
 
@@ -225,7 +228,8 @@ impl SignerProvider for Keys {
     }
 
     fn derive_channel_signer(&self, channel_keys_id: [u8; 32]) -> FactorySigner {
-        FactorySigner::new(self.ldk.derive_channel_signer(channel_keys_id), Arc::clone(&self.held))
+        let inner = self.ldk.derive_channel_signer(channel_keys_id);
+        FactorySigner::new(inner, Arc::clone(&self.held), Arc::clone(&self.mapping))
     }
 
     fn get_destination_script(&self, _channel_keys_id: [u8; 32]) -> Result<ScriptBuf, ()> {

@@ -20,7 +20,7 @@ mod outpoints;
 mod router;
 mod signer;
 mod user_config;
-mod virt;
+pub(crate) mod virt;
 
 pub use broadcaster::Broadcaster;
 pub(crate) use broadcaster::{Outgoing, FUNDING};
@@ -39,6 +39,7 @@ pub(crate) use outpoints::{channel_id, Gate};
 pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
 pub use router::FactoryRouter;
 pub use signer::FactorySigner;
+pub use virt::{Mapping, Real};
 
 use std::sync::{Arc, RwLock};
 

@@ -20,18 +20,19 @@ use lightning::sign::ecdsa::EcdsaChannelSigner;
 use lightning::sign::{ChannelSigner, HTLCDescriptor, InMemorySigner};
 use lightning::types::payment::PaymentPreimage;
 
-use super::HeldHtlcs;
+use super::{HeldHtlcs, Mapping};
 
 /// Signs for one channel.
 #[derive(Clone)]
 pub struct FactorySigner {
     inner: InMemorySigner,
     held: Arc<HeldHtlcs>,
+    mapping: Arc<Mapping>,
 }
 
 impl FactorySigner {
-    pub(crate) fn new(inner: InMemorySigner, held: Arc<HeldHtlcs>) -> Self {
-        Self { inner, held }
+    pub(crate) fn new(inner: InMemorySigner, held: Arc<HeldHtlcs>, mapping: Arc<Mapping>) -> Self {
+        Self { inner, held, mapping }
     }
 }
 
@@ -224,7 +225,8 @@ mod tests {
             held.load().unwrap();
             held
         };
-        let signer = FactorySigner::new(inner(1), Arc::clone(&held));
+        let mapping = Arc::new(Mapping::load(Arc::clone(&store)).unwrap());
+        let signer = FactorySigner::new(inner(1), Arc::clone(&held), mapping);
         let funding = bitcoin::OutPoint { txid, vout: 0 };
         let (channel, point) = (channel_id(funding), signer.get_per_commitment_point(9, &secp).unwrap());
         let commitment = |htlcs: &[(bool, u8, u32)], broadcast: bool| {

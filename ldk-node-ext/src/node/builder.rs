@@ -36,8 +36,8 @@ use crate::faults;
 use crate::keys::{self, Keys};
 use crate::ldk::{
     BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, FundingDepth, GossipSync,
-    HeldHtlcs, MessageRouter, MonitorStore, OnionMessenger, Outgoing, Outpoints, PeerManager, Router,
-    WholeBlocks,
+    HeldHtlcs, Mapping, MessageRouter, MonitorStore, OnionMessenger, Outgoing, Outpoints, PeerManager,
+    Router, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::publish::Publisher;
@@ -81,7 +81,10 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let wallet = Arc::new(Wallet::open(seed.root(config.network)?, config.network, Arc::clone(&store), tip)?);
     let outpoints = Arc::new(Outpoints::default());
     let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store)));
-    let keys = Arc::new(Keys::new(&seed, config.network, Arc::clone(&wallet), Arc::clone(&held))?);
+    let mapping = Arc::new(Mapping::load(Arc::clone(&store))?);
+    let keys =
+        Keys::new(&seed, config.network, Arc::clone(&wallet), Arc::clone(&held), Arc::clone(&mapping))?;
+    let keys = Arc::new(keys);
     let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip)?);
     let fees = Arc::new(Fees::new(config.fallback_feerate_sat_per_vb, config.max_feerate_sat_per_vb));
     fees.refresh(&bitcoind).await;

@@ -1,4 +1,29 @@
-//! The virtual funding outpoint: what lets a factory change its state under a live channel.
+//! Virtual and real funding outpoints: the one place that knows both.
+//!
+//! A factory that changes state gives a channel a new funding outpoint which does not spend the old one. No LDK
+//! channel can follow that: to LDK a channel's funding is an outpoint that stays, or that a splice spends. So LDK
+//! keeps a **virtual** outpoint V, and the chain has a **real** one, R. A channel is born with V == R1 (an output of
+//! its leaf's first state). A rotation that leaves the capacity as it is adds R2, R3 ... under the same V; one that
+//! changes the capacity is an LDK splice V -> V' whose transaction never leaves this process, with a real R' under V'.
+//!
+//! A commitment on V and its counterpart on R differ in nothing but the outpoint that they spend, hence in their
+//! txid, hence in everything below them. So whatever crosses LDK's boundary with an outpoint or a txid in it exists
+//! in a *V-form*, which LDK sees, and an *R-form*, which the chain sees:
+//!
+//! | direction | what | where |
+//! |---|---|---|
+//! | chain to LDK | blocks: V-forms are shown beside what is in the block | `chain` |
+//! | LDK to chain | transactions handed to the broadcaster | `outgoing` |
+//! | LDK to chain | bump events, before LDK's handler sees them | `events` |
+//! | LDK to sweeper | spendable outputs; the sweeper knows R-forms only | `events` |
+//! | LDK to signer | claims and penalties are signed in R-form | [`FactorySigner`](super::FactorySigner) |
+//!
+//! [`Mapping`] is the table behind all of them. A channel that was never rotated is not in it, and passes through
+//! everything here untouched.
+
+mod map;
+
+pub use map::{Mapping, Real};
 
 #[cfg(test)]
 pub(crate) mod testing;

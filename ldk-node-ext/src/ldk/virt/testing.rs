@@ -44,7 +44,7 @@ use crate::config::{NodeConfig, RpcAuth};
 use crate::keys::{self, Keys};
 use crate::ldk::{
     Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth, HeldHtlcs,
-    MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints, PeerEvent, Router, WholeBlocks,
+    Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints, PeerEvent, Router, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::node::{Failure, Ldk};
@@ -71,6 +71,7 @@ pub(crate) struct Node {
     pub(crate) store: Arc<Store>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) outpoints: Arc<Outpoints>,
+    pub(crate) mapping: Arc<Mapping>,
     pub(crate) index: Arc<ChainIndex>,
     pub(crate) wallet: Arc<Wallet>,
     pub(crate) fees: Arc<Fees>,
@@ -104,7 +105,9 @@ impl Node {
         let wallet = Arc::new(Wallet::open(root, network, Arc::clone(&store), tip).unwrap());
         let outpoints = Arc::new(Outpoints::default());
         let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store)));
-        let keys = Arc::new(Keys::new(&seed, network, Arc::clone(&wallet), held).unwrap());
+        let mapping = Arc::new(Mapping::load(Arc::clone(&store)).unwrap());
+        let keys = Keys::new(&seed, network, Arc::clone(&wallet), held, Arc::clone(&mapping)).unwrap();
+        let keys = Arc::new(keys);
         let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip).unwrap());
         let fees = Arc::new(Fees::new(5, 500));
         let (broadcaster, outgoing) = Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&store));
@@ -165,6 +168,7 @@ impl Node {
             store,
             keys,
             outpoints,
+            mapping,
             index,
             wallet,
             fees,
