@@ -35,9 +35,9 @@ use crate::factory;
 use crate::faults;
 use crate::keys::{self, Keys};
 use crate::ldk::{
-    BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, FundingDepth, GossipSync,
-    HeldHtlcs, Mapping, MessageRouter, MonitorStore, OnionMessenger, Outgoing, Outpoints, PeerManager,
-    Router, WholeBlocks,
+    BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, Commitments, FactoryMessages, FundingDepth,
+    GossipSync, HeldHtlcs, Mapping, MessageRouter, MonitorStore, OnionMessenger, Outgoing, Outpoints,
+    PeerManager, Router, Streams, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::publish::Publisher;
@@ -82,9 +82,15 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let outpoints = Arc::new(Outpoints::default());
     let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store)));
     let mapping = Arc::new(Mapping::load(Arc::clone(&store))?);
-    let keys =
-        Keys::new(&seed, config.network, Arc::clone(&wallet), Arc::clone(&held), Arc::clone(&mapping))?;
-    let keys = Arc::new(keys);
+    let commitments = Arc::new(Commitments::load(Arc::clone(&outpoints), Arc::clone(&store))?);
+    let keys = Arc::new(Keys::new(
+        &seed,
+        config.network,
+        Arc::clone(&wallet),
+        Arc::clone(&held),
+        Arc::clone(&mapping),
+        Arc::clone(&commitments),
+    )?);
     let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip)?);
     let fees = Arc::new(Fees::new(config.fallback_feerate_sat_per_vb, config.max_feerate_sat_per_vb));
     fees.refresh(&bitcoind).await;
@@ -109,7 +115,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     };
     let graph = ldk.network_graph()?;
     let scorer = ldk.scorer(&graph)?;
-    let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store)));
+    let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store), Arc::clone(&commitments)));
     let monitor = Arc::new(ChainMonitor::new(
         None::<Arc<WholeBlocks>>,
         Arc::clone(&broadcaster),
@@ -132,6 +138,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         Arc::new(Router::new(router, Arc::clone(&outpoints), Arc::clone(&depth), config.claim_margin_blocks));
     let message_router = Arc::new(MessageRouter::new(Arc::clone(&graph), Arc::clone(&keys)));
     let (manager, manager_best, monitors) = ldk.channels(&monitor, router, Arc::clone(&message_router))?;
+    commitments.keep_only(&monitors.iter().map(|(_, m)| m.channel_id()).collect::<Vec<_>>())?;
     let manager = Arc::new(manager);
     // Channels of a ceremony that the last stop interrupted, and what is left of void ones: held too.
     for channel in manager.list_channels().into_iter().filter(|c| factory::is_marked(c.user_channel_id)) {
@@ -177,8 +184,14 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
 
     let (factory_messages, peer_events) = FactoryMessages::new(Envelope::default());
     let factory_messages = Arc::new(factory_messages);
-    let channel_messages =
-        Arc::new(ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints), Arc::clone(&failure)));
+    let streams = Arc::new(Streams::new(commitments, Arc::clone(&mapping), Arc::clone(&keys)));
+    let channel_messages = Arc::new(ChannelMessages::new(
+        Arc::clone(&manager),
+        Arc::clone(&outpoints),
+        Arc::clone(&streams),
+        Arc::clone(&failure),
+    ));
+    factory_messages.carry(Arc::clone(&channel_messages));
     let onion_messenger = Arc::new(OnionMessenger::new(
         Arc::clone(&keys),
         Arc::clone(&keys),

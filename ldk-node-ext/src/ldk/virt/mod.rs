@@ -21,9 +21,20 @@
 //! [`Mapping`] is the table behind all of them. A channel that was never rotated is not in it, and passes through
 //! everything here untouched.
 
+mod channel;
+mod commitments;
+mod companion;
 mod map;
+mod messages;
+mod record;
 
+pub use commitments::Commitments;
+pub(super) use commitments::NAMESPACE as COMMITMENTS;
 pub use map::{Mapping, Real};
+pub(super) use messages::Deliver;
+pub(crate) use messages::{Needs, Streams};
 
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

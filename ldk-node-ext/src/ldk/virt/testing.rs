@@ -43,8 +43,9 @@ use crate::chain::{ChainIndex, Fees};
 use crate::config::{NodeConfig, RpcAuth};
 use crate::keys::{self, Keys};
 use crate::ldk::{
-    Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth, HeldHtlcs,
-    Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints, PeerEvent, Router, WholeBlocks,
+    Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, Commitments, FactoryMessages, FundingDepth,
+    HeldHtlcs, Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints, PeerEvent, Router,
+    Streams, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::node::{Failure, Ldk};
@@ -72,6 +73,8 @@ pub(crate) struct Node {
     pub(crate) keys: Arc<Keys>,
     pub(crate) outpoints: Arc<Outpoints>,
     pub(crate) mapping: Arc<Mapping>,
+    pub(crate) commitments: Arc<Commitments>,
+    pub(crate) streams: Arc<Streams>,
     pub(crate) index: Arc<ChainIndex>,
     pub(crate) wallet: Arc<Wallet>,
     pub(crate) fees: Arc<Fees>,
@@ -106,13 +109,23 @@ impl Node {
         let outpoints = Arc::new(Outpoints::default());
         let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store)));
         let mapping = Arc::new(Mapping::load(Arc::clone(&store)).unwrap());
-        let keys = Keys::new(&seed, network, Arc::clone(&wallet), held, Arc::clone(&mapping)).unwrap();
+        let commitments = Commitments::load(Arc::clone(&outpoints), Arc::clone(&store)).unwrap();
+        let commitments = Arc::new(commitments);
+        let keys = Keys::new(
+            &seed,
+            network,
+            Arc::clone(&wallet),
+            held,
+            Arc::clone(&mapping),
+            Arc::clone(&commitments),
+        )
+        .unwrap();
         let keys = Arc::new(keys);
         let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip).unwrap());
         let fees = Arc::new(Fees::new(5, 500));
         let (broadcaster, outgoing) = Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&store));
         let broadcaster = Arc::new(broadcaster);
-        let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store)));
+        let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store), Arc::clone(&commitments)));
         let monitor = Arc::new(ChainMonitor::new(
             None::<Arc<WholeBlocks>>,
             Arc::clone(&broadcaster),
@@ -158,17 +171,23 @@ impl Node {
             live(&outpoints, &id);
             monitor.load_existing_monitor(id, m).unwrap();
         }
+        let streams = Streams::new(Arc::clone(&commitments), Arc::clone(&mapping), Arc::clone(&keys));
+        let streams = Arc::new(streams);
         let (stop, _) = watch::channel(false);
         let failure = Arc::new(Failure::new(stop, Arc::clone(&store)));
         let channel_messages =
-            Arc::new(ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints), failure));
+            ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints), Arc::clone(&streams), failure);
+        let channel_messages = Arc::new(channel_messages);
         let (factory_messages, peer_events) = FactoryMessages::new(Envelope::default());
+        factory_messages.carry(Arc::clone(&channel_messages));
         Self {
             id: keys.node_id(),
             store,
             keys,
             outpoints,
             mapping,
+            commitments,
+            streams,
             index,
             wallet,
             fees,
