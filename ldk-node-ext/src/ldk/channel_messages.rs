@@ -110,7 +110,7 @@ impl ChannelMessages {
     }
 
     /// After an outpoint was given up with [`Streams::withdraw`]: what waited for companions on it goes on.
-    pub(crate) fn withdrawn(&self, peer: PublicKey, channel: ChannelId) {
+    pub fn withdrawn(&self, peer: PublicKey, channel: ChannelId) {
         if let Some(turn) = self.streams.turn(&peer, &channel, || self.is_of(&peer, &channel)) {
             let _turn = lock(&turn);
             self.go_on(peer, channel);
@@ -260,7 +260,12 @@ impl ChannelMessageHandler for ChannelMessages {
     fn handle_channel_reestablish(&self, peer: PublicKey, msg: &msgs::ChannelReestablish) {
         let _proving = self.failure.proving();
         let manager = AssertUnwindSafe(&self.manager);
-        let Err(panic) = catch_unwind(|| manager.handle_channel_reestablish(peer, msg)) else { return };
+        let Err(panic) = catch_unwind(|| manager.handle_channel_reestablish(peer, msg)) else {
+            if self.is_of(&peer, &msg.channel_id) {
+                self.streams.reestablished(msg);
+            }
+            return;
+        };
         // LDK panics when the peer knows a secret of a state that we have never seen. The manager is of no use any
         // more, which is right: it must not sign, close or store anything.
         let text =

@@ -39,8 +39,8 @@ pub(crate) use outpoints::{channel_id, Gate};
 pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
 pub use router::FactoryRouter;
 pub use signer::FactorySigner;
-pub use virt::{Commitments, Mapping, Real};
-pub(crate) use virt::{Needs, Streams};
+pub(crate) use virt::Needs;
+pub use virt::{Commitments, Mapping, Real, Streams};
 
 use std::sync::{Arc, RwLock};
 

@@ -21,7 +21,7 @@ use lightning::ln::chan_utils::{
     ChannelTransactionParameters, CommitmentTransaction, HolderCommitmentTransaction,
 };
 use lightning::ln::types::ChannelId;
-use lightning::sign::InMemorySigner;
+use lightning::sign::{ChannelSigner, InMemorySigner};
 use lightning::util::persist::KVStoreSync;
 
 use super::channel::{Channel, Theirs, Waiting};
@@ -178,6 +178,22 @@ impl Commitments {
             channel.released(number);
         }
         free
+    }
+
+    /// After a connection the peer has shown our secret of the commitment with this number: those from there on are
+    /// revoked. A process that died after it had released the secret does not know it.
+    pub(super) fn shown(
+        &self,
+        id: &ChannelId,
+        number: u64,
+        secret: &[u8; 32],
+        signer: impl FnOnce([u8; 32]) -> InMemorySigner,
+    ) {
+        if let Some(channel) = lock(&self.inner).channels.get_mut(id) {
+            if signer(channel.keys_id).release_commitment_secret(number).as_ref() == Ok(secret) {
+                channel.released(number);
+            }
+        }
     }
 
     /// Channels whose secret was held and need not be any longer.
@@ -355,7 +371,7 @@ impl Commitments {
     // What an exit asks.
 
     /// The peer's signatures of our commitment with this number, as LDK counts, on a real outpoint of V.
-    pub(crate) fn companion_of(
+    pub fn companion_of(
         &self,
         v: &OutPoint,
         number: u64,
@@ -368,7 +384,7 @@ impl Commitments {
     }
 
     /// Our commitment with this number, as LDK counts, on a real outpoint of V: signed by both and ready for the chain.
-    pub(crate) fn own_on(
+    pub fn own_on(
         &self,
         v: &OutPoint,
         number: u64,
@@ -385,7 +401,7 @@ impl Commitments {
     }
 
     /// The number, as LDK counts, of our newest commitment on V that has a companion on a real outpoint.
-    pub(crate) fn newest_on(&self, v: &OutPoint, real: &OutPoint) -> Option<u64> {
+    pub fn newest_on(&self, v: &OutPoint, real: &OutPoint) -> Option<u64> {
         let inner = lock(&self.inner);
         let own = inner.channels.values().flat_map(|c| &c.own);
         own.filter(|o| o.v == *v && o.on(real).is_some()).map(|o| o.number()).min()

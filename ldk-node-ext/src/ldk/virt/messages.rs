@@ -22,7 +22,9 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, Txid};
 use bolt_tlv::payload::{self, Companions, Marker, MarkerAck, Payload, MAX_PAYLOAD_LEN};
 use factory_core::faults::switch;
-use lightning::ln::msgs::{CommitmentSigned, ErrorAction, MessageSendEvent, WarningMessage};
+use lightning::ln::msgs::{
+    ChannelReestablish, CommitmentSigned, ErrorAction, MessageSendEvent, WarningMessage,
+};
 use lightning::ln::types::ChannelId;
 use tokio::sync::watch;
 
@@ -93,13 +95,13 @@ impl Streams {
     }
 
     /// Changes whenever [`Self::covered`] may answer otherwise than before.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+    pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
     /// Whether both sides have, on disk, each of their unrevoked commitments on V also on this outpoint, and will go on
     /// so: only then may anything be signed that lets it confirm (invariants 3 and 11).
-    pub(crate) fn covered(&self, channel: &ChannelId, v: &OutPoint, real: &OutPoint) -> bool {
+    pub fn covered(&self, channel: &ChannelId, v: &OutPoint, real: &OutPoint) -> bool {
         self.commitments.covers(channel, v, real)
             && lock(&self.inner).peer_has.contains(&(*channel, *v, *real))
     }
@@ -109,7 +111,7 @@ impl Streams {
     ///
     /// # Errors
     /// Those of [`Mapping::add_real`].
-    pub(crate) fn announce(
+    pub fn announce(
         &self,
         peer: PublicKey,
         channel: &ChannelId,
@@ -130,7 +132,7 @@ impl Streams {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub(crate) fn withdraw(&self, channel: &ChannelId, v: &OutPoint, real: &OutPoint) -> Result<(), Error> {
+    pub fn withdraw(&self, channel: &ChannelId, v: &OutPoint, real: &OutPoint) -> Result<(), Error> {
         self.mapping.drop_real(v, real)?;
         self.commitments.withdraw(channel, v, real)?;
         let mut inner = lock(&self.inner);
@@ -198,6 +200,17 @@ impl Streams {
         let signer = |keys_id| self.keys.channel_signer(keys_id);
         let companions = self.commitments.companions(channel, which, |v| self.others(v), signer);
         companions.into_iter().for_each(|accompanied| write(channel, accompanied, out));
+    }
+
+    /// The peer says after a connection where it stands, and LDK agrees.
+    pub(in crate::ldk) fn reestablished(&self, msg: &ChannelReestablish) {
+        // It expects the secret of this number next (BOLT 2), so it has the one before.
+        let Some(shown) = msg.next_remote_commitment_number.checked_sub(1) else { return };
+        let (channel, secret) = (&msg.channel_id, &msg.your_last_per_commitment_secret);
+        let signer = |keys_id| self.keys.channel_signer(keys_id);
+        if let Some(number) = FIRST.checked_sub(shown) {
+            self.commitments.shown(channel, number, secret, signer);
+        }
     }
 
     /// A splice was given up: nothing that was signed for its outpoint counts.

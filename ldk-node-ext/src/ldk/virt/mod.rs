@@ -32,7 +32,8 @@ pub use commitments::Commitments;
 pub(super) use commitments::NAMESPACE as COMMITMENTS;
 pub use map::{Mapping, Real};
 pub(super) use messages::Deliver;
-pub(crate) use messages::{Needs, Streams};
+pub(crate) use messages::Needs;
+pub use messages::Streams;
 
 #[cfg(test)]
 pub(crate) mod testing;
