@@ -34,6 +34,7 @@ use crate::error::Error;
 use crate::factory;
 use crate::faults;
 use crate::keys::{self, Keys};
+use crate::ldk::virt::{InVForm, NoCompanions, Outward};
 use crate::ldk::{
     BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, FundingDepth, GossipSync,
     HeldHtlcs, Mapping, MessageRouter, MonitorStore, OnionMessenger, Outgoing, Outpoints, PeerManager,
@@ -89,7 +90,9 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let fees = Arc::new(Fees::new(config.fallback_feerate_sat_per_vb, config.max_feerate_sat_per_vb));
     fees.refresh(&bitcoind).await;
     let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index)));
-    let (broadcaster, outgoing) = Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&store));
+    let outward = Arc::new(Outward::new(Arc::clone(&mapping), Arc::new(NoCompanions)));
+    let (broadcaster, outgoing) =
+        Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&outward), Arc::clone(&store));
     let broadcaster = Arc::new(broadcaster);
 
     // The factories tell what to watch and what to hold; that comes before anything of LDK moves.
@@ -157,13 +160,16 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         .into_iter()
         .map(|(best, m)| (best, (m, Arc::clone(&broadcaster), Arc::clone(&fees), Arc::clone(&logger))))
         .collect();
+    let manager_listener = InVForm { mapping: &mapping, to: &*manager };
+    let monitor_listeners: Vec<_> =
+        monitors.iter().map(|(best, m)| (*best, InVForm { mapping: &mapping, to: m })).collect();
     let mut listeners: Vec<(BlockLocator, &(dyn Listen + Send + Sync))> = vec![
         (wallet.best_block(), &wallet_listener),
         (index.best_block(), &index_listener),
-        (manager_best, &*manager),
+        (manager_best, &manager_listener),
         (sweeper_best, &*sweeper),
     ];
-    listeners.extend(monitors.iter().map(|(best, m)| (*best, m as &(dyn Listen + Send + Sync))));
+    listeners.extend(monitor_listeners.iter().map(|(best, m)| (*best, m as &(dyn Listen + Send + Sync))));
     let (cache, header) = synchronize_listeners(Arc::clone(&source), config.network, listeners)
         .await
         .map_err(|e| Error::Bitcoind(format!("catching up: {e:?}")))?;
@@ -241,6 +247,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         fees,
         bitcoind,
         broadcaster,
+        outward,
         manager,
         monitor,
         onion_messenger,
@@ -285,6 +292,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         &own,
         Arc::clone(&parts.manager),
         Arc::clone(&parts.monitor),
+        Arc::clone(&mapping),
         Arc::clone(&parts.sweeper),
         tip_sender,
     );

@@ -34,8 +34,8 @@ use crate::error::Error;
 use crate::factory::Command;
 use crate::keys::Keys;
 use crate::ldk::{
-    Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth, HeldHtlcs,
-    OnionMessenger, Outpoints, PeerManager, Sweeper,
+    virt::Outward, Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth,
+    HeldHtlcs, OnionMessenger, Outpoints, PeerManager, Sweeper,
 };
 use crate::logger::Logger;
 use crate::store::events::Events;
@@ -66,6 +66,7 @@ pub(crate) struct Parts {
     pub(crate) fees: Arc<Fees>,
     pub(crate) bitcoind: Arc<Bitcoind>,
     pub(crate) broadcaster: Arc<Broadcaster>,
+    pub(crate) outward: Arc<Outward>,
     pub(crate) manager: Arc<ChannelManager>,
     pub(crate) monitor: Arc<ChainMonitor>,
     pub(crate) onion_messenger: Arc<OnionMessenger>,

@@ -21,6 +21,13 @@
 //! [`Mapping`] is the table behind all of them. A channel that was never rotated is not in it, and passes through
 //! everything here untouched.
 
+mod chain;
+mod events;
 mod map;
+mod outgoing;
 
+pub(crate) use chain::InVForm;
+pub(crate) use events::Bump;
 pub use map::{Mapping, Real};
+pub use outgoing::Outward;
+pub(crate) use outgoing::{NoCompanions, OwnCommitments, Way};
