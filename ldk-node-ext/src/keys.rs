@@ -148,6 +148,12 @@ impl Keys {
         self.ldk.get_peer_storage_key()
     }
 
+    /// LDK's own signer of a channel.
+    #[cfg(test)]
+    pub(crate) fn channel_signer(&self, channel_keys_id: [u8; 32]) -> lightning::sign::InMemorySigner {
+        self.ldk.derive_channel_signer(channel_keys_id)
+    }
+
     /// Fresh random bytes.
     pub(crate) fn random(&self) -> [u8; 32] {
         self.ldk.get_secure_random_bytes()

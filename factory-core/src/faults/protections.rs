@@ -56,6 +56,9 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("virt.bump.v_form", 9, "fees are bumped for what is on the chain"),
     ("virt.sweep.v_form", 9, "what is swept is on the chain"),
     ("virt.retired.sent", 11, "no commitment on a retired outpoint leaves"),
+    ("virt.retired.none", 9, "a retired outpoint has a monitor of its own"),
+    ("virt.retired.ignorant", 9, "a retired monitor learns secrets and preimages that come later"),
+    ("virt.retired.awake", 9, "a retired monitor sleeps until its outpoint is spent"),
     ("virt.splice.sent", 16, "a splice transaction that only LDK believes in stays here"),
     // Payments.
     ("ready.not_held", 13, "channel_ready is held until the funding is deep"),

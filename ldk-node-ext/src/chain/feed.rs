@@ -14,7 +14,7 @@ use lightning_block_sync::{HeaderCache, SpvClient};
 use tokio::sync::watch;
 
 use super::{Bitcoind, ChainIndex, Fees};
-use crate::ldk::{ChainMonitor, ChannelManager, Mapping, Outpoints, Sweeper};
+use crate::ldk::{ChainMonitor, ChannelManager, Mapping, Outpoints, Retired, Sweeper};
 use crate::wallet::Wallet;
 
 /// Fee estimates are asked for every so many looks at the chain, and at least once a minute.
@@ -70,6 +70,7 @@ pub(crate) struct ChainFeed {
     manager: Arc<ChannelManager>,
     monitor: Arc<ChainMonitor>,
     mapping: Arc<Mapping>,
+    retired: Arc<Retired>,
     sweeper: Arc<Sweeper>,
     tip: watch::Sender<BlockLocator>,
 }
@@ -80,12 +81,13 @@ impl ChainFeed {
         manager: Arc<ChannelManager>,
         monitor: Arc<ChainMonitor>,
         mapping: Arc<Mapping>,
+        retired: Arc<Retired>,
         sweeper: Arc<Sweeper>,
         tip: watch::Sender<BlockLocator>,
     ) -> Self {
         let wallet = WalletListener(Arc::clone(&own.wallet));
         let index = IndexListener { index: Arc::clone(&own.index), outpoints: Arc::clone(&own.outpoints) };
-        Self { wallet, index, manager, monitor, mapping, sweeper, tip }
+        Self { wallet, index, manager, monitor, mapping, retired, sweeper, tip }
     }
 }
 
@@ -98,6 +100,7 @@ impl Listen for ChainFeed {
         self.wallet.block_connected(block, height);
         self.index.block_connected(block, height);
         let shown = self.mapping.connect(block, height);
+        self.retired.connect(&block.header, height, &shown);
         shown.connect(&*self.manager, block, height);
         shown.connect(&*self.monitor, block, height);
         self.sweeper.block_connected(block, height);
@@ -110,6 +113,7 @@ impl Listen for ChainFeed {
         self.wallet.blocks_disconnected(fork);
         self.index.blocks_disconnected(fork);
         self.mapping.disconnect(fork);
+        self.retired.disconnect(fork);
         self.manager.blocks_disconnected(fork);
         self.monitor.blocks_disconnected(fork);
         self.sweeper.blocks_disconnected(fork);

@@ -39,7 +39,7 @@ pub(crate) use outpoints::{channel_id, Gate};
 pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
 pub use router::FactoryRouter;
 pub use signer::FactorySigner;
-pub use virt::{Mapping, Real};
+pub use virt::{AllMonitors, Mapping, Outward, Real, Retired};
 
 use std::sync::{Arc, RwLock};
 
@@ -89,7 +89,7 @@ pub(crate) type ChainMonitor = lightning::chain::chainmonitor::ChainMonitor<
     Arc<Keys>,
 >;
 pub(crate) type ChannelManager = lightning::ln::channelmanager::ChannelManager<
-    Arc<ChainMonitor>,
+    Arc<AllMonitors>,
     Arc<Broadcaster>,
     Arc<Keys>,
     Arc<Keys>,

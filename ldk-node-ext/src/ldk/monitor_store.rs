@@ -3,6 +3,8 @@
 //! LDK's own way with a store panics when a monitor cannot be written. Here such a write counts as one that is still
 //! under way: LDK holds back every message that depends on it, so nothing is promised that is not on disk. Once there
 //! is room the newest state is written, which contains all before it, and the messages leave.
+//!
+//! With a monitor goes what [`Retired`] keeps of its channel's older outpoints, in the same transaction.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,7 +19,8 @@ use lightning::util::persist::{
 };
 use lightning::util::ser::Writeable;
 
-use super::{ChainMonitor, FactorySigner};
+use super::{ChainMonitor, FactorySigner, Retired};
+use crate::faults;
 use crate::store::{is_no_room, Store};
 use crate::util::lock;
 
@@ -27,12 +30,13 @@ type Behind = HashMap<ChannelId, Vec<u64>>;
 /// Writes monitors; see the module's description.
 pub struct MonitorStore {
     store: Arc<Store>,
+    retired: Arc<Retired>,
     behind: Mutex<Behind>,
 }
 
 impl MonitorStore {
-    pub(crate) fn new(store: Arc<Store>) -> Self {
-        Self { store, behind: Mutex::default() }
+    pub(crate) fn new(store: Arc<Store>, retired: Arc<Retired>) -> Self {
+        Self { store, retired, behind: Mutex::default() }
     }
 
     fn put(
@@ -42,7 +46,21 @@ impl MonitorStore {
     ) -> Result<(), lightning::io::Error> {
         let (primary, secondary) =
             (CHANNEL_MONITOR_PERSISTENCE_PRIMARY_NAMESPACE, CHANNEL_MONITOR_PERSISTENCE_SECONDARY_NAMESPACE);
-        self.store.write(primary, secondary, &name.to_string(), monitor.encode())
+        let (channel, key, bytes) = (monitor.channel_id(), name.to_string(), monitor.encode());
+        let before = || self.store.read(primary, secondary, &key);
+        let retired = self.retired.follow(&channel, monitor.get_latest_update_id(), before)?;
+        let mut entries = vec![(primary, secondary, key.as_str(), bytes.as_slice())];
+        entries.extend(
+            retired.iter().map(|(key, bytes)| (Retired::NAMESPACE, "", key.as_str(), bytes.as_slice())),
+        );
+        faults::ldk_object(primary, &key, "store");
+        let written = self.store.write_all(&entries);
+        faults::ldk_object(primary, &key, "stored");
+        match &written {
+            Ok(()) => self.retired.written(&channel),
+            Err(_) => self.retired.not_written(&channel, monitor),
+        }
+        written
     }
 
     /// `update`: the one that LDK waits for; none after a block.
@@ -64,6 +82,7 @@ impl MonitorStore {
                 }
             }
         }
+        self.retired.not_written(&channel, monitor);
         behind.entry(channel).or_default().extend(update);
         ChannelMonitorUpdateStatus::InProgress
     }

@@ -34,11 +34,11 @@ use crate::error::Error;
 use crate::factory;
 use crate::faults;
 use crate::keys::{self, Keys};
-use crate::ldk::virt::{InVForm, NoCompanions, Outward};
+use crate::ldk::virt::{InVForm, NoCompanions, RetiredListener};
 use crate::ldk::{
-    BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, FundingDepth, GossipSync,
-    HeldHtlcs, Mapping, MessageRouter, MonitorStore, OnionMessenger, Outgoing, Outpoints, PeerManager,
-    Router, WholeBlocks,
+    AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, FundingDepth,
+    GossipSync, HeldHtlcs, Mapping, MessageRouter, MonitorStore, OnionMessenger, Outgoing, Outpoints,
+    Outward, PeerManager, Retired, Router, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::publish::Publisher;
@@ -112,7 +112,15 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     };
     let graph = ldk.network_graph()?;
     let scorer = ldk.scorer(&graph)?;
-    let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store)));
+    let retired = Retired::load(
+        Arc::clone(&store),
+        Arc::clone(&mapping),
+        Arc::clone(&broadcaster),
+        Arc::clone(&fees),
+        Arc::clone(&keys),
+    )?;
+    let retired = Arc::new(retired);
+    let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store), Arc::clone(&retired)));
     let monitor = Arc::new(ChainMonitor::new(
         None::<Arc<WholeBlocks>>,
         Arc::clone(&broadcaster),
@@ -133,8 +141,10 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     );
     let router: Arc<Router> =
         Arc::new(Router::new(router, Arc::clone(&outpoints), Arc::clone(&depth), config.claim_margin_blocks));
+    let monitors = AllMonitors::new(Arc::clone(&monitor), Arc::clone(&retired));
+    let watch = Arc::new(monitors);
     let message_router = Arc::new(MessageRouter::new(Arc::clone(&graph), Arc::clone(&keys)));
-    let (manager, manager_best, monitors) = ldk.channels(&monitor, router, Arc::clone(&message_router))?;
+    let (manager, manager_best, monitors) = ldk.channels(&watch, router, Arc::clone(&message_router))?;
     let manager = Arc::new(manager);
     // Channels of a ceremony that the last stop interrupted, and what is left of void ones: held too.
     for channel in manager.list_channels().into_iter().filter(|c| factory::is_marked(c.user_channel_id)) {
@@ -160,12 +170,14 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         .into_iter()
         .map(|(best, m)| (best, (m, Arc::clone(&broadcaster), Arc::clone(&fees), Arc::clone(&logger))))
         .collect();
+    let retired_listener = RetiredListener { mapping: &mapping, retired: &retired };
     let manager_listener = InVForm { mapping: &mapping, to: &*manager };
     let monitor_listeners: Vec<_> =
         monitors.iter().map(|(best, m)| (*best, InVForm { mapping: &mapping, to: m })).collect();
     let mut listeners: Vec<(BlockLocator, &(dyn Listen + Send + Sync))> = vec![
         (wallet.best_block(), &wallet_listener),
         (index.best_block(), &index_listener),
+        (manager_best, &retired_listener),
         (manager_best, &manager_listener),
         (sweeper_best, &*sweeper),
     ];
@@ -250,6 +262,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         outward,
         manager,
         monitor,
+        retired,
         onion_messenger,
         channel_messages,
         factory_messages,
@@ -293,6 +306,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         Arc::clone(&parts.manager),
         Arc::clone(&parts.monitor),
         Arc::clone(&mapping),
+        Arc::clone(&parts.retired),
         Arc::clone(&parts.sweeper),
         tip_sender,
     );
@@ -321,6 +335,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         stop_receiver.clone(),
     ));
     tasks.spawn(room::run(Arc::clone(&parts), monitor_store, stop_receiver.clone()));
+    tasks.spawn(retired_events(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(holds::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {
@@ -406,6 +421,22 @@ async fn background(
     .await;
     if let Err(e) = result {
         parts.failure.stop(format!("it cannot write its state: {e}"));
+    }
+}
+
+/// How often claims of retired monitors are repeated: as LDK does with those of live ones.
+const RETIRED_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The events of retired monitors, with every block and every now and then.
+async fn retired_events(parts: Arc<Parts>, mut stop: watch::Receiver<bool>) {
+    let mut tip = parts.tip.clone();
+    while !*stop.borrow() {
+        parts.retired.process_events(|event| ldk_events::handle(Arc::clone(&parts), event)).await;
+        tokio::select! {
+            _ = tip.changed() => {}
+            _ = tokio::time::sleep(RETIRED_INTERVAL) => {}
+            _ = stop.changed() => {}
+        }
     }
 }
 

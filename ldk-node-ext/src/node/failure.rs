@@ -29,7 +29,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(super) fn new(stop: watch::Sender<bool>, store: Arc<Store>) -> Self {
+    pub(crate) fn new(stop: watch::Sender<bool>, store: Arc<Store>) -> Self {
         Self { reason: OnceLock::new(), proving: RwLock::new(()), stop, store }
     }
 

@@ -14,6 +14,8 @@ mod restore;
 mod room;
 
 pub(crate) use failure::Failure;
+#[cfg(test)]
+pub(crate) use restore::Ldk;
 pub(crate) use restore::{check_network, mark_void};
 
 use std::net::SocketAddr;
@@ -34,8 +36,8 @@ use crate::error::Error;
 use crate::factory::Command;
 use crate::keys::Keys;
 use crate::ldk::{
-    virt::Outward, Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth,
-    HeldHtlcs, OnionMessenger, Outpoints, PeerManager, Sweeper,
+    Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth, HeldHtlcs,
+    OnionMessenger, Outpoints, Outward, PeerManager, Retired, Sweeper,
 };
 use crate::logger::Logger;
 use crate::store::events::Events;
@@ -69,6 +71,7 @@ pub(crate) struct Parts {
     pub(crate) outward: Arc<Outward>,
     pub(crate) manager: Arc<ChannelManager>,
     pub(crate) monitor: Arc<ChainMonitor>,
+    pub(crate) retired: Arc<Retired>,
     pub(crate) onion_messenger: Arc<OnionMessenger>,
     pub(crate) channel_messages: Arc<ChannelMessages>,
     pub(crate) factory_messages: Arc<FactoryMessages>,

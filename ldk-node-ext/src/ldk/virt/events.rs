@@ -62,16 +62,14 @@ impl Outward {
     fn htlc(&self, descriptor: &mut HTLCDescriptor) -> Bump {
         let commitment = descriptor.commitment_txid;
         let Some((real_txid, (v, real))) = self.mapping.below(&commitment) else { return Bump::Plain };
+        descriptor.commitment_txid = real_txid;
         if v != real {
-            let output = descriptor.htlc.transaction_output_index;
-            let signature = output.and_then(|o| self.own.htlc_signature(&v, commitment, &real, o));
-            let Some(signature) = signature else {
-                tracing::error!(%v, %real, %commitment, ?output, "no companion for an HTLC of our commitment");
+            let Some(signature) = self.own.htlc_signature(&v, &real, descriptor) else {
+                tracing::error!(%v, %real, %commitment, "no companion for an HTLC of our commitment");
                 return Bump::Held;
             };
             descriptor.counterparty_sig = signature;
         }
-        descriptor.commitment_txid = real_txid;
         Bump::Real
     }
 

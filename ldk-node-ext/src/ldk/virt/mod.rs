@@ -17,6 +17,7 @@
 //! | LDK to chain | bump events, before LDK's handler sees them | `events` |
 //! | LDK to sweeper | spendable outputs; the sweeper knows R-forms only | `events` |
 //! | LDK to signer | claims and penalties are signed in R-form | [`FactorySigner`](super::FactorySigner) |
+//! | live monitor to retired one | secrets and preimages that come after the lock | `retired`, `steps` |
 //!
 //! [`Mapping`] is the table behind all of them. A channel that was never rotated is not in it, and passes through
 //! everything here untouched.
@@ -25,9 +26,18 @@ mod chain;
 mod events;
 mod map;
 mod outgoing;
+mod retired;
+mod steps;
 
 pub(crate) use chain::InVForm;
 pub(crate) use events::Bump;
 pub use map::{Mapping, Real};
 pub use outgoing::Outward;
 pub(crate) use outgoing::{NoCompanions, OwnCommitments, Way};
+pub(crate) use retired::RetiredListener;
+pub use retired::{AllMonitors, Retired};
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

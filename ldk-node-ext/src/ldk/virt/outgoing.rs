@@ -12,25 +12,19 @@ use std::sync::Arc;
 use bitcoin::secp256k1::ecdsa::Signature;
 use bitcoin::{OutPoint, Transaction, Txid};
 use factory_core::faults::switch;
+use lightning::sign::HTLCDescriptor;
 
 use super::map::{Mapping, Real};
 use crate::util::read;
 
 /// Own commitments on real outpoints, and the peer's signatures that they need.
 pub(crate) trait OwnCommitments: Send + Sync {
-    /// Our commitment that has the id `commitment` on V, complete and spending `real`; none if its companion is
-    /// missing.
-    fn on_real(&self, v: &OutPoint, commitment: Txid, real: &Real) -> Option<Transaction>;
+    /// Our commitment that is `commitment` on V, complete and spending `real`; none if its companion is missing.
+    fn on_real(&self, v: &OutPoint, commitment: &Transaction, real: &OutPoint) -> Option<Transaction>;
 
-    /// The peer's signature for the HTLC transaction below our commitment on `real` (of id `commitment` on V) that
-    /// spends its output `output`.
-    fn htlc_signature(
-        &self,
-        v: &OutPoint,
-        commitment: Txid,
-        real: &OutPoint,
-        output: u32,
-    ) -> Option<Signature>;
+    /// The peer's signature for the transaction of this HTLC below our commitment on `real`, of which `htlc` has the
+    /// id there already.
+    fn htlc_signature(&self, v: &OutPoint, real: &OutPoint, htlc: &HTLCDescriptor) -> Option<Signature>;
 }
 
 /// Where transactions of LDK may go.
@@ -146,10 +140,10 @@ impl Outward {
         if confirmed.v == confirmed.real.outpoint {
             return Some(tx.clone());
         }
-        let txid = tx.compute_txid();
-        let found = self.own.on_real(&confirmed.v, txid, &confirmed.real);
+        let Confirmed { v, real } = confirmed;
+        let found = self.own.on_real(v, tx, &real.outpoint);
         if found.is_none() {
-            tracing::error!(v = %confirmed.v, real = %confirmed.real.outpoint, %txid, "no companion for our commitment");
+            tracing::error!(%v, real = %real.outpoint, "no companion for our commitment");
         }
         found
     }
@@ -169,10 +163,10 @@ impl Outward {
 pub(crate) struct NoCompanions;
 
 impl OwnCommitments for NoCompanions {
-    fn on_real(&self, _v: &OutPoint, _commitment: Txid, _real: &Real) -> Option<Transaction> {
+    fn on_real(&self, _: &OutPoint, _: &Transaction, _: &OutPoint) -> Option<Transaction> {
         None
     }
-    fn htlc_signature(&self, _: &OutPoint, _: Txid, _: &OutPoint, _: u32) -> Option<Signature> {
+    fn htlc_signature(&self, _: &OutPoint, _: &OutPoint, _: &HTLCDescriptor) -> Option<Signature> {
         None
     }
 }

@@ -1,0 +1,598 @@
+//! Two nodes in one process, for tests: LDK's channel manager and chain monitor behind this crate's own wrappers,
+//! each on a store of its own. The test carries the messages and so decides what arrives when, what is lost, when a
+//! process dies and what was on disk by then; blocks are made by hand.
+
+mod wire;
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, RwLock};
+use std::task::{Context, Waker};
+
+use bitcoin::absolute::LockTime;
+use bitcoin::block::{Header, Version as BlockVersion};
+use bitcoin::constants::genesis_block;
+use bitcoin::hashes::Hash;
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::transaction::Version;
+use bitcoin::{
+    Amount, Block, CompactTarget, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxMerkleNode,
+    TxOut, Txid, Witness,
+};
+use bolt_tlv::blip56::Envelope;
+use lightning::chain::{BlockLocator, Listen};
+use lightning::events::{Event, EventsProvider};
+use lightning::ln::channelmanager::{PaymentId, TrustedChannelFeatures};
+use lightning::ln::msgs::{BaseMessageHandler, Init};
+use lightning::ln::outbound_payment::{RecipientOnionFields, Retry};
+use lightning::ln::peer_handler::CustomMessageHandler;
+use lightning::ln::types::ChannelId;
+use lightning::routing::router::{DefaultRouter, PaymentParameters, RouteParameters};
+use lightning::routing::scoring::{
+    ProbabilisticScorer, ProbabilisticScoringDecayParameters, ProbabilisticScoringFeeParameters,
+};
+use lightning::types::features::Bolt11InvoiceFeatures;
+use lightning::types::payment::{PaymentHash, PaymentPreimage};
+use lightning::util::persist::{KVStoreSync, MonitorName, CHANNEL_MANAGER_PERSISTENCE_KEY};
+use lightning::util::ser::Writeable;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+
+pub(crate) use self::wire::Wire;
+use crate::chain::{ChainIndex, Fees};
+use crate::config::{NodeConfig, RpcAuth};
+use crate::keys::{self, Keys};
+use crate::ldk::virt::{InVForm, NoCompanions, OwnCommitments, RetiredListener};
+use crate::ldk::{
+    AllMonitors, Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth,
+    HeldHtlcs, Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints, Outward, PeerEvent,
+    Retired, Router, WholeBlocks,
+};
+use crate::logger::Logger;
+use crate::node::{Failure, Ldk};
+use crate::store::Store;
+use crate::util::lock;
+use crate::wallet::Wallet;
+
+/// Capacity of a test's channel, sat.
+pub(crate) const CAPACITY_SAT: u64 = 1_000_000;
+/// What its funder gives to the other side at once, msat.
+const PUSH_MSAT: u64 = 400_000_000;
+/// The factory of a test's channel.
+const INSTANCE: [u8; 32] = [7; 32];
+
+/// A folder in memory where there is one: thousands of cases write to disk all the time.
+fn folder() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
+/// One process: everything of a node that has to do with channels.
+pub(crate) struct Node {
+    pub(crate) id: PublicKey,
+    pub(crate) store: Arc<Store>,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) outpoints: Arc<Outpoints>,
+    pub(crate) mapping: Arc<Mapping>,
+    pub(crate) outward: Arc<Outward>,
+    pub(crate) retired: Arc<Retired>,
+    pub(crate) index: Arc<ChainIndex>,
+    pub(crate) wallet: Arc<Wallet>,
+    pub(crate) fees: Arc<Fees>,
+    pub(crate) broadcaster: Arc<Broadcaster>,
+    pub(crate) manager: Arc<ChannelManager>,
+    pub(crate) monitor: Arc<ChainMonitor>,
+    pub(crate) monitor_store: Arc<MonitorStore>,
+    pub(crate) channel_messages: Arc<ChannelMessages>,
+    pub(crate) factory_messages: Arc<FactoryMessages>,
+    /// What the broadcaster has let out.
+    pub(crate) outgoing: Mutex<mpsc::Receiver<Outgoing>>,
+    peer_events: Mutex<mpsc::Receiver<PeerEvent>>,
+    /// LDK's events that the test has not looked at yet.
+    pub(crate) events: Mutex<Vec<Event>>,
+    /// Messages that have left and not arrived.
+    pub(crate) out: Mutex<VecDeque<Wire>>,
+    /// Errors, warnings and disconnections this node has asked for.
+    pub(crate) complaints: Mutex<Vec<String>>,
+}
+
+impl Node {
+    /// Starts a node in a folder, with what is on disk there.
+    fn start(dir: &Path, tip: BlockLocator, blocks: &[Block], own: Arc<dyn OwnCommitments>) -> Self {
+        let network = Network::Regtest;
+        let auth = RpcAuth::UserPass { user: String::new(), pass: String::new() };
+        let config = NodeConfig::lsp(dir.to_owned(), network, SocketAddr::from(([127, 0, 0, 1], 1)), auth);
+        let seed = keys::load_seed(dir, Store::exists(dir)).unwrap();
+        let store = Arc::new(Store::open(dir).unwrap());
+        let logger = Arc::new(Logger);
+        let root = seed.root(network).unwrap();
+        let wallet = Arc::new(Wallet::open(root, network, Arc::clone(&store), tip).unwrap());
+        let outpoints = Arc::new(Outpoints::default());
+        let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store)));
+        let mapping = Arc::new(Mapping::load(Arc::clone(&store)).unwrap());
+        let keys = Keys::new(&seed, network, Arc::clone(&wallet), held, Arc::clone(&mapping)).unwrap();
+        let keys = Arc::new(keys);
+        let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip).unwrap());
+        let fees = Arc::new(Fees::new(5, 500));
+        let outward = Arc::new(Outward::new(Arc::clone(&mapping), own));
+        let (broadcaster, outgoing) =
+            Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&outward), Arc::clone(&store));
+        let broadcaster = Arc::new(broadcaster);
+        let retired = Retired::load(
+            Arc::clone(&store),
+            Arc::clone(&mapping),
+            Arc::clone(&broadcaster),
+            Arc::clone(&fees),
+            Arc::clone(&keys),
+        );
+        let retired = Arc::new(retired.unwrap());
+        let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store), Arc::clone(&retired)));
+        let monitor = Arc::new(ChainMonitor::new(
+            None::<Arc<WholeBlocks>>,
+            Arc::clone(&broadcaster),
+            Arc::clone(&logger),
+            Arc::clone(&fees),
+            Arc::clone(&monitor_store),
+            Arc::clone(&keys),
+            keys.peer_storage_key(),
+            true,
+        ));
+        let graph = Arc::new(NetworkGraph::new(network, Arc::clone(&logger)));
+        let decay = ProbabilisticScoringDecayParameters::default();
+        let scorer = ProbabilisticScorer::new(decay, Arc::clone(&graph), Arc::clone(&logger));
+        let router = DefaultRouter::new(
+            Arc::clone(&graph),
+            Arc::clone(&logger),
+            Arc::clone(&keys),
+            Arc::new(RwLock::new(scorer)),
+            ProbabilisticScoringFeeParameters::default(),
+        );
+        let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index)));
+        let router = Arc::new(Router::new(router, Arc::clone(&outpoints), depth, 12));
+        let message_router = Arc::new(MessageRouter::new(graph, Arc::clone(&keys)));
+        let ldk = Ldk {
+            config: &config,
+            keys: Arc::clone(&keys),
+            store: Arc::clone(&store),
+            fees: Arc::clone(&fees),
+            broadcaster: Arc::clone(&broadcaster),
+            wallet: Arc::clone(&wallet),
+            logger: Arc::clone(&logger),
+            tip,
+        };
+        let watched = Arc::new(AllMonitors::new(Arc::clone(&monitor), Arc::clone(&retired)));
+        let (manager, best, monitors) = ldk.channels(&watched, router, message_router).unwrap();
+        let mut user = config.factory_channel_config(144);
+        user.reject_inbound_splices = false;
+        manager.set_current_config(user);
+        let manager = Arc::new(manager);
+        index.watch([funding_of_the_factory().compute_txid()], []);
+        for (_, m) in &monitors {
+            let MonitorName::V1Channel(first) = m.persistence_key() else { panic!("of another kind") };
+            let id = outpoints.insert(INSTANCE, first.into_bitcoin_outpoint());
+            live(&outpoints, &id);
+        }
+        let monitors: Vec<_> = monitors
+            .into_iter()
+            .map(|(best, m)| (best, (m, Arc::clone(&broadcaster), Arc::clone(&fees), Arc::clone(&logger))))
+            .collect();
+        // As a start does: each from where it was.
+        for (block, height) in blocks.iter().zip(1..) {
+            let catch_up = |from: BlockLocator, listener: &dyn Listen| {
+                if from.height < height {
+                    listener.block_connected(block, height);
+                }
+            };
+            catch_up(best, &RetiredListener { mapping: &mapping, retired: &retired });
+            catch_up(best, &InVForm { mapping: &mapping, to: &*manager });
+            for (best, m) in &monitors {
+                catch_up(*best, &InVForm { mapping: &mapping, to: m });
+            }
+        }
+        for (_, (m, ..)) in monitors {
+            monitor.load_existing_monitor(m.channel_id(), m).unwrap();
+        }
+        let (stop, _) = watch::channel(false);
+        let failure = Arc::new(Failure::new(stop, Arc::clone(&store)));
+        let channel_messages =
+            Arc::new(ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints), failure));
+        let (factory_messages, peer_events) = FactoryMessages::new(Envelope::default());
+        Self {
+            id: keys.node_id(),
+            store,
+            keys,
+            outpoints,
+            mapping,
+            outward,
+            retired,
+            index,
+            wallet,
+            fees,
+            broadcaster,
+            manager,
+            monitor,
+            monitor_store,
+            channel_messages,
+            factory_messages: Arc::new(factory_messages),
+            outgoing: Mutex::new(outgoing),
+            peer_events: Mutex::new(peer_events),
+            events: Mutex::default(),
+            out: Mutex::default(),
+            complaints: Mutex::default(),
+        }
+    }
+
+    /// Writes the manager and then the monitors, as LDK's background task does; what waits for that may leave then.
+    pub(crate) fn persist(&self) {
+        let count = self.monitor.pending_operation_count();
+        self.store.write("", "", CHANNEL_MANAGER_PERSISTENCE_KEY, self.manager.encode()).unwrap();
+        self.monitor.flush(count, &Arc::new(Logger));
+    }
+
+    /// Lets LDK work off what it has to, collects its events, and puts what has to leave on the wire: channel
+    /// messages before custom ones, as LDK's peer manager does.
+    pub(crate) fn run(&self) {
+        self.manager.process_pending_htlc_forwards();
+        let collect = |event: Event| {
+            lock(&self.events).push(event);
+            Ok(())
+        };
+        self.monitor.process_pending_events(&collect);
+        let retired = self.retired.process_events(|event| std::future::ready(collect(event)));
+        assert!(std::pin::pin!(retired).poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        self.manager.process_pending_events(&collect);
+        let mut out = lock(&self.out);
+        for event in self.channel_messages.get_and_clear_pending_msg_events() {
+            wire::split(event, &mut out, &self.complaints);
+        }
+        let custom = self.factory_messages.get_and_clear_pending_msg();
+        out.extend(custom.into_iter().map(|(_, message)| Wire::Custom(message)));
+        while lock(&self.peer_events).try_recv().is_ok() {}
+    }
+
+    /// LDK's events since this was last asked.
+    pub(crate) fn take_events(&self) -> Vec<Event> {
+        std::mem::take(&mut *lock(&self.events))
+    }
+
+    /// Transactions that have left the broadcaster since this was last asked.
+    pub(crate) fn take_broadcast(&self) -> Vec<Transaction> {
+        let mut queue = lock(&self.outgoing);
+        std::iter::from_fn(|| queue.try_recv().ok()).flat_map(|o| o.txs).collect()
+    }
+
+    /// Takes a message from the wire.
+    pub(crate) fn receive(&self, from: PublicKey, message: Wire) {
+        match message {
+            Wire::Channel { deliver, .. } => deliver(self, from),
+            Wire::Custom(message) => {
+                if let Err(e) = self.factory_messages.handle_custom_message(message, from) {
+                    lock(&self.complaints).push(e.err);
+                }
+            }
+        }
+    }
+
+    /// Offers a payment to the other node.
+    pub(crate) fn send(&self, to: &Self, msat: u64) -> PaymentHash {
+        let (hash, secret, _) = to.manager.create_inbound_payment(Some(msat), 3600, None, None).unwrap();
+        let mut features = Bolt11InvoiceFeatures::empty();
+        features.set_variable_length_onion_required();
+        features.set_payment_secret_required();
+        let payee = PaymentParameters::from_node_id(to.id, 24).with_bolt11_features(features).unwrap();
+        let route = RouteParameters::from_payment_params_and_value(payee, msat);
+        let onion = RecipientOnionFields::secret_only(secret, msat);
+        self.manager.send_payment(hash, onion, PaymentId(hash.0), route, Retry::Attempts(0)).unwrap();
+        hash
+    }
+
+    /// Preimages of payments that have arrived and wait to be claimed.
+    pub(crate) fn claimable(&self) -> Vec<PaymentPreimage> {
+        let claimable = |event| match event {
+            Event::PaymentClaimable { purpose, .. } => purpose.preimage(),
+            _ => None,
+        };
+        self.take_events().into_iter().filter_map(claimable).collect()
+    }
+}
+
+/// A transaction nobody has broadcast, with these outputs; `tag` makes it another one.
+pub(crate) fn unbroadcast(tag: u8, output: Vec<TxOut>) -> Transaction {
+    let previous_output = OutPoint { txid: Txid::from_byte_array([tag; 32]), vout: 0 };
+    let witness = Witness::from_slice(&[[1u8; 64]]);
+    let input = TxIn { previous_output, script_sig: ScriptBuf::new(), sequence: Sequence::MAX, witness };
+    Transaction { version: Version(3), lock_time: LockTime::ZERO, input: vec![input], output }
+}
+
+/// What the factory of a test's channel is funded with.
+fn funding_of_the_factory() -> Transaction {
+    unbroadcast(2, vec![TxOut { value: Amount::from_sat(2 * CAPACITY_SAT), script_pubkey: ScriptBuf::new() }])
+}
+
+/// What the factory service tells of a factory that lives.
+fn live(outpoints: &Outpoints, channel: &ChannelId) {
+    let funding = OutPoint { txid: funding_of_the_factory().compute_txid(), vout: 0 };
+    outpoints.set_terms(channel, 0, funding, 1);
+    outpoints.set_released(channel);
+}
+
+/// Two nodes with a factory channel between them: `a` has funded it (the provider), `b` is the client.
+pub(crate) struct Pair {
+    pub(crate) a: Node,
+    pub(crate) b: Node,
+    /// The channel.
+    pub(crate) channel: ChannelId,
+    /// The leaf's first state, whose output 0 LDK takes for the funding output.
+    pub(crate) leaf: Transaction,
+    /// The tip, and how high it is.
+    pub(crate) tip: BlockLocator,
+    /// The chain, from height 1 on.
+    pub(crate) blocks: Vec<Block>,
+    /// Blocks ever made: no two are the same.
+    made: u32,
+    connected: bool,
+    folders: [TempDir; 2],
+}
+
+impl Pair {
+    /// Two nodes with an open channel, at rest and on disk.
+    pub(crate) fn open() -> Self {
+        Self::open_with([Arc::new(NoCompanions), Arc::new(NoCompanions)])
+    }
+
+    /// As [`Self::open`], with own commitments on real outpoints from there.
+    pub(crate) fn open_with(own: [Arc<dyn OwnCommitments>; 2]) -> Self {
+        let genesis = genesis_block(Network::Regtest);
+        let tip = BlockLocator::new(genesis.block_hash(), 0);
+        let folders = [folder(), folder()];
+        let [of_a, of_b] = own;
+        let a = Node::start(folders[0].path(), tip, &[], of_a);
+        let b = Node::start(folders[1].path(), tip, &[], of_b);
+        let leaf = unbroadcast(1, Vec::new());
+        let mut pair = Self {
+            a,
+            b,
+            channel: ChannelId([0; 32]),
+            leaf,
+            tip,
+            blocks: Vec::new(),
+            made: 0,
+            connected: false,
+            folders,
+        };
+        pair.connect();
+        pair.settle();
+        pair.open_channel();
+        pair
+    }
+
+    fn open_channel(&mut self) {
+        let config = Some(self.a.manager.get_current_config());
+        self.a.manager.create_channel(self.b.id, CAPACITY_SAT, PUSH_MSAT, 1, None, config).unwrap();
+        self.settle();
+        for event in self.b.take_events() {
+            let Event::OpenChannelRequest { temporary_channel_id: id, counterparty_node_id, .. } = event
+            else {
+                continue;
+            };
+            self.b.outpoints.expect(id, INSTANCE);
+            self.b
+                .manager
+                .accept_inbound_channel_from_trusted_peer(
+                    &id,
+                    &counterparty_node_id,
+                    1,
+                    TrustedChannelFeatures::ZeroConf,
+                    None,
+                )
+                .unwrap();
+        }
+        self.settle();
+        for event in self.a.take_events() {
+            let Event::FundingGenerationReady { temporary_channel_id, output_script, .. } = event else {
+                continue;
+            };
+            let value = Amount::from_sat(CAPACITY_SAT);
+            self.leaf = unbroadcast(1, vec![TxOut { value, script_pubkey: output_script }]);
+            let txid = self.leaf.compute_txid();
+            self.channel = self.a.outpoints.insert(INSTANCE, OutPoint { txid, vout: 0 });
+            let txo = lightning::chain::transaction::OutPoint { txid, index: 0 };
+            self.a
+                .manager
+                .unsafe_manual_funding_transaction_generated(temporary_channel_id, self.b.id, txo)
+                .unwrap();
+        }
+        self.settle();
+        self.block(vec![funding_of_the_factory()]);
+        for node in [&self.a, &self.b] {
+            node.channel_messages.release(&self.channel);
+            live(&node.outpoints, &self.channel);
+        }
+        self.settle();
+        for node in [&self.a, &self.b] {
+            assert!(node.manager.list_channels()[0].is_usable, "{:?}", lock(&node.complaints));
+            node.take_events();
+        }
+    }
+
+    /// The outpoint LDK believes in: V.
+    pub(crate) fn funding(&self) -> OutPoint {
+        self.a.manager.list_channels()[0].funding_txo.unwrap().into_bitcoin_outpoint()
+    }
+
+    /// The nodes, that one first.
+    pub(crate) fn sides(&self, b_first: bool) -> [&Node; 2] {
+        if b_first {
+            [&self.b, &self.a]
+        } else {
+            [&self.a, &self.b]
+        }
+    }
+
+    /// Delivers the oldest message of a node.
+    pub(crate) fn deliver(&self, from_b: bool) -> bool {
+        let [from, to] = self.sides(from_b);
+        let message = lock(&from.out).pop_front();
+        let Some(message) = message else { return false };
+        to.receive(from.id, message);
+        true
+    }
+
+    /// Everything written and every message delivered until nothing is left to do.
+    pub(crate) fn settle(&self) {
+        let mut idle = 0;
+        while idle < 3 {
+            let mut busy = false;
+            for from_b in [false, true] {
+                let [node, _] = self.sides(from_b);
+                busy |= node.monitor.pending_operation_count() > 0;
+                node.persist();
+                node.run();
+                while self.connected && self.deliver(from_b) {
+                    busy = true;
+                }
+                busy |= node.manager.needs_pending_htlc_processing();
+            }
+            idle = if busy { 0 } else { idle + 1 };
+        }
+    }
+
+    /// Both notice that the other is there.
+    pub(crate) fn connect(&mut self) {
+        assert!(!std::mem::replace(&mut self.connected, true));
+        for from_b in [false, true] {
+            let [node, peer] = self.sides(from_b);
+            let mut features = peer.channel_messages.provided_init_features(node.id);
+            features |= peer.factory_messages.provided_init_features(node.id);
+            let init = Init { features, networks: None, remote_network_address: None };
+            node.channel_messages.peer_connected(peer.id, &init, from_b).unwrap();
+            node.factory_messages.peer_connected(peer.id, &init, from_b).unwrap();
+        }
+    }
+
+    /// Both lose the other; what is under way is lost.
+    pub(crate) fn disconnect(&mut self) {
+        self.connected = false;
+        for from_b in [false, true] {
+            let [node, peer] = self.sides(from_b);
+            node.channel_messages.peer_disconnected(peer.id);
+            node.factory_messages.peer_disconnected(peer.id);
+            lock(&node.out).clear();
+        }
+    }
+
+    /// One process dies and starts again with what was on disk; the other notices. They are not connected then.
+    pub(crate) fn restart(self, b: bool) -> Self {
+        self.restart_with(b, Arc::new(NoCompanions))
+    }
+
+    /// As [`Self::restart`], with own commitments on real outpoints from there.
+    pub(crate) fn restart_with(mut self, b: bool, own: Arc<dyn OwnCommitments>) -> Self {
+        if self.connected {
+            self.disconnect();
+        }
+        let dir = self.folders[usize::from(b)].path().to_owned();
+        // The store is one process's alone: the old one has to be gone first.
+        let Self { a, b: client, .. } = self;
+        let (a, client) = if b {
+            drop(client);
+            (a, Node::start(&dir, self.tip, &self.blocks, own))
+        } else {
+            drop(a);
+            (Node::start(&dir, self.tip, &self.blocks, own), client)
+        };
+        Self { a, b: client, ..self }
+    }
+
+    /// A block with these transactions for both nodes.
+    pub(crate) fn block(&mut self, txs: Vec<Transaction>) -> Block {
+        let mut block = next_block(self.tip, txs);
+        self.made += 1;
+        block.header.nonce = self.made;
+        self.tip = BlockLocator::new(block.block_hash(), self.tip.height + 1);
+        for node in [&self.a, &self.b] {
+            node.index.connect(&block, self.tip.height);
+            let shown = node.mapping.connect(&block, self.tip.height);
+            node.retired.connect(&block.header, self.tip.height, &shown);
+            shown.connect(&*node.manager, &block, self.tip.height);
+            shown.connect(&*node.monitor, &block, self.tip.height);
+        }
+        self.blocks.push(block.clone());
+        block
+    }
+
+    /// Takes blocks back.
+    pub(crate) fn disconnect_blocks(&mut self, count: usize) {
+        self.blocks.truncate(self.blocks.len() - count);
+        let height = u32::try_from(self.blocks.len()).unwrap();
+        self.tip = BlockLocator::new(self.blocks.last().unwrap().block_hash(), height);
+        for node in [&self.a, &self.b] {
+            node.index.disconnect(self.tip);
+            node.mapping.disconnect(self.tip);
+            node.retired.disconnect(self.tip);
+            node.manager.blocks_disconnected(self.tip);
+            node.monitor.blocks_disconnected(self.tip);
+        }
+    }
+
+    /// A payment from one side to the other, claimed.
+    pub(crate) fn pay(&self, from_b: bool, msat: u64) {
+        let [from, to] = self.sides(from_b);
+        let hash = from.send(to, msat);
+        self.settle();
+        for preimage in to.claimable() {
+            to.manager.claim_funds(preimage);
+        }
+        self.settle();
+        let sent = |e: &Event| matches!(e, Event::PaymentSent { payment_hash, .. } if *payment_hash == hash);
+        assert!(from.take_events().iter().any(sent), "payment of {msat} msat");
+    }
+}
+
+/// A block on top of another.
+pub(crate) fn next_block(tip: BlockLocator, txs: Vec<Transaction>) -> Block {
+    let header = Header {
+        version: BlockVersion::NO_SOFT_FORK_SIGNALLING,
+        prev_blockhash: tip.block_hash,
+        merkle_root: TxMerkleNode::all_zeros(),
+        time: 1_700_000_000 + tip.height,
+        bits: CompactTarget::from_consensus(0x207f_ffff),
+        nonce: tip.height,
+    };
+    let mut txdata = vec![unbroadcast(0, Vec::new())];
+    txdata.extend(txs);
+    let mut block = Block { header, txdata };
+    block.header.merkle_root = block.compute_merkle_root().unwrap();
+    block
+}
+
+#[test]
+fn two_nodes_pay_each_other_and_start_again() {
+    let mut pair = Pair::open();
+    pair.pay(false, 20_000_000);
+    pair.pay(true, 10_000_000);
+    for b in [false, true] {
+        pair.a.send(&pair.b, 5_000_000);
+        pair.settle();
+        pair = pair.restart(b);
+        pair.connect();
+        pair.settle();
+        for preimage in pair.b.claimable() {
+            pair.b.manager.claim_funds(preimage);
+        }
+        pair.settle();
+    }
+    pair.disconnect();
+    pair.connect();
+    pair.settle();
+    pair.pay(true, 10_000_000);
+    for node in [&pair.a, &pair.b] {
+        assert!(lock(&node.complaints).is_empty(), "{:?}", lock(&node.complaints));
+        let channel = &node.manager.list_channels()[0];
+        assert!(channel.pending_inbound_htlcs.is_empty() && channel.pending_outbound_htlcs.is_empty());
+    }
+    pair.block(Vec::new());
+    assert_eq!(pair.a.manager.current_best_block().height, 2);
+}
