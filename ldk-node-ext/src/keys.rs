@@ -21,13 +21,13 @@ use lightning::ln::msgs::UnsignedGossipMessage;
 use lightning::ln::script::ShutdownScript;
 use lightning::offers::invoice::UnsignedBolt12Invoice;
 use lightning::sign::{
-    EntropySource, KeysManager, NodeSigner, OutputSpender, PeerStorageKey, ReceiveAuthKey, Recipient,
-    SignerProvider, SpendableOutputDescriptor,
+    EntropySource, InMemorySigner, KeysManager, NodeSigner, OutputSpender, PeerStorageKey, ReceiveAuthKey,
+    Recipient, SignerProvider, SpendableOutputDescriptor,
 };
 use lightning_invoice::RawBolt11Invoice;
 
 use crate::error::Error;
-use crate::ldk::{FactorySigner, HeldHtlcs, Mapping};
+use crate::ldk::{Commitments, FactorySigner, HeldHtlcs, Mapping};
 use crate::store::private_dir;
 use crate::util::unix_now;
 use crate::wallet::Wallet;
@@ -97,6 +97,7 @@ pub struct Keys {
     wallet: Arc<Wallet>,
     held: Arc<HeldHtlcs>,
     mapping: Arc<Mapping>,
+    commitments: Arc<Commitments>,
 }
 
 impl Keys {
@@ -106,6 +107,7 @@ impl Keys {
         wallet: Arc<Wallet>,
         held: Arc<HeldHtlcs>,
         mapping: Arc<Mapping>,
+        commitments: Arc<Commitments>,
     ) -> Result<Self, Error> {
         let now = std::time::SystemTime::now();
         let nanos = now.duration_since(std::time::UNIX_EPOCH).map(|d| d.subsec_nanos()).unwrap_or(0);
@@ -116,6 +118,7 @@ impl Keys {
             wallet,
             held,
             mapping,
+            commitments,
         })
     }
 
@@ -149,8 +152,7 @@ impl Keys {
     }
 
     /// LDK's own signer of a channel.
-    #[cfg(test)]
-    pub(crate) fn channel_signer(&self, channel_keys_id: [u8; 32]) -> lightning::sign::InMemorySigner {
+    pub(crate) fn channel_signer(&self, channel_keys_id: [u8; 32]) -> InMemorySigner {
         self.ldk.derive_channel_signer(channel_keys_id)
     }
 
@@ -234,8 +236,12 @@ impl SignerProvider for Keys {
     }
 
     fn derive_channel_signer(&self, channel_keys_id: [u8; 32]) -> FactorySigner {
-        let inner = self.ldk.derive_channel_signer(channel_keys_id);
-        FactorySigner::new(inner, Arc::clone(&self.held), Arc::clone(&self.mapping))
+        FactorySigner::new(
+            self.channel_signer(channel_keys_id),
+            Arc::clone(&self.held),
+            Arc::clone(&self.mapping),
+            Arc::clone(&self.commitments),
+        )
     }
 
     fn get_destination_script(&self, _channel_keys_id: [u8; 32]) -> Result<ScriptBuf, ()> {

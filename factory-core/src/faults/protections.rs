@@ -99,6 +99,13 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("client.no_expiry", 15, "a client begins its distribution at T"),
     ("lsp.no_settlement", 15, "the LSP settles before T"),
     ("lsp.settled_leaf.left_open", 15, "the LSP closes what is open on a leaf that is on the chain"),
+    // Companions of live channels.
+    ("companion.not_awaited", 5, "a commitment waits for its companions"),
+    ("companion.not_stored", 5, "companions are stored with the monitor"),
+    ("companion.secret_not_held", 5, "a secret stays here as long as a companion is missing"),
+    ("companion.unchecked", 3, "a companion is verified"),
+    ("marker.newest_only", 3, "a marker comes with companions of every commitment that is not revoked"),
+    ("marker.newest_suffices", 3, "an outpoint counts when every own commitment has a companion"),
     // The watcher.
     ("watch.signatures", 17, "a watcher verifies the signatures of a file"),
     ("watch.distributions", 17, "a watcher looks whom a file's distributions pay"),

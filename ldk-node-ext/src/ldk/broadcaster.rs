@@ -159,8 +159,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(&dir.path().join("db")).unwrap());
         let outpoints = Arc::new(Outpoints::default());
-        let mapping = Arc::new(super::super::Mapping::load(Arc::clone(&store)).unwrap());
-        let outward = Arc::new(Outward::new(mapping, Arc::new(super::super::virt::NoCompanions)));
+        let outward = super::super::virt::testing::outward(dir.path(), &store, &outpoints);
         let (broadcaster, mut queue) = Broadcaster::new(Arc::clone(&outpoints), outward, store);
         let leaf = OutPoint { txid: Txid::from_byte_array([9; 32]), vout: 0 };
         let id = outpoints.insert([1; 32], leaf);

@@ -39,7 +39,8 @@ pub(crate) use outpoints::{channel_id, Gate};
 pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
 pub use router::FactoryRouter;
 pub use signer::FactorySigner;
-pub use virt::{AllMonitors, Mapping, Outward, Real, Retired};
+pub use virt::{AllMonitors, Commitments, Mapping, Outward, Real, Retired};
+pub(crate) use virt::{Needs, Streams};
 
 use std::sync::{Arc, RwLock};
 

@@ -19,7 +19,7 @@ use lightning::sign::ecdsa::EcdsaChannelSigner;
 use lightning::sign::{ChannelSigner, HTLCDescriptor, InMemorySigner};
 use lightning::types::payment::PaymentPreimage;
 
-use super::{HeldHtlcs, Mapping};
+use super::{Commitments, HeldHtlcs, Mapping};
 
 /// Signs for one channel.
 #[derive(Clone)]
@@ -27,11 +27,17 @@ pub struct FactorySigner {
     inner: InMemorySigner,
     held: Arc<HeldHtlcs>,
     mapping: Arc<Mapping>,
+    commitments: Arc<Commitments>,
 }
 
 impl FactorySigner {
-    pub(crate) fn new(inner: InMemorySigner, held: Arc<HeldHtlcs>, mapping: Arc<Mapping>) -> Self {
-        Self { inner, held, mapping }
+    pub(crate) fn new(
+        inner: InMemorySigner,
+        held: Arc<HeldHtlcs>,
+        mapping: Arc<Mapping>,
+        commitments: Arc<Commitments>,
+    ) -> Self {
+        Self { inner, held, mapping, commitments }
     }
 }
 
@@ -40,7 +46,13 @@ impl ChannelSigner for FactorySigner {
         self.inner.get_per_commitment_point(idx, secp)
     }
     fn release_commitment_secret(&self, idx: u64) -> Result<[u8; 32], ()> {
-        self.inner.release_commitment_secret(idx)
+        let secret = self.inner.release_commitment_secret(idx)?;
+        // LDK waits then, as for a remote signer.
+        if self.commitments.release(&self.inner.channel_keys_id(), idx) {
+            Ok(secret)
+        } else {
+            Err(())
+        }
     }
     fn validate_holder_commitment(
         &self,
@@ -52,10 +64,13 @@ impl ChannelSigner for FactorySigner {
         if let Some(input) = trusted.built_transaction().transaction.input.first() {
             self.held.own_commitment(input.previous_output, holder_tx.nondust_htlcs());
         }
+        self.commitments.accepted(&self.inner.channel_keys_id(), holder_tx);
         Ok(())
     }
     fn validate_counterparty_revocation(&self, idx: u64, secret: &SecretKey) -> Result<(), ()> {
-        self.inner.validate_counterparty_revocation(idx, secret)
+        self.inner.validate_counterparty_revocation(idx, secret)?;
+        self.commitments.revoked(&self.inner.channel_keys_id(), idx);
+        Ok(())
     }
     fn pubkeys(&self, secp: &Secp256k1<All>) -> ChannelPublicKeys {
         self.inner.pubkeys(secp)
@@ -80,7 +95,10 @@ impl EcdsaChannelSigner for FactorySigner {
         if let (Some(funding), false) = (parameters.funding_outpoint, inbound.is_empty()) {
             self.held.claimed(funding.into_bitcoin_outpoint(), &inbound);
         }
-        self.inner.sign_counterparty_commitment(parameters, commitment, inbound, outbound, secp)
+        let signed =
+            self.inner.sign_counterparty_commitment(parameters, commitment, inbound, outbound, secp)?;
+        self.commitments.signed(&self.inner.channel_keys_id(), parameters, commitment, signed.0);
+        Ok(signed)
     }
     fn sign_holder_commitment(
         &self,
@@ -230,7 +248,8 @@ mod tests {
             held
         };
         let mapping = Arc::new(Mapping::load(Arc::clone(&store)).unwrap());
-        let signer = FactorySigner::new(inner(1), Arc::clone(&held), mapping);
+        let commitments = Commitments::load(Arc::clone(&outpoints), Arc::clone(&store)).unwrap();
+        let signer = FactorySigner::new(inner(1), Arc::clone(&held), mapping, Arc::new(commitments));
         let funding = bitcoin::OutPoint { txid, vout: 0 };
         let (channel, point) = (channel_id(funding), signer.get_per_commitment_point(9, &secp).unwrap());
         let commitment = |htlcs: &[(bool, u8, u32)], broadcast: bool| {

@@ -34,11 +34,11 @@ use crate::error::Error;
 use crate::factory;
 use crate::faults;
 use crate::keys::{self, Keys};
-use crate::ldk::virt::{InVForm, NoCompanions, RetiredListener};
+use crate::ldk::virt::{InVForm, RetiredListener};
 use crate::ldk::{
-    AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, FundingDepth,
-    GossipSync, HeldHtlcs, Mapping, MessageRouter, MonitorStore, OnionMessenger, Outgoing, Outpoints,
-    Outward, PeerManager, Retired, Router, WholeBlocks,
+    AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, Commitments, FactoryMessages,
+    FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter, MonitorStore, OnionMessenger, Outgoing,
+    Outpoints, Outward, PeerManager, Retired, Router, Streams, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::publish::Publisher;
@@ -83,14 +83,21 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let outpoints = Arc::new(Outpoints::default());
     let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store)));
     let mapping = Arc::new(Mapping::load(Arc::clone(&store))?);
-    let keys =
-        Keys::new(&seed, config.network, Arc::clone(&wallet), Arc::clone(&held), Arc::clone(&mapping))?;
-    let keys = Arc::new(keys);
+    let commitments = Arc::new(Commitments::load(Arc::clone(&outpoints), Arc::clone(&store))?);
+    let keys = Arc::new(Keys::new(
+        &seed,
+        config.network,
+        Arc::clone(&wallet),
+        Arc::clone(&held),
+        Arc::clone(&mapping),
+        Arc::clone(&commitments),
+    )?);
     let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip)?);
     let fees = Arc::new(Fees::new(config.fallback_feerate_sat_per_vb, config.max_feerate_sat_per_vb));
     fees.refresh(&bitcoind).await;
     let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index)));
-    let outward = Arc::new(Outward::new(Arc::clone(&mapping), Arc::new(NoCompanions)));
+    let outward = Outward::new(Arc::clone(&mapping), Arc::clone(&commitments), Arc::clone(&keys));
+    let outward = Arc::new(outward);
     let (broadcaster, outgoing) =
         Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&outward), Arc::clone(&store));
     let broadcaster = Arc::new(broadcaster);
@@ -120,7 +127,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         Arc::clone(&keys),
     )?;
     let retired = Arc::new(retired);
-    let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store), Arc::clone(&retired)));
+    let monitor_store =
+        Arc::new(MonitorStore::new(Arc::clone(&store), Arc::clone(&commitments), Arc::clone(&retired)));
     let monitor = Arc::new(ChainMonitor::new(
         None::<Arc<WholeBlocks>>,
         Arc::clone(&broadcaster),
@@ -145,6 +153,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let watch = Arc::new(monitors);
     let message_router = Arc::new(MessageRouter::new(Arc::clone(&graph), Arc::clone(&keys)));
     let (manager, manager_best, monitors) = ldk.channels(&watch, router, Arc::clone(&message_router))?;
+    commitments.keep_only(&monitors.iter().map(|(_, m)| m.channel_id()).collect::<Vec<_>>())?;
     let manager = Arc::new(manager);
     // Channels of a ceremony that the last stop interrupted, and what is left of void ones: held too.
     for channel in manager.list_channels().into_iter().filter(|c| factory::is_marked(c.user_channel_id)) {
@@ -195,8 +204,14 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
 
     let (factory_messages, peer_events) = FactoryMessages::new(Envelope::default());
     let factory_messages = Arc::new(factory_messages);
-    let channel_messages =
-        Arc::new(ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints), Arc::clone(&failure)));
+    let streams = Arc::new(Streams::new(commitments, Arc::clone(&mapping), Arc::clone(&keys)));
+    let channel_messages = Arc::new(ChannelMessages::new(
+        Arc::clone(&manager),
+        Arc::clone(&outpoints),
+        Arc::clone(&streams),
+        Arc::clone(&failure),
+    ));
+    factory_messages.carry(Arc::clone(&channel_messages));
     let onion_messenger = Arc::new(OnionMessenger::new(
         Arc::clone(&keys),
         Arc::clone(&keys),

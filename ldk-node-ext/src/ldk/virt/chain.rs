@@ -253,3 +253,141 @@ impl Mapping {
         commitments.find_map(|f| f.place.map(|place| (f.real, place.height)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use bitcoin::constants::genesis_block;
+    use bitcoin::{absolute, transaction, Amount, Network, ScriptBuf, TxIn, TxOut, Witness};
+
+    use super::*;
+    use crate::store::Store;
+
+    /// A transaction that spends these, each with so many witness items, and has outputs of these values.
+    fn tx(spends: &[(OutPoint, usize)], sat: &[u64]) -> Transaction {
+        let input = spends.iter().map(|(previous_output, items)| TxIn {
+            previous_output: *previous_output,
+            witness: Witness::from_slice(&vec![[1]; *items]),
+            ..Default::default()
+        });
+        let output = |sat: &u64| TxOut { value: Amount::from_sat(*sat), script_pubkey: ScriptBuf::new() };
+        Transaction {
+            version: transaction::Version(3),
+            lock_time: absolute::LockTime::ZERO,
+            input: input.collect(),
+            output: sat.iter().map(output).collect(),
+        }
+    }
+
+    fn out(tx: &Transaction, vout: u32) -> OutPoint {
+        OutPoint { txid: tx.compute_txid(), vout }
+    }
+
+    fn real(tx: &Transaction, vout: u32) -> Real {
+        let outpoint = out(tx, vout);
+        Real { outpoint, output: output_of(&outpoint, tx).unwrap().clone() }
+    }
+
+    fn block(txs: &[&Transaction]) -> Block {
+        let mut block = genesis_block(Network::Regtest);
+        block.txdata.extend(txs.iter().map(|tx| (*tx).clone()));
+        block.header.merkle_root = block.compute_merkle_root().unwrap();
+        block
+    }
+
+    /// Notes what LDK is shown.
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<(usize, Txid)>>);
+
+    impl Listen for Seen {
+        fn filtered_block_connected(&self, _header: &Header, data: &TransactionData, _height: u32) {
+            *crate::util::lock(&self.0) = data.iter().map(|(at, tx)| (*at, tx.compute_txid())).collect();
+        }
+        fn blocks_disconnected(&self, _fork: BlockLocator) {}
+    }
+
+    /// Two channels on one leaf: V == R1 for both; the second has been spliced to V'.
+    fn leaf(store: &Arc<Store>) -> (Mapping, [Transaction; 3]) {
+        let map = Mapping::load(Arc::clone(store)).unwrap();
+        let parent = OutPoint { vout: 7, ..OutPoint::null() };
+        let first = tx(&[(parent, 1)], &[50, 60]);
+        let spliced = tx(&[(out(&first, 1), 1)], &[70]);
+        let second = tx(&[(parent, 2)], &[50, 70, 9]);
+        let ids = [ChannelId([1; 32]), ChannelId([2; 32])];
+        for (id, vout) in ids.iter().zip(0..) {
+            map.add_channel(*id, out(&first, vout), real(&first, vout)).unwrap();
+            map.set_creation(&out(&first, vout), first.clone()).unwrap();
+        }
+        map.add_real(&out(&first, 0), real(&second, 0)).unwrap();
+        map.add_virtual(ids[1], out(&spliced, 0), spliced.clone()).unwrap();
+        map.add_real(&out(&spliced, 0), real(&second, 1)).unwrap();
+        map.retire(&out(&first, 1)).unwrap();
+        (map, [first, spliced, second])
+    }
+
+    #[test]
+    fn a_leaf_state_is_shown_as_what_ldk_waits_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&dir.path().join("db")).unwrap());
+        let (map, [first, spliced, second]) = leaf(&store);
+        let (other, seen) = (tx(&[], &[3]), Seen::default());
+        let with_second = block(&[&second, &other]);
+        let shown = map.connect(&with_second, 5);
+        assert_eq!(shown.live, [first.clone(), spliced.clone()], "one for each V, once");
+        assert_eq!(map.connect(&with_second, 5), shown, "as often as it is read");
+        shown.connect(&seen, &with_second, 5);
+        let all: Vec<Txid> =
+            with_second.txdata.iter().chain(&shown.live).map(Transaction::compute_txid).collect();
+        let all: Vec<(usize, Txid)> = all.into_iter().enumerate().collect();
+        assert_eq!(*crate::util::lock(&seen.0), all, "ascending, behind what is there");
+        assert_eq!(map.confirmed(&out(&first, 0)), Some(Some(real(&second, 0))));
+
+        map.disconnect(BlockLocator::new(with_second.block_hash(), 4));
+        assert_eq!(map.confirmed(&out(&first, 0)), Some(None));
+        // The first one is what it is; of the second channel it is a retired outpoint.
+        assert_eq!(map.connect(&block(&[&first]), 5), Shown::default());
+        assert_eq!(map.confirmed(&out(&first, 0)), Some(Some(real(&first, 0))));
+        assert_eq!(map.confirmed(&out(&first, 1)), Some(None));
+        assert_eq!(map.connect(&block(&[&other]), 6), Shown::default());
+    }
+
+    #[test]
+    fn what_descends_from_a_real_outpoint_is_followed_as_far_as_it_matters() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&dir.path().join("db")).unwrap());
+        let (map, [first, _, second]) = leaf(&store);
+        let coin = |vout| OutPoint { vout, ..OutPoint::null() };
+        let commitment = tx(&[(out(&second, 0), 4)], &[10, 20, 0]);
+        // An HTLC transaction with a coin of the wallet's for its fee; a child on the anchor; and what spends each.
+        let htlc = tx(&[(coin(1), 1), (out(&commitment, 1), HTLC_TX_WITNESS)], &[4, 20]);
+        let child = tx(&[(out(&commitment, 2), 0), (coin(2), 1)], &[30]);
+        let penalty = tx(&[(out(&htlc, 1), 3)], &[19]);
+        let of_change = tx(&[(out(&htlc, 0), 1)], &[3]);
+        let of_child = tx(&[(out(&child, 0), 1)], &[29]);
+        map.connect(&block(&[&second]), 5);
+        map.connect(&block(&[&commitment, &htlc]), 6);
+        // A restart, and blocks that were read before are read again.
+        let map = Mapping::load(Arc::clone(&store)).unwrap();
+        map.connect(&block(&[&commitment, &htlc]), 6);
+        let shown = map.connect(&block(&[&child, &penalty, &of_change, &of_child]), 7);
+        assert_eq!(shown.retired, []);
+        let [child_v, penalty_v] = &shown.live[..] else { panic!("{:?}", shown.live) };
+
+        let spends = |parent: &Transaction, at: usize, from: OutPoint| {
+            let mut parent = parent.clone();
+            parent.input[at].previous_output = from;
+            parent
+        };
+        let commitment_v = spends(&commitment, 0, out(&first, 0));
+        let htlc_v = spends(&htlc, 1, out(&commitment_v, 1));
+        assert_eq!(*child_v, spends(&child, 0, out(&commitment_v, 2)));
+        assert_eq!(*penalty_v, spends(&penalty, 0, out(&htlc_v, 1)), "witness and all");
+        for (real, virt) in [(&commitment, &commitment_v), (&htlc, &htlc_v), (&penalty, penalty_v)] {
+            assert_eq!(map.real_txid(&virt.compute_txid()), Some(real.compute_txid()));
+        }
+        assert_eq!(map.in_r_form(penalty_v), penalty);
+        assert_eq!(map.in_r_form(&of_child), of_child);
+        assert_eq!(map.spend(&out(&first, 0)), Some((commitment.compute_txid(), 6)));
+    }
+}

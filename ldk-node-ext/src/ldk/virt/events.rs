@@ -64,7 +64,7 @@ impl Outward {
         let Some((real_txid, (v, real))) = self.mapping.below(&commitment) else { return Bump::Plain };
         descriptor.commitment_txid = real_txid;
         if v != real {
-            let Some(signature) = self.own.htlc_signature(&v, &real, descriptor) else {
+            let Some(signature) = self.htlc_signature(&v, &real, descriptor) else {
                 tracing::error!(%v, %real, %commitment, "no companion for an HTLC of our commitment");
                 return Bump::Held;
             };

@@ -23,20 +23,31 @@
 //! everything here untouched.
 
 mod chain;
+mod channel;
+mod commitments;
+mod companion;
 mod events;
 mod map;
+mod messages;
 mod outgoing;
+mod record;
 mod retired;
 mod steps;
 
 pub(crate) use chain::InVForm;
+pub use commitments::Commitments;
+pub(super) use commitments::NAMESPACE as COMMITMENTS;
 pub(crate) use events::Bump;
 pub use map::{Mapping, Real};
+pub(super) use messages::Deliver;
+pub(crate) use messages::{Needs, Streams};
 pub use outgoing::Outward;
-pub(crate) use outgoing::{NoCompanions, OwnCommitments, Way};
+pub(crate) use outgoing::Way;
 pub(crate) use retired::RetiredListener;
 pub use retired::{AllMonitors, Retired};
 
+#[cfg(test)]
+mod on_chain;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

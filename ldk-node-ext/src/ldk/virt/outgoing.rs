@@ -2,7 +2,7 @@
 //!
 //! What LDK made spends a V, or something below one. Below a V the R-form has other ids and the same witnesses: the
 //! signer signs for the R-form already ([`Mapping::in_r_form`]). A commitment of our own on R needs other signatures,
-//! the peer's among them: its *companion* ([`OwnCommitments`]).
+//! the peer's among them: its *companion* ([`Commitments`]).
 //!
 //! The R that counts is the confirmed one. As long as none is, nothing that spends V leaves; LDK hands it out again
 //! with every block. Nothing of ours that spends a retired V leaves at all: by then it is revoked.
@@ -14,18 +14,10 @@ use bitcoin::{OutPoint, Transaction, Txid};
 use factory_core::faults::switch;
 use lightning::sign::HTLCDescriptor;
 
+use super::commitments::Commitments;
 use super::map::{Mapping, Real};
+use crate::keys::Keys;
 use crate::util::read;
-
-/// Own commitments on real outpoints, and the peer's signatures that they need.
-pub(crate) trait OwnCommitments: Send + Sync {
-    /// Our commitment that is `commitment` on V, complete and spending `real`; none if its companion is missing.
-    fn on_real(&self, v: &OutPoint, commitment: &Transaction, real: &OutPoint) -> Option<Transaction>;
-
-    /// The peer's signature for the transaction of this HTLC below our commitment on `real`, of which `htlc` has the
-    /// id there already.
-    fn htlc_signature(&self, v: &OutPoint, real: &OutPoint, htlc: &HTLCDescriptor) -> Option<Signature>;
-}
 
 /// Where transactions of LDK may go.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,7 +39,8 @@ pub(super) struct Confirmed {
 /// See the module's description.
 pub struct Outward {
     pub(super) mapping: Arc<Mapping>,
-    pub(super) own: Arc<dyn OwnCommitments>,
+    commitments: Arc<Commitments>,
+    keys: Arc<Keys>,
 }
 
 impl Mapping {
@@ -90,8 +83,8 @@ impl Mapping {
 }
 
 impl Outward {
-    pub(crate) fn new(mapping: Arc<Mapping>, own: Arc<dyn OwnCommitments>) -> Self {
-        Self { mapping, own }
+    pub(crate) fn new(mapping: Arc<Mapping>, commitments: Arc<Commitments>, keys: Arc<Keys>) -> Self {
+        Self { mapping, commitments, keys }
     }
 
     /// Transactions that LDK hands out together, parents first, as they may leave.
@@ -136,12 +129,25 @@ impl Outward {
         Some(self.on_confirmed(tx, &confirmed))
     }
 
+    /// The peer's signature for the transaction of an HTLC of our commitment on a real outpoint.
+    pub(super) fn htlc_signature(
+        &self,
+        v: &OutPoint,
+        real: &OutPoint,
+        htlc: &HTLCDescriptor,
+    ) -> Option<Signature> {
+        let output = htlc.htlc.transaction_output_index?;
+        self.commitments.htlc_signature(v, htlc.per_commitment_number, real, output)
+    }
+
     fn on_confirmed(&self, tx: &Transaction, confirmed: &Confirmed) -> Option<Transaction> {
         if confirmed.v == confirmed.real.outpoint {
             return Some(tx.clone());
         }
         let Confirmed { v, real } = confirmed;
-        let found = self.own.on_real(v, tx, &real.outpoint);
+        let number = self.commitments.own_number(v, &tx.compute_txid());
+        let signer = |keys_id| self.keys.channel_signer(keys_id);
+        let found = number.and_then(|number| self.commitments.own_on(v, number, &real.outpoint, signer));
         if found.is_none() {
             tracing::error!(%v, real = %real.outpoint, "no companion for our commitment");
         }
@@ -156,17 +162,5 @@ impl Outward {
     /// As there.
     pub(crate) fn splice_signed(&self, tx: &Transaction) -> Result<(), crate::Error> {
         self.mapping.splice_signed(tx)
-    }
-}
-
-/// A node that has no companion for anything.
-pub(crate) struct NoCompanions;
-
-impl OwnCommitments for NoCompanions {
-    fn on_real(&self, _: &OutPoint, _: &Transaction, _: &OutPoint) -> Option<Transaction> {
-        None
-    }
-    fn htlc_signature(&self, _: &OutPoint, _: &OutPoint, _: &HTLCDescriptor) -> Option<Signature> {
-        None
     }
 }

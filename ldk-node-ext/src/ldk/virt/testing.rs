@@ -44,11 +44,11 @@ pub(crate) use self::wire::Wire;
 use crate::chain::{ChainIndex, Fees};
 use crate::config::{NodeConfig, RpcAuth};
 use crate::keys::{self, Keys};
-use crate::ldk::virt::{InVForm, NoCompanions, OwnCommitments, RetiredListener};
+use crate::ldk::virt::{InVForm, RetiredListener};
 use crate::ldk::{
-    AllMonitors, Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth,
-    HeldHtlcs, Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints, Outward, PeerEvent,
-    Retired, Router, WholeBlocks,
+    AllMonitors, Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, Commitments, FactoryMessages,
+    FundingDepth, HeldHtlcs, Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints,
+    Outward, PeerEvent, Retired, Router, Streams, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::node::{Failure, Ldk};
@@ -76,6 +76,8 @@ pub(crate) struct Node {
     pub(crate) keys: Arc<Keys>,
     pub(crate) outpoints: Arc<Outpoints>,
     pub(crate) mapping: Arc<Mapping>,
+    pub(crate) commitments: Arc<Commitments>,
+    pub(crate) streams: Arc<Streams>,
     pub(crate) outward: Arc<Outward>,
     pub(crate) retired: Arc<Retired>,
     pub(crate) index: Arc<ChainIndex>,
@@ -100,7 +102,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Starts a node in a folder, with what is on disk there.
-    fn start(dir: &Path, tip: BlockLocator, blocks: &[Block], own: Arc<dyn OwnCommitments>) -> Self {
+    fn start(dir: &Path, tip: BlockLocator, blocks: &[Block]) -> Self {
         let network = Network::Regtest;
         let auth = RpcAuth::UserPass { user: String::new(), pass: String::new() };
         let config = NodeConfig::lsp(dir.to_owned(), network, SocketAddr::from(([127, 0, 0, 1], 1)), auth);
@@ -112,11 +114,22 @@ impl Node {
         let outpoints = Arc::new(Outpoints::default());
         let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store)));
         let mapping = Arc::new(Mapping::load(Arc::clone(&store)).unwrap());
-        let keys = Keys::new(&seed, network, Arc::clone(&wallet), held, Arc::clone(&mapping)).unwrap();
+        let commitments = Commitments::load(Arc::clone(&outpoints), Arc::clone(&store)).unwrap();
+        let commitments = Arc::new(commitments);
+        let keys = Keys::new(
+            &seed,
+            network,
+            Arc::clone(&wallet),
+            held,
+            Arc::clone(&mapping),
+            Arc::clone(&commitments),
+        )
+        .unwrap();
         let keys = Arc::new(keys);
         let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip).unwrap());
         let fees = Arc::new(Fees::new(5, 500));
-        let outward = Arc::new(Outward::new(Arc::clone(&mapping), own));
+        let outward = Outward::new(Arc::clone(&mapping), Arc::clone(&commitments), Arc::clone(&keys));
+        let outward = Arc::new(outward);
         let (broadcaster, outgoing) =
             Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&outward), Arc::clone(&store));
         let broadcaster = Arc::new(broadcaster);
@@ -128,7 +141,8 @@ impl Node {
             Arc::clone(&keys),
         );
         let retired = Arc::new(retired.unwrap());
-        let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store), Arc::clone(&retired)));
+        let monitor_store =
+            Arc::new(MonitorStore::new(Arc::clone(&store), Arc::clone(&commitments), Arc::clone(&retired)));
         let monitor = Arc::new(ChainMonitor::new(
             None::<Arc<WholeBlocks>>,
             Arc::clone(&broadcaster),
@@ -194,17 +208,23 @@ impl Node {
         for (_, (m, ..)) in monitors {
             monitor.load_existing_monitor(m.channel_id(), m).unwrap();
         }
+        let streams = Streams::new(Arc::clone(&commitments), Arc::clone(&mapping), Arc::clone(&keys));
+        let streams = Arc::new(streams);
         let (stop, _) = watch::channel(false);
         let failure = Arc::new(Failure::new(stop, Arc::clone(&store)));
         let channel_messages =
-            Arc::new(ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints), failure));
+            ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints), Arc::clone(&streams), failure);
+        let channel_messages = Arc::new(channel_messages);
         let (factory_messages, peer_events) = FactoryMessages::new(Envelope::default());
+        factory_messages.carry(Arc::clone(&channel_messages));
         Self {
             id: keys.node_id(),
             store,
             keys,
             outpoints,
             mapping,
+            commitments,
+            streams,
             outward,
             retired,
             index,
@@ -298,6 +318,20 @@ impl Node {
     }
 }
 
+/// The way out of a node without channels.
+pub(crate) fn outward(dir: &Path, store: &Arc<Store>, outpoints: &Arc<Outpoints>) -> Arc<Outward> {
+    let tip = BlockLocator::new(genesis_block(Network::Regtest).block_hash(), 0);
+    let seed = keys::create_seed(dir).unwrap();
+    let root = seed.root(Network::Regtest).unwrap();
+    let wallet = Arc::new(Wallet::open(root, Network::Regtest, Arc::clone(store), tip).unwrap());
+    let held = Arc::new(HeldHtlcs::new(Arc::clone(outpoints), Arc::clone(store)));
+    let mapping = Arc::new(Mapping::load(Arc::clone(store)).unwrap());
+    let commitments = Arc::new(Commitments::load(Arc::clone(outpoints), Arc::clone(store)).unwrap());
+    let (m, c) = (Arc::clone(&mapping), Arc::clone(&commitments));
+    let keys = Arc::new(Keys::new(&seed, Network::Regtest, wallet, held, m, c).unwrap());
+    Arc::new(Outward::new(mapping, commitments, keys))
+}
+
 /// A transaction nobody has broadcast, with these outputs; `tag` makes it another one.
 pub(crate) fn unbroadcast(tag: u8, output: Vec<TxOut>) -> Transaction {
     let previous_output = OutPoint { txid: Txid::from_byte_array([tag; 32]), vout: 0 };
@@ -339,17 +373,11 @@ pub(crate) struct Pair {
 impl Pair {
     /// Two nodes with an open channel, at rest and on disk.
     pub(crate) fn open() -> Self {
-        Self::open_with([Arc::new(NoCompanions), Arc::new(NoCompanions)])
-    }
-
-    /// As [`Self::open`], with own commitments on real outpoints from there.
-    pub(crate) fn open_with(own: [Arc<dyn OwnCommitments>; 2]) -> Self {
         let genesis = genesis_block(Network::Regtest);
         let tip = BlockLocator::new(genesis.block_hash(), 0);
         let folders = [folder(), folder()];
-        let [of_a, of_b] = own;
-        let a = Node::start(folders[0].path(), tip, &[], of_a);
-        let b = Node::start(folders[1].path(), tip, &[], of_b);
+        let a = Node::start(folders[0].path(), tip, &[]);
+        let b = Node::start(folders[1].path(), tip, &[]);
         let leaf = unbroadcast(1, Vec::new());
         let mut pair = Self {
             a,
@@ -484,12 +512,7 @@ impl Pair {
     }
 
     /// One process dies and starts again with what was on disk; the other notices. They are not connected then.
-    pub(crate) fn restart(self, b: bool) -> Self {
-        self.restart_with(b, Arc::new(NoCompanions))
-    }
-
-    /// As [`Self::restart`], with own commitments on real outpoints from there.
-    pub(crate) fn restart_with(mut self, b: bool, own: Arc<dyn OwnCommitments>) -> Self {
+    pub(crate) fn restart(mut self, b: bool) -> Self {
         if self.connected {
             self.disconnect();
         }
@@ -498,10 +521,10 @@ impl Pair {
         let Self { a, b: client, .. } = self;
         let (a, client) = if b {
             drop(client);
-            (a, Node::start(&dir, self.tip, &self.blocks, own))
+            (a, Node::start(&dir, self.tip, &self.blocks))
         } else {
             drop(a);
-            (Node::start(&dir, self.tip, &self.blocks, own), client)
+            (Node::start(&dir, self.tip, &self.blocks), client)
         };
         Self { a, b: client, ..self }
     }
@@ -576,13 +599,16 @@ fn two_nodes_pay_each_other_and_start_again() {
     for b in [false, true] {
         pair.a.send(&pair.b, 5_000_000);
         pair.settle();
+        eprintln!("DBG before {b} {:?} {:?}", lock(&pair.b.events).iter().map(|e| format!("{e:?}").chars().take(60).collect::<String>()).collect::<Vec<_>>(), pair.b.manager.list_channels()[0].pending_inbound_htlcs);
         pair = pair.restart(b);
         pair.connect();
         pair.settle();
+        eprintln!("DBG {b} {:?} {:?}", lock(&pair.b.events).iter().map(|e| format!("{e:?}").chars().take(60).collect::<String>()).collect::<Vec<_>>(), pair.b.manager.list_channels()[0].pending_inbound_htlcs);
         for preimage in pair.b.claimable() {
             pair.b.manager.claim_funds(preimage);
         }
         pair.settle();
+        eprintln!("DBG after {b} {:?}",  pair.b.manager.list_channels()[0].pending_inbound_htlcs);
     }
     pair.disconnect();
     pair.connect();

@@ -63,7 +63,6 @@ impl World {
         let real = Real { outpoint: OutPoint { txid: leaf.compute_txid(), vout: 0 }, output };
         for node in [a, b] {
             node.mapping.expect_virtual(id, self.v).unwrap();
-            node.mapping.add_real(&self.v, real.clone()).unwrap();
         }
         a.manager.funding_transaction_signed(&id, &peer, tx).unwrap();
         self.pair.settle();
@@ -73,7 +72,7 @@ impl World {
             assert_eq!(node.mapping.current(&id), Some(self.v));
             assert_eq!(node.take_broadcast(), [], "only LDK believes in it");
         }
-        self.leaves.push((leaf, real));
+        self.announce(leaf, real);
         self.learn();
     }
 

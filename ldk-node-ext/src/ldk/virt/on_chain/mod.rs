@@ -6,12 +6,11 @@ mod claims;
 mod retired;
 mod signing;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 
 use bitcoin::consensus::serialize;
 use bitcoin::secp256k1::Secp256k1;
-use bitcoin::{Amount, OutPoint, Script, ScriptBuf, Transaction, TxOut, WitnessVersion};
+use bitcoin::{Amount, OutPoint, Script, ScriptBuf, Transaction, TxOut, Txid, WitnessVersion};
 use lightning::events::bump_transaction::BumpTransactionEvent;
 use lightning::events::Event;
 use lightning::sign::ecdsa::EcdsaChannelSigner;
@@ -26,22 +25,23 @@ use crate::util::lock;
 /// A channel under V, its leaf states, and what is on the chain.
 struct World {
     pair: Pair,
-    /// Our own commitments on real outpoints, of both sides.
-    both: [Arc<Both>; 2],
+    /// What makes the commitments of each side on any outpoint.
+    both: [Both; 2],
     /// The V that LDK believes in.
     v: OutPoint,
     /// The leaf states with a real outpoint of V, oldest first. The first one is what LDK takes for V's.
     leaves: Vec<(Transaction, Real)>,
     /// What can be spent.
     unspent: HashMap<OutPoint, TxOut>,
+    /// What was ever on the chain.
+    ever: HashSet<Txid>,
     tag: u8,
 }
 
 impl World {
     /// A channel with payments behind it, rotated so often.
     fn open(rotations: usize) -> Self {
-        let both = [Arc::new(Both::new(false)), Arc::new(Both::new(true))];
-        let pair = Pair::open_with([Arc::clone(&both[0]) as _, Arc::clone(&both[1]) as _]);
+        let pair = Pair::open();
         pair.pay(false, 20_000_000);
         pair.pay(true, 10_000_000);
         let v = pair.funding();
@@ -51,7 +51,9 @@ impl World {
             node.mapping.set_creation(&v, pair.leaf.clone()).unwrap();
         }
         let leaves = vec![(pair.leaf.clone(), first)];
-        let mut world = Self { pair, both, v, leaves, unspent: HashMap::new(), tag: 100 };
+        let both = [Both::new(false), Both::new(true)];
+        let mut world =
+            Self { pair, both, v, leaves, unspent: HashMap::new(), ever: HashSet::new(), tag: 100 };
         world.running(false, true);
         world.running(true, true);
         for _ in 0..rotations {
@@ -77,9 +79,10 @@ impl World {
     /// A process dies and starts again.
     fn restart(mut self, b: bool) -> Self {
         self.running(b, false);
-        let own = Arc::clone(&self.both[usize::from(b)]);
-        self.pair = self.pair.restart_with(b, own);
+        self.pair = self.pair.restart(b);
         self.running(b, true);
+        self.node(b).persist();
+        self.node(b).run();
         self
     }
 
@@ -90,10 +93,21 @@ impl World {
         let stock = TxOut { value: Amount::from_sat(5_000), script_pubkey: ScriptBuf::from(vec![0x51]) };
         let tx = unbroadcast(self.tag, vec![stock, output.clone()]);
         let real = Real { outpoint: OutPoint { txid: tx.compute_txid(), vout: 1 }, output };
-        for node in [&self.pair.a, &self.pair.b] {
-            node.mapping.add_real(&self.v, real.clone()).unwrap();
+        self.announce(tx, real);
+    }
+
+    /// Both sides sign for another real outpoint of V; from then on its leaf state may confirm.
+    fn announce(&mut self, leaf: Transaction, real: Real) {
+        let channel = &self.pair.channel;
+        for b in [false, true] {
+            let [node, peer] = self.pair.sides(b);
+            node.streams.announce(peer.id, channel, &self.v, real.clone()).unwrap();
         }
-        self.leaves.push((tx, real));
+        self.pair.settle();
+        for node in [&self.pair.a, &self.pair.b] {
+            assert!(node.streams.covered(channel, &self.v, &real.outpoint), "{:?}", lock(&node.complaints));
+        }
+        self.leaves.push((leaf, real));
     }
 
     /// An HTLC from one side to the other that both have committed to; its preimage.
@@ -142,6 +156,7 @@ impl World {
             if !self.leaves.iter().any(|(leaf, _)| leaf.compute_txid() == txid) {
                 self.check(tx);
             }
+            self.ever.insert(txid);
             tx.input.iter().for_each(|i| drop(self.unspent.remove(&i.previous_output)));
             let outputs = (0..).zip(tx.output.iter().cloned());
             self.unspent.extend(outputs.map(|(vout, output)| (OutPoint { txid, vout }, output)));
@@ -226,11 +241,9 @@ impl World {
                     }
                     include.push(tx);
                 } else {
-                    // It may have been confirmed already, or come twice; it may not spend what never was.
-                    let known = |o: &OutPoint| {
-                        self.pair.blocks.iter().flat_map(|b| &b.txdata).any(|t| t.compute_txid() == o.txid)
-                    };
-                    let all = tx.input.iter().all(|i| known(&i.previous_output));
+                    // It may have been confirmed already, come twice, or its parent been taken back; it may not spend
+                    // what never was.
+                    let all = tx.input.iter().all(|i| self.ever.contains(&i.previous_output.txid));
                     assert!(all, "spends what is on no chain: {tx:?}");
                 }
             }

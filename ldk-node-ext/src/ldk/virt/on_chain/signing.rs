@@ -1,12 +1,9 @@
-//! Commitments on any outpoint, signed with both sides' keys: what companions are exchanged for.
+//! Commitments on any outpoint, signed with both sides' keys: what somebody publishes that is not to be helped.
 
 use std::sync::{Arc, Mutex};
 
 use bitcoin::ecdsa;
-use bitcoin::hashes::Hash;
-use bitcoin::secp256k1::ecdsa::Signature;
-use bitcoin::secp256k1::{Message, Secp256k1};
-use bitcoin::sighash::{EcdsaSighashType, SighashCache};
+use bitcoin::secp256k1::Secp256k1;
 use bitcoin::{OutPoint, Transaction, Witness};
 use lightning::chain::chaininterface::{BroadcasterInterface, TransactionType};
 use lightning::chain::channelmonitor::ChannelMonitor;
@@ -14,17 +11,13 @@ use lightning::chain::transaction::OutPoint as LdkOutPoint;
 use lightning::chain::BlockLocator;
 use lightning::events::bump_transaction::BumpTransactionEvent;
 use lightning::events::Event;
-use lightning::ln::chan_utils::{
-    build_htlc_transaction, derive_private_key, get_htlc_redeemscript, make_funding_redeemscript,
-    TxCreationKeys,
-};
+use lightning::ln::chan_utils::make_funding_redeemscript;
 use lightning::ln::types::ChannelId;
 use lightning::sign::ecdsa::EcdsaChannelSigner;
-use lightning::sign::{ChannelDerivationParameters, HTLCDescriptor};
+use lightning::sign::ChannelDerivationParameters;
 use lightning::util::ser::{ReadableArgs, Writeable};
 
 use super::super::testing::{Node, Pair};
-use super::super::OwnCommitments;
 use crate::keys::Keys;
 use crate::ldk::FactorySigner;
 use crate::logger::Logger;
@@ -127,38 +120,5 @@ impl Both {
         }
         witness.push(script);
         tx
-    }
-}
-
-impl OwnCommitments for Both {
-    fn on_real(&self, _v: &OutPoint, commitment: &Transaction, real: &OutPoint) -> Option<Transaction> {
-        Some(self.sign(commitment, real))
-    }
-
-    fn htlc_signature(&self, v: &OutPoint, _real: &OutPoint, htlc: &HTLCDescriptor) -> Option<Signature> {
-        let secp = Secp256k1::new();
-        let known = lock(&self.known);
-        let (_, [own, peer]) = known.iter().find(|(other, _)| other == v)?;
-        let parameters = &own.transaction_parameters;
-        let directed = parameters.as_holder_broadcastable();
-        let (ours, theirs) = (directed.broadcaster_pubkeys(), directed.countersignatory_pubkeys());
-        let point = &htlc.per_commitment_point;
-        let keys = TxCreationKeys::from_channel_static_keys(point, ours, theirs, &secp);
-        let tx = build_htlc_transaction(
-            &htlc.commitment_txid,
-            htlc.feerate_per_kw,
-            directed.contest_delay(),
-            &htlc.htlc,
-            &parameters.channel_type_features,
-            &keys.broadcaster_delayed_payment_key,
-            &keys.revocation_key,
-        );
-        let script = get_htlc_redeemscript(&htlc.htlc, &parameters.channel_type_features, &keys);
-        let value = htlc.htlc.to_bitcoin_amount();
-        let kind = EcdsaSighashType::SinglePlusAnyoneCanPay;
-        let hash = SighashCache::new(&tx).p2wsh_signature_hash(0, &script, value, kind).unwrap();
-        let signer = lock(&self.keys)[1].as_ref()?.channel_signer(peer.keys_id);
-        let key = derive_private_key(&secp, point, &signer.htlc_base_key);
-        Some(secp.sign_ecdsa(&Message::from_digest(hash.to_byte_array()), &key))
     }
 }

@@ -6,8 +6,8 @@ use lightning::events::Event;
 use super::super::testing::CAPACITY_SAT;
 use super::World;
 
-/// Blocks until everything is over: HTLCs expire, then `to_self_delay`.
-const LONG: u32 = 230;
+/// Blocks until everything is over: HTLCs expire (LDK adds up to 160 blocks at random), then `to_self_delay`.
+const LONG: u32 = 400;
 /// What side `b` has after the first payments, sat.
 fn balance(b: bool) -> u64 {
     if b {
@@ -111,6 +111,8 @@ fn a_process_that_starts_again_goes_on_where_it_was() {
         world = world.restart(b);
         world.confirm_leaf(1);
         world = world.restart(b);
+        // LDK asks again with every block.
+        world.blocks(1);
         let (out, _) = world.due(b);
         world.block(&out[..1]);
         // The parent was read before, what spends it will be read after.
@@ -132,7 +134,7 @@ fn a_reorganisation_to_another_leaf_state_is_followed() {
         world.confirm_leaf(1);
         let (out, _) = world.due(b);
         world.block(&out[..1]);
-        world.resolve(b, 2);
+        assert_eq!(world.resolve(b, 2), 0);
         // The commitment only, and it comes again.
         world.take_back(3);
         world.resolve(b, 2);
