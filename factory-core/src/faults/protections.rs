@@ -48,6 +48,18 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("lsp.funding.any_txid", 16, "the LSP compares the txid after signing"),
     ("wallet.unconfirmed_coins", 16, "a funding transaction spends confirmed coins only"),
     ("wallet.changes_txid", 16, "a wallet signs the transaction that it was given"),
+    // What a rotated channel's transactions are to LDK and to the chain.
+    ("virt.creation.unseen", 9, "LDK is shown that a real outpoint is on the chain"),
+    ("virt.spend.unseen", 9, "LDK is shown what spends a real outpoint, and what descends from that"),
+    ("virt.reorg.kept", 9, "a real outpoint that a reorganisation takes away does not count"),
+    ("virt.sign.v_form", 9, "claims and penalties are signed for what is on the chain"),
+    ("virt.bump.v_form", 9, "fees are bumped for what is on the chain"),
+    ("virt.sweep.v_form", 9, "what is swept is on the chain"),
+    ("virt.retired.sent", 11, "no commitment on a retired outpoint leaves"),
+    ("virt.retired.none", 9, "a retired outpoint has a monitor of its own"),
+    ("virt.retired.ignorant", 9, "a retired monitor learns secrets and preimages that come later"),
+    ("virt.retired.awake", 9, "a retired monitor sleeps until its outpoint is spent"),
+    ("virt.splice.sent", 16, "a splice transaction that only LDK believes in stays here"),
     // Payments.
     ("ready.not_held", 13, "channel_ready is held until the funding is deep"),
     ("factory.any_depth", 13, "a factory goes live when its funding is deep enough"),

@@ -33,6 +33,8 @@ const BAD_PATHS: &str = "paths_that_break_one_rule";
 const BAD_CHANNELS: &str = "channels_that_are_not_the_planned_ones";
 const BAD_CLIENTS: &str = "faulty_clients_are_named_and_excluded";
 const BAD_CLOSES: &str = "a_cheating_provider_is_refused";
+const RANDOM: &str = "ldk::virt::tests::random::every_own_commitment_is_valid_on_every_outpoint_that_counts";
+const WRONG_COMPANION: &str = "ldk::virt::tests::a_wrong_companion_is_refused_and_nothing_is_revoked";
 const NO_LSP_MONEY: &str = "no_output_with_client_money_is_the_providers_alone";
 const TOO_SHALLOW: &str = "no_payment_passes_before_the_funding_is_deep_enough";
 
@@ -135,6 +137,22 @@ pub const TABLE: &[Check] = &[
         "wallet::tests::a_payment_spends_confirmed_coins_only",
         "an unconfirmed coin was spent",
     ),
+    test("companion.not_awaited", "ldk_node_ext", RANDOM, "an own commitment without a companion"),
+    test(
+        "companion.not_stored",
+        "ldk_node_ext",
+        "ldk::virt::tests::outpoints_are_covered_and_stay_so_through_payments_and_restarts",
+        "our newest commitment is on disk",
+    ),
+    test("companion.secret_not_held", "ldk_node_ext", WRONG_COMPANION, "revoked on a wrong companion"),
+    test("companion.unchecked", "ldk_node_ext", WRONG_COMPANION, "a wrong companion was taken"),
+    test(
+        "marker.newest_only",
+        "ldk_node_ext",
+        "ldk::virt::tests::a_marker_comes_with_every_commitment_that_is_not_revoked",
+        "both commitments",
+    ),
+    test("marker.newest_suffices", "ldk_node_ext", RANDOM, "an own commitment without a companion"),
     test("htlc.expiry", "ldk_node_ext", "htlc_rules::tests::one_block_decides", "ExpiresTooSoon"),
     test("htlc.delta", "ldk_node_ext", "htlc_rules::tests::one_block_decides", "DeltaTooSmall"),
     test(

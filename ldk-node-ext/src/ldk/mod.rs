@@ -40,7 +40,7 @@ pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
 pub use router::FactoryRouter;
 pub use signer::FactorySigner;
 pub(crate) use virt::Needs;
-pub use virt::{Commitments, Mapping, Real, Streams};
+pub use virt::{AllMonitors, Commitments, Mapping, Outward, Real, Retired, Streams};
 
 use std::sync::{Arc, RwLock};
 
@@ -90,7 +90,7 @@ pub(crate) type ChainMonitor = lightning::chain::chainmonitor::ChainMonitor<
     Arc<Keys>,
 >;
 pub(crate) type ChannelManager = lightning::ln::channelmanager::ChannelManager<
-    Arc<ChainMonitor>,
+    Arc<AllMonitors>,
     Arc<Broadcaster>,
     Arc<Keys>,
     Arc<Keys>,

@@ -4,7 +4,8 @@
 //! under way: LDK holds back every message that depends on it, so nothing is promised that is not on disk. Once there
 //! is room the newest state is written, which contains all before it, and the messages leave.
 //!
-//! With a monitor goes the record of its channel's commitments ([`Commitments`]), in the same transaction.
+//! With a monitor goes the record of its channel's commitments ([`Commitments`]) and what [`Retired`] keeps of its
+//! older outpoints, in the same transaction.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -15,13 +16,13 @@ use lightning::chain::channelmonitor::{ChannelMonitor, ChannelMonitorUpdate};
 use lightning::chain::ChannelMonitorUpdateStatus;
 use lightning::ln::types::ChannelId;
 use lightning::util::persist::{
-    MonitorName, CHANNEL_MONITOR_PERSISTENCE_PRIMARY_NAMESPACE,
+    KVStoreSync, MonitorName, CHANNEL_MONITOR_PERSISTENCE_PRIMARY_NAMESPACE,
     CHANNEL_MONITOR_PERSISTENCE_SECONDARY_NAMESPACE,
 };
 use lightning::util::ser::Writeable;
 
 use super::virt::COMMITMENTS;
-use super::{ChainMonitor, Commitments, FactorySigner};
+use super::{ChainMonitor, Commitments, FactorySigner, Retired};
 use crate::error::Error;
 use crate::faults;
 use crate::store::{is_no_room, Store};
@@ -34,12 +35,13 @@ type Behind = HashMap<ChannelId, Vec<u64>>;
 pub struct MonitorStore {
     store: Arc<Store>,
     commitments: Arc<Commitments>,
+    retired: Arc<Retired>,
     behind: Mutex<Behind>,
 }
 
 impl MonitorStore {
-    pub(crate) fn new(store: Arc<Store>, commitments: Arc<Commitments>) -> Self {
-        Self { store, commitments, behind: Mutex::default() }
+    pub(crate) fn new(store: Arc<Store>, commitments: Arc<Commitments>, retired: Arc<Retired>) -> Self {
+        Self { store, commitments, retired, behind: Mutex::default() }
     }
 
     fn put(
@@ -52,16 +54,22 @@ impl MonitorStore {
         let (channel, key, bytes) = (monitor.channel_id(), name.to_string(), monitor.encode());
         let other = |e: Error| lightning::io::Error::new(lightning::io::ErrorKind::Other, e.to_string());
         let record = self.commitments.record(&channel).map_err(other)?;
+        let before = || self.store.read(primary, secondary, &key);
+        let retired = self.retired.follow(&channel, monitor.get_latest_update_id(), before)?;
         let mut entries = vec![(primary, secondary, key.as_str(), bytes.as_slice())];
         if let Some(record) = record.as_ref().filter(|_| !switch("companion.not_stored")) {
             entries.push((COMMITMENTS, "", record.key.as_str(), record.bytes.as_slice()));
         }
+        entries.extend(
+            retired.iter().map(|(key, bytes)| (Retired::NAMESPACE, "", key.as_str(), bytes.as_slice())),
+        );
         faults::ldk_object(primary, &key, "store");
         self.store.write_all(&entries)?;
         faults::ldk_object(primary, &key, "stored");
         if let Some(record) = &record {
             self.commitments.stored(&channel, record);
         }
+        self.retired.written(&channel);
         Ok(())
     }
 
@@ -84,6 +92,7 @@ impl MonitorStore {
                 }
             }
         }
+        self.retired.not_written(&channel, monitor);
         behind.entry(channel).or_default().extend(update);
         ChannelMonitorUpdateStatus::InProgress
     }

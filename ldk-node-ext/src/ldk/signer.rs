@@ -2,9 +2,8 @@
 //!
 //! It notes which HTLCs each new commitment of ours carries ([`HeldHtlcs`]).
 //!
-//! While a factory has one state, the funding outpoint in LDK is the real one and every call passes
-//! straight on. When rotation comes, the methods that see an outpoint translate it here and nowhere
-//! else, and `sign_counterparty_commitment` records what companion signatures have to be made for.
+//! LDK's claims and penalties of a rotated channel spend what is below a virtual outpoint. They are signed for the
+//! prevouts that they have on the chain ([`virt`](super::virt)); nothing else in them differs.
 
 use std::sync::Arc;
 
@@ -118,7 +117,8 @@ impl EcdsaChannelSigner for FactorySigner {
         key: &SecretKey,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        self.inner.sign_justice_revoked_output(parameters, justice, input, amount, key, secp)
+        let justice = self.mapping.in_r_form(justice);
+        self.inner.sign_justice_revoked_output(parameters, &justice, input, amount, key, secp)
     }
     fn sign_justice_revoked_htlc(
         &self,
@@ -130,7 +130,8 @@ impl EcdsaChannelSigner for FactorySigner {
         htlc: &HTLCOutputInCommitment,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        self.inner.sign_justice_revoked_htlc(parameters, justice, input, amount, key, htlc, secp)
+        let justice = self.mapping.in_r_form(justice);
+        self.inner.sign_justice_revoked_htlc(parameters, &justice, input, amount, key, htlc, secp)
     }
     fn sign_holder_htlc_transaction(
         &self,
@@ -139,7 +140,8 @@ impl EcdsaChannelSigner for FactorySigner {
         descriptor: &HTLCDescriptor,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        self.inner.sign_holder_htlc_transaction(htlc_tx, input, descriptor, secp)
+        let htlc_tx = self.mapping.in_r_form(htlc_tx);
+        self.inner.sign_holder_htlc_transaction(&htlc_tx, input, descriptor, secp)
     }
     fn sign_counterparty_htlc_transaction(
         &self,
@@ -151,7 +153,8 @@ impl EcdsaChannelSigner for FactorySigner {
         htlc: &HTLCOutputInCommitment,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        self.inner.sign_counterparty_htlc_transaction(parameters, htlc_tx, input, amount, point, htlc, secp)
+        let htlc_tx = self.mapping.in_r_form(htlc_tx);
+        self.inner.sign_counterparty_htlc_transaction(parameters, &htlc_tx, input, amount, point, htlc, secp)
     }
     fn sign_closing_transaction(
         &self,
@@ -168,7 +171,8 @@ impl EcdsaChannelSigner for FactorySigner {
         input: usize,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        self.inner.sign_holder_keyed_anchor_input(parameters, anchor_tx, input, secp)
+        let anchor_tx = self.mapping.in_r_form(anchor_tx);
+        self.inner.sign_holder_keyed_anchor_input(parameters, &anchor_tx, input, secp)
     }
     fn sign_channel_announcement_with_funding_key(
         &self,

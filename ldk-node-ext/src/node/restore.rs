@@ -26,7 +26,7 @@ use crate::config::NodeConfig;
 use crate::error::Error;
 use crate::keys::Keys;
 use crate::ldk::{
-    Broadcaster, ChainMonitor, ChannelManager, FactorySigner, MessageRouter, NetworkGraph, Router, Scorer,
+    AllMonitors, Broadcaster, ChannelManager, FactorySigner, MessageRouter, NetworkGraph, Router, Scorer,
     Sweeper, WholeBlocks,
 };
 use crate::logger::Logger;
@@ -103,7 +103,7 @@ impl Ldk<'_> {
     /// Reads or makes the channel manager, and reads the monitors that are to be loaded.
     pub(crate) fn channels(
         &self,
-        monitor: &Arc<ChainMonitor>,
+        monitor: &Arc<AllMonitors>,
         router: Arc<Router>,
         message_router: Arc<MessageRouter>,
     ) -> Result<(ChannelManager, BlockLocator, Monitors), Error> {

@@ -378,8 +378,8 @@ impl Channel {
 
     /// Whether each of our unrevoked commitments has a companion on that outpoint, on disk.
     pub(super) fn covers(&self, v: &OutPoint, real: &OutPoint) -> bool {
-        let announced = self.announced.iter().find(|a| a.v == *v && a.real == *real);
-        announced.is_some_and(|a| a.covered)
-            && self.own.iter().filter(|o| o.v == *v).all(|o| o.since <= self.stored && o.on(real).is_some())
+        let bound = self.announced.iter().any(|a| a.v == *v && a.real == *real && a.covered);
+        let mut own = self.own.iter().filter(|o| o.v == *v).peekable();
+        bound && own.peek().is_some() && own.all(|o| o.since <= self.stored && o.on(real).is_some())
     }
 }

@@ -400,6 +400,29 @@ impl Commitments {
         companion::signed_by_both(&signer, parameters, &own.commitment, real, signed, &self.secp)
     }
 
+    /// The number, as LDK counts, of our commitment with that id on V.
+    pub(super) fn own_number(&self, v: &OutPoint, txid: &Txid) -> Option<u64> {
+        let inner = lock(&self.inner);
+        let mut own = inner.channels.values().flat_map(|c| &c.own);
+        own.find(|o| o.v == *v && o.commitment.trust().txid() == *txid).map(|o| o.number())
+    }
+
+    /// The peer's signature, on a real outpoint of V, for the HTLC at that output of our commitment with this number.
+    pub(super) fn htlc_signature(
+        &self,
+        v: &OutPoint,
+        number: u64,
+        real: &OutPoint,
+        output: u32,
+    ) -> Option<Signature> {
+        let inner = lock(&self.inner);
+        let mut own = inner.channels.values().flat_map(|c| &c.own);
+        let own = own.find(|o| o.v == *v && o.number() == number)?;
+        let mut htlcs = own.commitment.nondust_htlcs().iter();
+        let at = htlcs.position(|h| h.transaction_output_index == Some(output))?;
+        own.on(real)?.htlcs.get(at).copied()
+    }
+
     /// The number, as LDK counts, of our newest commitment on V that has a companion on a real outpoint.
     pub fn newest_on(&self, v: &OutPoint, real: &OutPoint) -> Option<u64> {
         let inner = lock(&self.inner);

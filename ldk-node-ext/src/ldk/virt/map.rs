@@ -186,30 +186,31 @@ impl Mapping {
     /// # Errors
     /// [`Error::Conflict`] if either outpoint is known as something else; [`Error::Store`].
     pub(crate) fn add_channel(&self, channel: ChannelId, v: OutPoint, real: Real) -> Result<(), Error> {
-        self.insert(channel, v, None, vec![real])
+        self.insert(channel, v, vec![real])
     }
 
-    /// Adds V', which LDK's fully signed splice transaction `tx` creates. Its inputs need their witnesses: LDK takes a
-    /// confirmed funding transaction of its own without them for a mistake that must not go on.
+    /// Adds V' whose splice transaction is being signed; [`Self::splice_signed`] takes that in.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `tx` does not create `v` or an input has no witness; [`Error::Conflict`];
-    /// [`Error::NotFound`] if the channel is unknown; [`Error::Store`].
-    pub(crate) fn add_virtual(&self, channel: ChannelId, v: OutPoint, tx: Transaction) -> Result<(), Error> {
+    /// [`Error::NotFound`] if the channel is unknown; [`Error::Conflict`]; [`Error::Store`].
+    pub(crate) fn expect_virtual(&self, channel: ChannelId, v: OutPoint) -> Result<(), Error> {
         if !read(&self.inner).channels.contains_key(&channel) {
             return Err(Error::not_found(format!("virtual outpoints of channel {channel}")));
         }
-        check_creation(&v, &tx)?;
-        self.insert(channel, v, Some(StoredTx(tx)), Vec::new())
+        self.insert(channel, v, Vec::new())
     }
 
-    fn insert(
-        &self,
-        channel: ChannelId,
-        v: OutPoint,
-        creation: Option<StoredTx>,
-        reals: Vec<Real>,
-    ) -> Result<(), Error> {
+    /// Adds V', which LDK's fully signed splice transaction `tx` creates.
+    ///
+    /// # Errors
+    /// As [`Self::expect_virtual`] and [`Self::set_creation`].
+    pub(crate) fn add_virtual(&self, channel: ChannelId, v: OutPoint, tx: Transaction) -> Result<(), Error> {
+        check_creation(&v, &tx)?;
+        self.expect_virtual(channel, v)?;
+        self.set_creation(&v, tx)
+    }
+
+    fn insert(&self, channel: ChannelId, v: OutPoint, reals: Vec<Real>) -> Result<(), Error> {
         self.change(channel, |inner, record| {
             if let Some((id, known)) = inner.virtual_ref(&v) {
                 // The same once more, as after a crash, changes nothing.
@@ -222,22 +223,45 @@ impl Mapping {
             if record.virtuals.len() >= MAX_VIRTUALS {
                 return Err(too_many("virtual outpoints of one channel", MAX_VIRTUALS));
             }
-            record.virtuals.push(Virtual { outpoint: v, creation, reals, confirmed: None, retired: false });
+            let new = Virtual { outpoint: v, creation: None, reals, confirmed: None, retired: false };
+            record.virtuals.push(new);
             Ok(())
         })
     }
 
-    /// Says which transaction LDK believes creates V, when [`Self::add_channel`] could not: the leaf's first state,
-    /// signed. Needed as soon as V has a real outpoint beside itself.
+    /// Says which transaction LDK believes creates V: the leaf's first state for the V that a channel was born with,
+    /// needed as soon as V has a real outpoint beside itself; a splice's otherwise. Its inputs need their witnesses:
+    /// LDK takes a confirmed funding transaction of its own without them for a mistake that must not go on.
     ///
     /// # Errors
-    /// As [`Self::add_virtual`].
+    /// [`Error::InvalidArgument`] if `tx` does not create `v` or an input has no witness; [`Error::Conflict`] if its
+    /// output is not what the real ones are; [`Error::NotFound`]; [`Error::Store`].
     pub(crate) fn set_creation(&self, v: &OutPoint, tx: Transaction) -> Result<(), Error> {
         check_creation(v, &tx)?;
         self.change_virtual(v, |_, known| {
+            let created = output_of(v, &tx);
+            if known.reals.iter().any(|r| Some(&r.output) != created) {
+                return Err(Error::Conflict(format!(
+                    "{v} is not of the value and script of its real outpoints"
+                )));
+            }
             known.creation = Some(StoredTx(tx));
             Ok(())
         })
+    }
+
+    /// Takes in a splice transaction that LDK has handed out, for the Vs that wait for it; LDK does so once.
+    ///
+    /// # Errors
+    /// As [`Self::set_creation`].
+    pub(crate) fn splice_signed(&self, tx: &Transaction) -> Result<(), Error> {
+        let txid = tx.compute_txid();
+        let waiting: Vec<OutPoint> = {
+            let inner = read(&self.inner);
+            let all = inner.channels.values().flat_map(|c| &c.virtuals);
+            all.filter(|v| v.outpoint.txid == txid && v.creation.is_none()).map(|v| v.outpoint).collect()
+        };
+        waiting.iter().try_for_each(|v| self.set_creation(v, tx.clone()))
     }
 
     /// Adds a real outpoint, the newest, under V. Adding it again changes nothing.
@@ -252,8 +276,7 @@ impl Mapping {
                 Some(_) => return Err(taken("real", &real.outpoint)),
                 None => {}
             }
-            let vout = usize::try_from(v.vout).unwrap_or(usize::MAX);
-            let created = known.creation.as_ref().and_then(|tx| tx.0.output.get(vout));
+            let created = known.creation.as_ref().and_then(|tx| output_of(v, &tx.0));
             if known.reals.first().map(|r| &r.output).or(created).is_some_and(|o| *o != real.output) {
                 let outpoint = real.outpoint;
                 return Err(Error::Conflict(format!("{outpoint} is not of the value and script of {v}")));
@@ -343,9 +366,12 @@ fn too_many(what: &str, limit: usize) -> Error {
     Error::Conflict(format!("there are {limit} {what}, the most there may be"))
 }
 
+pub(super) fn output_of<'a>(outpoint: &OutPoint, tx: &'a Transaction) -> Option<&'a TxOut> {
+    tx.output.get(usize::try_from(outpoint.vout).ok()?)
+}
+
 fn check_creation(v: &OutPoint, tx: &Transaction) -> Result<(), Error> {
-    let vout = usize::try_from(v.vout).unwrap_or(usize::MAX);
-    if tx.compute_txid() != v.txid || vout >= tx.output.len() {
+    if tx.compute_txid() != v.txid || output_of(v, tx).is_none() {
         return Err(Error::invalid("transaction", format!("does not create {v}")));
     }
     if tx.input.iter().any(|i| i.witness.is_empty()) {

@@ -17,24 +17,38 @@
 //! | LDK to chain | bump events, before LDK's handler sees them | `events` |
 //! | LDK to sweeper | spendable outputs; the sweeper knows R-forms only | `events` |
 //! | LDK to signer | claims and penalties are signed in R-form | [`FactorySigner`](super::FactorySigner) |
+//! | live monitor to retired one | secrets and preimages that come after the lock | `retired`, `steps` |
 //!
 //! [`Mapping`] is the table behind all of them. A channel that was never rotated is not in it, and passes through
 //! everything here untouched.
 
+mod chain;
 mod channel;
 mod commitments;
 mod companion;
+mod events;
 mod map;
 mod messages;
+mod outgoing;
 mod record;
+mod retired;
+mod steps;
 
+pub(crate) use chain::InVForm;
 pub use commitments::Commitments;
 pub(super) use commitments::NAMESPACE as COMMITMENTS;
+pub(crate) use events::Bump;
 pub use map::{Mapping, Real};
 pub(super) use messages::Deliver;
 pub(crate) use messages::Needs;
 pub use messages::Streams;
+pub use outgoing::Outward;
+pub(crate) use outgoing::Way;
+pub(crate) use retired::RetiredListener;
+pub use retired::{AllMonitors, Retired};
 
+#[cfg(test)]
+mod on_chain;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

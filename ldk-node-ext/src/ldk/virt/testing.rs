@@ -5,9 +5,11 @@
 mod wire;
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
+use std::task::{Context, Waker};
 
 use bitcoin::absolute::LockTime;
 use bitcoin::block::{Header, Version as BlockVersion};
@@ -33,7 +35,7 @@ use lightning::routing::scoring::{
 };
 use lightning::types::features::Bolt11InvoiceFeatures;
 use lightning::types::payment::{PaymentHash, PaymentPreimage};
-use lightning::util::persist::{KVStoreSync, CHANNEL_MANAGER_PERSISTENCE_KEY};
+use lightning::util::persist::{KVStoreSync, MonitorName, CHANNEL_MANAGER_PERSISTENCE_KEY};
 use lightning::util::ser::Writeable;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
@@ -42,10 +44,11 @@ pub(crate) use self::wire::Wire;
 use crate::chain::{ChainIndex, Fees};
 use crate::config::{NodeConfig, RpcAuth};
 use crate::keys::{self, Keys};
+use crate::ldk::virt::{InVForm, RetiredListener};
 use crate::ldk::{
-    Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, Commitments, FactoryMessages, FundingDepth,
-    HeldHtlcs, Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints, PeerEvent, Router,
-    Streams, WholeBlocks,
+    AllMonitors, Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, Commitments, FactoryMessages,
+    FundingDepth, HeldHtlcs, Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints,
+    Outward, PeerEvent, Retired, Router, Streams, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::node::{Failure, Ldk};
@@ -75,6 +78,8 @@ pub(crate) struct Node {
     pub(crate) mapping: Arc<Mapping>,
     pub(crate) commitments: Arc<Commitments>,
     pub(crate) streams: Arc<Streams>,
+    pub(crate) outward: Arc<Outward>,
+    pub(crate) retired: Arc<Retired>,
     pub(crate) index: Arc<ChainIndex>,
     pub(crate) wallet: Arc<Wallet>,
     pub(crate) fees: Arc<Fees>,
@@ -97,7 +102,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Starts a node in a folder, with what is on disk there.
-    fn start(dir: &Path, tip: BlockLocator) -> Self {
+    fn start(dir: &Path, tip: BlockLocator, blocks: &[Block]) -> Self {
         let network = Network::Regtest;
         let auth = RpcAuth::UserPass { user: String::new(), pass: String::new() };
         let config = NodeConfig::lsp(dir.to_owned(), network, SocketAddr::from(([127, 0, 0, 1], 1)), auth);
@@ -123,9 +128,21 @@ impl Node {
         let keys = Arc::new(keys);
         let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip).unwrap());
         let fees = Arc::new(Fees::new(5, 500));
-        let (broadcaster, outgoing) = Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&store));
+        let outward = Outward::new(Arc::clone(&mapping), Arc::clone(&commitments), Arc::clone(&keys));
+        let outward = Arc::new(outward);
+        let (broadcaster, outgoing) =
+            Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&outward), Arc::clone(&store));
         let broadcaster = Arc::new(broadcaster);
-        let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store), Arc::clone(&commitments)));
+        let retired = Retired::load(
+            Arc::clone(&store),
+            Arc::clone(&mapping),
+            Arc::clone(&broadcaster),
+            Arc::clone(&fees),
+            Arc::clone(&keys),
+        );
+        let retired = Arc::new(retired.unwrap());
+        let monitor_store =
+            Arc::new(MonitorStore::new(Arc::clone(&store), Arc::clone(&commitments), Arc::clone(&retired)));
         let monitor = Arc::new(ChainMonitor::new(
             None::<Arc<WholeBlocks>>,
             Arc::clone(&broadcaster),
@@ -159,17 +176,37 @@ impl Node {
             logger: Arc::clone(&logger),
             tip,
         };
-        let (manager, _, monitors) = ldk.channels(&monitor, router, message_router).unwrap();
+        let watched = Arc::new(AllMonitors::new(Arc::clone(&monitor), Arc::clone(&retired)));
+        let (manager, best, monitors) = ldk.channels(&watched, router, message_router).unwrap();
         let mut user = config.factory_channel_config(144);
         user.reject_inbound_splices = false;
         manager.set_current_config(user);
         let manager = Arc::new(manager);
         index.watch([funding_of_the_factory().compute_txid()], []);
-        for (_, m) in monitors {
-            let id = m.channel_id();
-            outpoints.insert(INSTANCE, m.get_funding_txo().into_bitcoin_outpoint());
+        for (_, m) in &monitors {
+            let MonitorName::V1Channel(first) = m.persistence_key() else { panic!("of another kind") };
+            let id = outpoints.insert(INSTANCE, first.into_bitcoin_outpoint());
             live(&outpoints, &id);
-            monitor.load_existing_monitor(id, m).unwrap();
+        }
+        let monitors: Vec<_> = monitors
+            .into_iter()
+            .map(|(best, m)| (best, (m, Arc::clone(&broadcaster), Arc::clone(&fees), Arc::clone(&logger))))
+            .collect();
+        // As a start does: each from where it was.
+        for (block, height) in blocks.iter().zip(1..) {
+            let catch_up = |from: BlockLocator, listener: &dyn Listen| {
+                if from.height < height {
+                    listener.block_connected(block, height);
+                }
+            };
+            catch_up(best, &RetiredListener { mapping: &mapping, retired: &retired });
+            catch_up(best, &InVForm { mapping: &mapping, to: &*manager });
+            for (best, m) in &monitors {
+                catch_up(*best, &InVForm { mapping: &mapping, to: m });
+            }
+        }
+        for (_, (m, ..)) in monitors {
+            monitor.load_existing_monitor(m.channel_id(), m).unwrap();
         }
         let streams = Streams::new(Arc::clone(&commitments), Arc::clone(&mapping), Arc::clone(&keys));
         let streams = Arc::new(streams);
@@ -188,6 +225,8 @@ impl Node {
             mapping,
             commitments,
             streams,
+            outward,
+            retired,
             index,
             wallet,
             fees,
@@ -221,6 +260,8 @@ impl Node {
             Ok(())
         };
         self.monitor.process_pending_events(&collect);
+        let retired = self.retired.process_events(|event| std::future::ready(collect(event)));
+        assert!(std::pin::pin!(retired).poll(&mut Context::from_waker(Waker::noop())).is_ready());
         self.manager.process_pending_events(&collect);
         let mut out = lock(&self.out);
         for event in self.channel_messages.get_and_clear_pending_msg_events() {
@@ -277,6 +318,20 @@ impl Node {
     }
 }
 
+/// The way out of a node without channels.
+pub(crate) fn outward(dir: &Path, store: &Arc<Store>, outpoints: &Arc<Outpoints>) -> Arc<Outward> {
+    let tip = BlockLocator::new(genesis_block(Network::Regtest).block_hash(), 0);
+    let seed = keys::create_seed(dir).unwrap();
+    let root = seed.root(Network::Regtest).unwrap();
+    let wallet = Arc::new(Wallet::open(root, Network::Regtest, Arc::clone(store), tip).unwrap());
+    let held = Arc::new(HeldHtlcs::new(Arc::clone(outpoints), Arc::clone(store)));
+    let mapping = Arc::new(Mapping::load(Arc::clone(store)).unwrap());
+    let commitments = Arc::new(Commitments::load(Arc::clone(outpoints), Arc::clone(store)).unwrap());
+    let (m, c) = (Arc::clone(&mapping), Arc::clone(&commitments));
+    let keys = Arc::new(Keys::new(&seed, Network::Regtest, wallet, held, m, c).unwrap());
+    Arc::new(Outward::new(mapping, commitments, keys))
+}
+
 /// A transaction nobody has broadcast, with these outputs; `tag` makes it another one.
 pub(crate) fn unbroadcast(tag: u8, output: Vec<TxOut>) -> Transaction {
     let previous_output = OutPoint { txid: Txid::from_byte_array([tag; 32]), vout: 0 };
@@ -307,6 +362,10 @@ pub(crate) struct Pair {
     pub(crate) leaf: Transaction,
     /// The tip, and how high it is.
     pub(crate) tip: BlockLocator,
+    /// The chain, from height 1 on.
+    pub(crate) blocks: Vec<Block>,
+    /// Blocks ever made: no two are the same.
+    made: u32,
     connected: bool,
     folders: [TempDir; 2],
 }
@@ -317,9 +376,20 @@ impl Pair {
         let genesis = genesis_block(Network::Regtest);
         let tip = BlockLocator::new(genesis.block_hash(), 0);
         let folders = [folder(), folder()];
-        let [a, b] = [&folders[0], &folders[1]].map(|folder| Node::start(folder.path(), tip));
+        let a = Node::start(folders[0].path(), tip, &[]);
+        let b = Node::start(folders[1].path(), tip, &[]);
         let leaf = unbroadcast(1, Vec::new());
-        let mut pair = Self { a, b, channel: ChannelId([0; 32]), leaf, tip, connected: false, folders };
+        let mut pair = Self {
+            a,
+            b,
+            channel: ChannelId([0; 32]),
+            leaf,
+            tip,
+            blocks: Vec::new(),
+            made: 0,
+            connected: false,
+            folders,
+        };
         pair.connect();
         pair.settle();
         pair.open_channel();
@@ -451,24 +521,43 @@ impl Pair {
         let Self { a, b: client, .. } = self;
         let (a, client) = if b {
             drop(client);
-            (a, Node::start(&dir, self.tip))
+            (a, Node::start(&dir, self.tip, &self.blocks))
         } else {
             drop(a);
-            (Node::start(&dir, self.tip), client)
+            (Node::start(&dir, self.tip, &self.blocks), client)
         };
         Self { a, b: client, ..self }
     }
 
     /// A block with these transactions for both nodes.
     pub(crate) fn block(&mut self, txs: Vec<Transaction>) -> Block {
-        let block = next_block(self.tip, txs);
+        let mut block = next_block(self.tip, txs);
+        self.made += 1;
+        block.header.nonce = self.made;
         self.tip = BlockLocator::new(block.block_hash(), self.tip.height + 1);
         for node in [&self.a, &self.b] {
             node.index.connect(&block, self.tip.height);
-            node.manager.block_connected(&block, self.tip.height);
-            node.monitor.block_connected(&block, self.tip.height);
+            let shown = node.mapping.connect(&block, self.tip.height);
+            node.retired.connect(&block.header, self.tip.height, &shown);
+            shown.connect(&*node.manager, &block, self.tip.height);
+            shown.connect(&*node.monitor, &block, self.tip.height);
         }
+        self.blocks.push(block.clone());
         block
+    }
+
+    /// Takes blocks back.
+    pub(crate) fn disconnect_blocks(&mut self, count: usize) {
+        self.blocks.truncate(self.blocks.len() - count);
+        let height = u32::try_from(self.blocks.len()).unwrap();
+        self.tip = BlockLocator::new(self.blocks.last().unwrap().block_hash(), height);
+        for node in [&self.a, &self.b] {
+            node.index.disconnect(self.tip);
+            node.mapping.disconnect(self.tip);
+            node.retired.disconnect(self.tip);
+            node.manager.blocks_disconnected(self.tip);
+            node.monitor.blocks_disconnected(self.tip);
+        }
     }
 
     /// A payment from one side to the other, claimed.
@@ -510,14 +599,30 @@ fn two_nodes_pay_each_other_and_start_again() {
     for b in [false, true] {
         pair.a.send(&pair.b, 5_000_000);
         pair.settle();
-        let preimages = pair.b.claimable();
+        eprintln!(
+            "DBG before {b} {:?} {:?}",
+            lock(&pair.b.events)
+                .iter()
+                .map(|e| format!("{e:?}").chars().take(60).collect::<String>())
+                .collect::<Vec<_>>(),
+            pair.b.manager.list_channels()[0].pending_inbound_htlcs
+        );
         pair = pair.restart(b);
         pair.connect();
         pair.settle();
-        for preimage in preimages {
+        eprintln!(
+            "DBG {b} {:?} {:?}",
+            lock(&pair.b.events)
+                .iter()
+                .map(|e| format!("{e:?}").chars().take(60).collect::<String>())
+                .collect::<Vec<_>>(),
+            pair.b.manager.list_channels()[0].pending_inbound_htlcs
+        );
+        for preimage in pair.b.claimable() {
             pair.b.manager.claim_funds(preimage);
         }
         pair.settle();
+        eprintln!("DBG after {b} {:?}", pair.b.manager.list_channels()[0].pending_inbound_htlcs);
     }
     pair.disconnect();
     pair.connect();
