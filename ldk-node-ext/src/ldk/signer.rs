@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bitcoin::secp256k1::ecdsa::Signature;
 use bitcoin::secp256k1::{All, PublicKey, Secp256k1, SecretKey};
 use bitcoin::{Transaction, Txid};
+use factory_core::faults::switch;
 use lightning::ln::chan_utils::{
     ChannelPublicKeys, ChannelTransactionParameters, ClosingTransaction, CommitmentTransaction,
     HTLCOutputInCommitment, HolderCommitmentTransaction,
@@ -39,6 +40,14 @@ impl FactorySigner {
     ) -> Self {
         Self { inner, held, mapping, commitments }
     }
+
+    /// What is to be signed when LDK asks for this: the same as the chain knows it.
+    fn to_sign(&self, tx: &Transaction) -> Transaction {
+        if switch("virt.sign.v_form") {
+            return tx.clone();
+        }
+        self.mapping.in_r_form(tx)
+    }
 }
 
 impl ChannelSigner for FactorySigner {
@@ -62,7 +71,8 @@ impl ChannelSigner for FactorySigner {
         self.inner.validate_holder_commitment(holder_tx, preimages)?;
         let trusted = holder_tx.trust();
         if let Some(input) = trusted.built_transaction().transaction.input.first() {
-            self.held.own_commitment(input.previous_output, holder_tx.nondust_htlcs());
+            let channel = self.mapping.channel_funded_by(&input.previous_output);
+            self.held.own_commitment(channel, holder_tx.nondust_htlcs());
         }
         self.commitments.accepted(&self.inner.channel_keys_id(), holder_tx);
         Ok(())
@@ -93,7 +103,8 @@ impl EcdsaChannelSigner for FactorySigner {
         secp: &Secp256k1<All>,
     ) -> Result<(Signature, Vec<Signature>), ()> {
         if let (Some(funding), false) = (parameters.funding_outpoint, inbound.is_empty()) {
-            self.held.claimed(funding.into_bitcoin_outpoint(), &inbound);
+            let channel = self.mapping.channel_funded_by(&funding.into_bitcoin_outpoint());
+            self.held.claimed(channel, &inbound);
         }
         let signed =
             self.inner.sign_counterparty_commitment(parameters, commitment, inbound, outbound, secp)?;
@@ -117,7 +128,7 @@ impl EcdsaChannelSigner for FactorySigner {
         key: &SecretKey,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        let justice = self.mapping.in_r_form(justice);
+        let justice = self.to_sign(justice);
         self.inner.sign_justice_revoked_output(parameters, &justice, input, amount, key, secp)
     }
     fn sign_justice_revoked_htlc(
@@ -130,7 +141,7 @@ impl EcdsaChannelSigner for FactorySigner {
         htlc: &HTLCOutputInCommitment,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        let justice = self.mapping.in_r_form(justice);
+        let justice = self.to_sign(justice);
         self.inner.sign_justice_revoked_htlc(parameters, &justice, input, amount, key, htlc, secp)
     }
     fn sign_holder_htlc_transaction(
@@ -140,7 +151,7 @@ impl EcdsaChannelSigner for FactorySigner {
         descriptor: &HTLCDescriptor,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        let htlc_tx = self.mapping.in_r_form(htlc_tx);
+        let htlc_tx = self.to_sign(htlc_tx);
         self.inner.sign_holder_htlc_transaction(&htlc_tx, input, descriptor, secp)
     }
     fn sign_counterparty_htlc_transaction(
@@ -153,7 +164,7 @@ impl EcdsaChannelSigner for FactorySigner {
         htlc: &HTLCOutputInCommitment,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        let htlc_tx = self.mapping.in_r_form(htlc_tx);
+        let htlc_tx = self.to_sign(htlc_tx);
         self.inner.sign_counterparty_htlc_transaction(parameters, &htlc_tx, input, amount, point, htlc, secp)
     }
     fn sign_closing_transaction(
@@ -171,7 +182,7 @@ impl EcdsaChannelSigner for FactorySigner {
         input: usize,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        let anchor_tx = self.mapping.in_r_form(anchor_tx);
+        let anchor_tx = self.to_sign(anchor_tx);
         self.inner.sign_holder_keyed_anchor_input(parameters, &anchor_tx, input, secp)
     }
     fn sign_channel_announcement_with_funding_key(

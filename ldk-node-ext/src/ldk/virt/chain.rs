@@ -96,6 +96,8 @@ impl Inner {
                 }
             }
         }
+        // The same order whenever the block is read.
+        found.sort();
         found
     }
 

@@ -98,12 +98,6 @@ impl Inner {
         Some((id, found))
     }
 
-    pub(super) fn virtual_mut(&mut self, v: &OutPoint) -> Option<(ChannelId, &mut Virtual)> {
-        let id = *self.by_virtual.get(v)?;
-        let found = self.channels.get_mut(&id)?.virtuals.iter_mut().find(|x| x.outpoint == *v)?;
-        Some((id, found))
-    }
-
     /// Makes the tables for looking up anew; changes of a channel are rare.
     pub(super) fn reindex(&mut self) {
         self.by_virtual.clear();
@@ -352,6 +346,11 @@ impl Mapping {
         read(&self.inner).virtual_ref(v).is_some_and(|(_, known)| known.retired)
     }
 
+    /// The channel that LDK believes to be funded by this outpoint. Its id stays that of the first one.
+    pub(crate) fn channel_funded_by(&self, v: &OutPoint) -> ChannelId {
+        self.channel_of(v).unwrap_or_else(|| crate::ldk::channel_id(*v))
+    }
+
     /// The channel of a V.
     pub(crate) fn channel_of(&self, v: &OutPoint) -> Option<ChannelId> {
         read(&self.inner).by_virtual.get(v).copied()
@@ -432,6 +431,7 @@ mod tests {
         assert!(matches!(map.add_real(&next, real(5, 5)), Err(Error::Conflict(_))), "not what V' is");
         map.add_real(&next, real(5, 7)).unwrap();
         assert_eq!(map.current(&id), Some(v), "not locked yet");
+        assert_eq!((map.channel_funded_by(&next), map.channel_funded_by(&v)), (id, id));
         map.retire(&v).unwrap();
 
         let map = Mapping::load(store).unwrap();

@@ -62,7 +62,7 @@ impl Mapping {
     /// is.
     pub(crate) fn in_r_form(&self, tx: &Transaction) -> Transaction {
         let mut tx = tx.clone();
-        if switch("virt.sign.v_form") || read(&self.inner).channels.is_empty() {
+        if read(&self.inner).channels.is_empty() {
             return tx;
         }
         for input in &mut tx.input {

@@ -89,7 +89,7 @@ impl World {
     /// Another leaf state: the channel's output is somewhere else in it, beside some stock.
     fn rotate(&mut self) {
         self.tag += 1;
-        let output = self.leaves[0].1.output.clone();
+        let output = self.leaves.last().unwrap().1.output.clone();
         let stock = TxOut { value: Amount::from_sat(5_000), script_pubkey: ScriptBuf::from(vec![0x51]) };
         let tx = unbroadcast(self.tag, vec![stock, output.clone()]);
         let real = Real { outpoint: OutPoint { txid: tx.compute_txid(), vout: 1 }, output };
@@ -163,7 +163,9 @@ impl World {
         }
         self.pair.block(txs.to_vec());
         for node in [&self.pair.a, &self.pair.b] {
-            node.persist();
+            if !txs.is_empty() {
+                node.persist();
+            }
             node.run();
         }
     }

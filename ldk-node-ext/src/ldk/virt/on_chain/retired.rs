@@ -8,7 +8,7 @@ use lightning::events::Event;
 use lightning::util::wallet_utils::ConfirmedUtxo;
 
 use super::super::testing::{unbroadcast, CAPACITY_SAT};
-use super::super::Real;
+use super::super::{Real, Way};
 use super::World;
 
 const ADDED: u64 = 100_000;
@@ -69,7 +69,7 @@ impl World {
         for node in [a, b] {
             node.take_events();
             assert_eq!(node.manager.list_channels()[0].funding_txo.unwrap().into_bitcoin_outpoint(), self.v);
-            assert_eq!(node.mapping.current(&id), Some(self.v));
+            assert_eq!(node.mapping.current(&id), Some(self.v), "no monitor was kept for the V before");
             assert_eq!(node.take_broadcast(), [], "only LDK believes in it");
         }
         self.announce(leaf, real);
@@ -138,6 +138,37 @@ fn a_preimage_that_comes_after_the_lock_claims_on_a_retired_outpoint() {
             assert_eq!(world.resolve(b, 30), has + HTLC / 1000, "side b: {b}, restart {restart}");
         }
     }
+}
+
+#[test]
+fn our_own_commitment_leaves_after_a_splice() {
+    for b in [false, true] {
+        let mut world = World::open(1);
+        world.splice();
+        world.rotate();
+        world.force_close(b);
+        let (leaf, real) = world.leaves.last().unwrap().clone();
+        world.block(&[leaf]);
+        let (out, _) = world.due(b);
+        let out = out.first().expect("nothing leaves though a leaf is confirmed").clone();
+        assert_eq!(out.input[0].previous_output, real.outpoint);
+        world.block(&[out]);
+        assert_eq!(world.resolve(b, 160), if b { 410_000 } else { 590_000 + ADDED });
+    }
+}
+
+#[test]
+fn a_commitment_of_ours_on_a_retired_outpoint_never_leaves() {
+    let mut world = World::open(1);
+    let old = world.snapshot(false).tx;
+    let (leaf, real) = world.leaves[1].clone();
+    world.block(std::slice::from_ref(&leaf));
+    let Way::Real(out) = world.node(false).outward.way(&[&old]) else { panic!("its leaf is confirmed") };
+    assert_eq!(out[0].input[0].previous_output, real.outpoint);
+    world.take_back(1);
+    world.splice();
+    world.block(&[leaf]);
+    assert_eq!(world.node(false).outward.way(&[&old]), Way::Held, "on a retired outpoint");
 }
 
 #[test]
