@@ -360,6 +360,18 @@ impl Commitments {
         own.map(|o| (o.v, o.number(), o.commitment.trust().txid())).collect()
     }
 
+    /// V of every commitment of either side, for tests.
+    #[cfg(test)]
+    pub(crate) fn virtuals(&self, id: &ChannelId) -> Vec<OutPoint> {
+        let inner = lock(&self.inner);
+        let Some(channel) = inner.channels.get(id) else { return Vec::new() };
+        let mut all: Vec<OutPoint> =
+            channel.own.iter().map(|o| o.v).chain(channel.theirs.iter().map(|t| t.v)).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// Outpoints that the peer has announced, and whether it has been bound to them, for tests.
     #[cfg(test)]
     pub(crate) fn announced(&self, id: &ChannelId) -> Vec<(OutPoint, OutPoint, bool)> {

@@ -213,12 +213,12 @@ impl Streams {
         }
     }
 
-    /// A splice was given up: nothing that was signed for its outpoint counts.
+    /// A splice was given up: nothing that was signed for its outpoint counts. No hook of LDK's tells the signer.
     pub(in crate::ldk) fn aborted(&self, channel: &ChannelId) {
-        let never_mapped = self.mapping.current(channel).is_none();
-        self.commitments.keep_virtuals(channel, |v| match never_mapped {
-            true => channel_id(*v) == *channel,
-            false => self.mapping.channel_of(v) == Some(*channel),
+        let current = self.mapping.current(channel);
+        self.commitments.keep_virtuals(channel, |v| match current {
+            Some(current) => *v == current || self.mapping.is_retired(v),
+            None => channel_id(*v) == *channel,
         });
     }
 

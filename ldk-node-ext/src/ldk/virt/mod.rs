@@ -17,7 +17,20 @@
 //! | LDK to chain | bump events, before LDK's handler sees them | `events` |
 //! | LDK to sweeper | spendable outputs; the sweeper knows R-forms only | `events` |
 //! | LDK to signer | claims and penalties are signed in R-form | [`FactorySigner`](super::FactorySigner) |
+//! | peer to peer, both ways | signatures of each commitment on every R: *companions* | `commitments`, `messages` |
 //! | live monitor to retired one | secrets and preimages that come after the lock | `retired`, `steps` |
+//!
+//! A new R goes through three states, on each side by itself:
+//!
+//! 1. [`Streams::announce`]: we sign for it from now on. The peer gets a marker and the companions of everything that
+//!    it has not revoked, and later ones with each `commitment_signed`.
+//! 2. The peer has done the same: each unrevoked commitment of ours has a companion on R, on disk. From then on none of
+//!    ours is revoked before the next one has. This is acknowledged.
+//! 3. [`Streams::covered`]: we have that, and the peer has said so too. Only now may a signature leave that lets R
+//!    confirm.
+//!
+//! A peer that sends a wrong companion, or none, stops the channel and nothing else: the commitment that it belongs to
+//! is held back, or, if LDK has taken it already, the secret of the one before; and that one is valid on every R.
 //!
 //! [`Mapping`] is the table behind all of them. A channel that was never rotated is not in it, and passes through
 //! everything here untouched.

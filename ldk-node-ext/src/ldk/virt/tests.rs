@@ -6,8 +6,9 @@ mod random;
 use bitcoin::hashes::Hash;
 use bitcoin::secp256k1::{Message, PublicKey, Secp256k1};
 use bitcoin::sighash::SighashCache;
-use bitcoin::{ecdsa, EcdsaSighashType, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
+use bitcoin::{ecdsa, Amount, EcdsaSighashType, FeeRate, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 use bolt_tlv::payload::{Companions, Marker, Payload};
+use lightning::events::Event;
 use lightning::util::persist::KVStoreSync;
 
 use super::commitments::NAMESPACE;
@@ -325,6 +326,33 @@ fn companions_for_another_number_of_htlcs_are_refused_before_ldk_sees_anything()
     let said = complaint(&pair.b);
     assert!(said.contains("0 HTLC signatures on") && said.contains("not 1"), "{said:?}");
     assert_eq!(pair.b.commitments.own_commitments(&pair.channel).len(), 1);
+    assert_goes_on(pair, 1);
+}
+
+#[test]
+fn a_splice_that_is_given_up_leaves_nothing_behind() {
+    let pair = rotated(1);
+    let (a, b) = (&pair.a, &pair.b);
+    let id = pair.channel;
+    let template = a.manager.splice_channel(&id, &b.id).unwrap();
+    let output =
+        TxOut { value: Amount::from_sat(50_000), script_pubkey: pair.leaf.output[0].script_pubkey.clone() };
+    let contribution = template
+        .without_prior_contribution(FeeRate::ZERO, FeeRate::from_sat_per_kwu(5_000))
+        .add_output(output)
+        .build()
+        .unwrap();
+    a.manager.funding_contributed(&id, &b.id, contribution, Some(0)).unwrap();
+    pair.settle();
+    let ready = |e: &Event| matches!(e, Event::FundingTransactionReadyForSigning { .. });
+    assert!(a.take_events().iter().any(ready));
+    assert_eq!(b.commitments.virtuals(&id).len(), 2, "the client has signed for V'");
+    a.manager.cancel_funding_contributed(&id, &b.id).unwrap();
+    pair.settle();
+    for node in [a, b] {
+        assert_eq!(node.commitments.virtuals(&id), [pair.funding()], "nothing of V' is left");
+        lock(&node.complaints).clear();
+    }
     assert_goes_on(pair, 1);
 }
 
