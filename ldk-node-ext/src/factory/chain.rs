@@ -205,7 +205,8 @@ impl Service {
             if !is_root && index.depth(spend.height) >= FINAL_DEPTH {
                 // All that follows from it first: nobody looks at a closed factory again.
                 for first in factory.state.exits.keys() {
-                    self.publisher.drop_lost(&factory.exit_plan(*first)?, &**index)?;
+                    self.publisher
+                        .drop_lost(&factory.followed_plan(*first, index, self.parts.height())?, &**index)?;
                 }
                 for channel in factory.channel_ids()? {
                     mark_void(&self.parts.store, &channel, "factory closed")?;
@@ -223,7 +224,7 @@ impl Service {
             let known = factory.state.left.len();
             for (outpoint, client) in factory.channels()? {
                 let Some(client) = client else { continue };
-                if index.spend(&outpoint).is_some() && !factory.state.left.contains(&client) {
+                if factory.spend_of(index, &outpoint).is_some() && !factory.state.left.contains(&client) {
                     factory.state.left.push(client);
                 }
             }
@@ -235,7 +236,12 @@ impl Service {
                 let data = json!({"instance_id": hex::encode(id), "node_id": client.to_string()});
                 self.parts.events.push("client_left", data);
             }
-            let last = factory.channels()?.iter().filter_map(|(o, _)| index.spend(o)).map(|s| s.height).max();
+            let last = factory
+                .channels()?
+                .iter()
+                .filter_map(|(o, _)| factory.spend_of(index, o))
+                .map(|s| s.height)
+                .max();
             let at_rest = factory.state.exits.values().all(|e| e.done);
             if factory.all_left() && at_rest && last.is_none_or(|h| index.depth(h) >= FINAL_DEPTH) {
                 factory.state.stage = Stage::Exited;

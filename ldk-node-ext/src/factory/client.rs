@@ -283,7 +283,7 @@ impl Service {
                 let attempt = record.path.attempt;
                 let joining = self.joining.as_ref()?;
                 let state = State::new(joining.salt, Vec::new());
-                let factory = Factory { signed: Signed::Client(record), state };
+                let factory = Factory::new(Signed::Client(record), state);
                 faults::point("client.path.store");
                 let stored = match switch("client.path.unstored") {
                     true => Ok(()),

@@ -99,7 +99,7 @@ impl Service {
             return Err(Error::Conflict("the cooperative close is signed, and will confirm".into()));
         }
         let own = leaf.channels.iter().filter(|(_, c)| client.is_none() || *c == client);
-        if own.into_iter().all(|(o, _)| self.parts.index.spend(o).is_some()) {
+        if own.into_iter().all(|(o, _)| factory.spend_of(&self.parts.index, o).is_some()) {
             return Err(Error::Conflict("this channel has been left already".into()));
         }
         let limit = request.max_fee_sat.or(self.parts.config.exit_max_fee_sat);
@@ -249,7 +249,7 @@ impl Service {
         let Some(before) = factory.exit_under_way(first).cloned() else { return Ok(()) };
         let life = factory.lifetime()?;
         self.close_leaving(id, &before);
-        let plan = factory.exit_plan(first)?;
+        let plan = factory.followed_plan(first, &self.parts.index, self.parts.height())?;
         // What was overtaken gives its coin back: the next step may have no other.
         if !switch("exit.overtaken_kept") {
             self.publisher.drop_lost(&plan, &*self.parts.index)?;

@@ -69,8 +69,7 @@ mod tests {
     fn a_final_balance_is_kept_by_itself() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).unwrap();
-        let made =
-            Factory { signed: Signed::Lsp(Box::new(factory().0)), state: State::new([1; 32], Vec::new()) };
+        let made = Factory::new(Signed::Lsp(Box::new(factory().0)), State::new([1; 32], Vec::new()));
         made.store_all(&store).unwrap();
         let id = hex::encode(made.id());
         let states = || store.read("factory_states", "", &id).unwrap();

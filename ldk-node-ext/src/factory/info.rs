@@ -164,7 +164,8 @@ impl Service {
     fn members(&self, factory: &Factory, ready: &HashSet<ChannelId>) -> Result<Vec<FactoryMember>, Error> {
         let member = |node_id: PublicKey, capacity_sat: u64, push_msat: u64, outpoint: bitcoin::OutPoint| {
             let channel = channel_id(outpoint);
-            let left = factory.state.left.contains(&node_id) || self.parts.index.spend(&outpoint).is_some();
+            let left = factory.state.left.contains(&node_id)
+                || factory.spend_of(&self.parts.index, &outpoint).is_some();
             let state = match factory.state.stage {
                 Stage::Closed => MemberState::Closed,
                 _ if left => MemberState::Exited,

@@ -233,7 +233,7 @@ impl Service {
                 let attempt = record.attempt;
                 let Some(creating) = self.creating.get(&id) else { return Vec::new() };
                 let state = State::new(creating.salt, creating.excluded.clone());
-                let factory = Factory { signed: Signed::Lsp(record), state };
+                let factory = Factory::new(Signed::Lsp(record), state);
                 faults::point("lsp.tree.store");
                 let stored = factory
                     .store_all(&self.parts.store)

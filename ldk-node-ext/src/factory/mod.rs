@@ -5,6 +5,7 @@
 //! promises it has stored before.
 
 mod admission;
+mod advances;
 mod chain;
 mod client;
 mod close;

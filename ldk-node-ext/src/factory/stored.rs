@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, Txid};
-use factory_core::exit::ExitPlan;
 use factory_core::lifetime::Lifetime;
 use factory_core::params::Params;
-use factory_core::record::{ClientFactoryRecord, FundingOutput, LspFactoryRecord, SignedPath};
+use factory_core::record::{ClientFactoryRecord, FundingOutput, LspFactoryRecord};
 use lightning::ln::types::ChannelId;
 use lightning::util::persist::KVStoreSync;
 use serde::{Deserialize, Serialize};
 
+use super::advances::{self, Advances};
 use crate::api;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
@@ -228,6 +228,8 @@ impl State {
 pub(crate) struct Factory {
     pub(crate) signed: Signed,
     pub(crate) state: State,
+    /// What followed the creation.
+    pub(crate) advances: Advances,
 }
 
 fn store_error(e: impl std::fmt::Display) -> Error {
@@ -235,6 +237,11 @@ fn store_error(e: impl std::fmt::Display) -> Error {
 }
 
 impl Factory {
+    /// A factory without advances.
+    pub(crate) fn new(signed: Signed, state: State) -> Self {
+        Self { signed, state, advances: Advances::default() }
+    }
+
     /// The name it goes by in this node: the instance id, or an alias for a superseded attempt.
     pub(crate) fn id(&self) -> InstanceId {
         self.state.alias.unwrap_or_else(|| self.instance_id())
@@ -366,32 +373,10 @@ impl Factory {
         Ok(self.channels()?.into_iter().map(|(o, _)| channel_id(o)).collect())
     }
 
-    /// The signed path of a leaf, by its first client.
-    pub(crate) fn leaf_path(&self, first: u32) -> Result<SignedPath, Error> {
-        match &self.signed {
-            Signed::Lsp(r) => Ok(r.leaf_path(usize::try_from(first).unwrap_or(usize::MAX))?),
-            Signed::Client(r) => Ok(r.path.clone()),
-        }
-    }
-
-    /// The steps of a leaf's exit, by its first client.
-    pub(crate) fn exit_plan(&self, first: u32) -> Result<ExitPlan, Error> {
-        Ok(self.leaf_path(first)?.exit_plan()?)
-    }
-
     /// Every transaction that matters on the chain.
     pub(crate) fn watched_txids(&self) -> Vec<Txid> {
         let mut out = vec![self.funding().outpoint.txid];
-        match &self.signed {
-            Signed::Lsp(r) => {
-                for n in &r.nodes {
-                    out.extend(n.txs.iter().chain(&n.distributions).map(|t| t.txid()));
-                }
-            }
-            Signed::Client(r) => {
-                out.extend(r.path.path.iter().chain(&r.path.distributions).map(|t| t.txid()))
-            }
-        }
+        out.extend(self.tree_txids());
         if let Some(close) = &self.state.close {
             out.extend(close.signed.iter().map(|t| t.0.compute_txid()));
         }
@@ -402,13 +387,8 @@ impl Factory {
     /// output, the tree's inner outputs, the channels.
     pub(crate) fn watched_outpoints(&self) -> Result<Vec<OutPoint>, Error> {
         let mut out = vec![self.funding().outpoint];
-        match &self.signed {
-            Signed::Lsp(r) => {
-                out.extend(r.nodes.iter().flat_map(|n| n.txs.iter().filter_map(|t| t.parent())));
-            }
-            Signed::Client(r) => out.extend(r.path.path.iter().filter_map(|t| t.parent())),
-        }
-        out.extend(self.channels()?.into_iter().map(|(o, _)| o));
+        out.extend(self.tree_outpoints());
+        out.extend(self.channels()?.iter().flat_map(|(o, _)| self.places(o)));
         out.extend(self.funding_inputs());
         Ok(out)
     }
@@ -477,7 +457,7 @@ impl Factory {
             let signed = records::get(store, TREES, &key, VERSION)?;
             match (signed, state) {
                 (Some(signed), Some(state)) => {
-                    let factory = Self { signed, state };
+                    let factory = Self::new(signed, state);
                     factory.check().map_err(|e| Error::Corrupt {
                         key: format!("{TREES}/{key}"),
                         reason: e.to_string(),
@@ -490,6 +470,7 @@ impl Factory {
                 }
             }
         }
+        advances::load(store, &mut out)?;
         Ok(out)
     }
 }

@@ -104,7 +104,7 @@ fn factory(bytes: &[u8]) {
     let part = |name| both.get(name).map(|v| serde_json::to_vec(v).unwrap());
     let (Some(tree), Some(state)) = (part("tree"), part("state")) else { return };
     let (Some(signed), Some(state)) = (read(&tree), read(&state)) else { return };
-    let stored = StoredFactory { signed, state };
+    let stored = StoredFactory::new(signed, state);
     if stored.check().is_err() {
         return;
     }

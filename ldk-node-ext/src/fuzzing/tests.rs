@@ -241,10 +241,10 @@ fn seeds_are_what_they_seem() {
         let is_one = match kind {
             "factory" => {
                 let part = |name: &str| serde_json::to_vec(&value[name]).unwrap();
-                let stored = StoredFactory {
-                    signed: read(&part("tree")).expect("a tree"),
-                    state: read(&part("state")).expect("a state"),
-                };
+                let stored = StoredFactory::new(
+                    read(&part("tree")).expect("a tree"),
+                    read(&part("state")).expect("a state"),
+                );
                 stored.check().is_ok()
             }
             "hold" => read::<HoldState>(&bytes).is_some(),

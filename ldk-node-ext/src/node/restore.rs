@@ -27,8 +27,8 @@ use crate::config::NodeConfig;
 use crate::error::Error;
 use crate::keys::Keys;
 use crate::ldk::{
-    AllMonitors, Broadcaster, ChannelManager, FactorySigner, MessageRouter, NetworkGraph, Router, Scorer,
-    Sweeper, WholeBlocks,
+    AllMonitors, Broadcaster, ChainMonitor, ChannelManager, FactorySigner, MessageRouter, NetworkGraph,
+    Router, Scorer, Sweeper, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::store::{read_opt, records, Store};

@@ -4,7 +4,7 @@ use bitcoin::OutPoint;
 use factory_core::exit::ExitPlan;
 
 use super::super::chain::FINAL_DEPTH;
-use super::super::stored::{ExitReason, StoredExit};
+use super::super::stored::{ExitReason, Factory, StoredExit};
 use super::super::Service;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
@@ -25,12 +25,12 @@ impl Service {
             // LSP's money in a dead client's channel comes home only if it is closed.
             let leaf = factory.leaves().into_iter().find(|l| l.first == first);
             let channels = leaf.into_iter().flat_map(|l| l.channels).map(|(o, _)| o);
-            exit.leaving = channels.filter(|o| self.parts.index.spend(o).is_none()).collect();
+            exit.leaving = channels.filter(|o| factory.spend_of(&self.parts.index, o).is_none()).collect();
             exit.waits_for = "the commitment transactions to confirm".into();
             return Ok(());
         }
         let last_height = factory
-            .exit_plan(first)?
+            .followed_plan(first, &self.parts.index, self.parts.height())?
             .steps
             .last()
             .and_then(|s| self.parts.index.confirmation(&s.txid))
@@ -38,7 +38,7 @@ impl Service {
         let mut ended = self.parts.index.depth(last_height) >= FINAL_DEPTH;
         let mut waits_for = "the leaf to be final".to_owned();
         for outpoint in &exit.leaving {
-            if let Some(text) = self.channel_waits_for(outpoint, factory.params().to_self_delay)? {
+            if let Some(text) = self.channel_waits_for(factory, outpoint)? {
                 (ended, waits_for) = (false, text);
                 break;
             }
@@ -49,10 +49,10 @@ impl Service {
     }
 
     /// What a channel that leaves still waits for.
-    fn channel_waits_for(&self, outpoint: &OutPoint, to_self_delay: u16) -> Result<Option<String>, Error> {
+    fn channel_waits_for(&self, factory: &Factory, outpoint: &OutPoint) -> Result<Option<String>, Error> {
         let channel = channel_id(*outpoint);
         let kept = self.parts.broadcaster.kept_closing(&channel)?;
-        let Some(spend) = self.parts.index.spend(outpoint) else {
+        let Some(spend) = factory.spend_of(&self.parts.index, outpoint) else {
             // A channel that was shut for a close that failed has a closing transaction instead.
             if let Some(closing) = kept {
                 self.parts.broadcaster.send(vec![closing], "kept closing transaction");
@@ -61,7 +61,8 @@ impl Service {
         };
         let depth = self.parts.index.depth(spend.height);
         // That one pays the wallet itself: there is nothing to sweep.
-        let settled_anyway = depth > u32::from(to_self_delay).saturating_add(2 * FINAL_DEPTH)
+        let settled_anyway = depth
+            > u32::from(factory.params().to_self_delay).saturating_add(2 * FINAL_DEPTH)
             || kept.is_some_and(|closing| closing.compute_txid() == spend.txid);
         let swept = self.parts.is_swept(&channel, settled_anyway) && depth >= FINAL_DEPTH;
         Ok((!swept).then(|| "the sweep to confirm".into()))

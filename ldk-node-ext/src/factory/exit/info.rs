@@ -41,11 +41,11 @@ impl Service {
     ) -> Result<ExitInfo, Error> {
         let index = &self.parts.index;
         let height = self.parts.height();
-        let plan = factory.exit_plan(leaf.first)?;
+        let plan = factory.followed_plan(leaf.first, index, height)?;
         let cost = self.publisher.cost(&plan, &**index);
         let steps = self.steps(&plan, stored);
         let node_of = |c: Option<PublicKey>| c.unwrap_or(self.parts.node_id).to_string();
-        let spend = index.spend(outpoint);
+        let spend = factory.spend_of(index, outpoint);
         let published = self.parts.outpoints.get(&channel_id(*outpoint)).and_then(|c| c.published);
         let phase = match (stored, spend) {
             (Some(e), _) if e.done => "done",

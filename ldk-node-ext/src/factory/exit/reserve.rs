@@ -22,7 +22,9 @@ impl Service {
         };
         for leaf in factory.leaves().into_iter().filter(|_| !over) {
             let ended = self.is_distributed(factory, &leaf);
-            let Ok(plan) = factory.exit_plan(leaf.first) else { continue };
+            let Ok(plan) = factory.followed_plan(leaf.first, &self.parts.index, self.parts.height()) else {
+                continue;
+            };
             steps.extend(plan.steps.into_iter().filter(|_| !ended).map(|s| (s.txid, s)));
         }
         let needed_sat = steps

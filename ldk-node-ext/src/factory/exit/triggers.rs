@@ -45,13 +45,12 @@ impl Service {
         open: &[ChannelDetails],
         height: u32,
     ) -> Result<Option<(ExitReason, String, Option<bitcoin::secp256k1::PublicKey>)>, Error> {
-        let there =
-            leaf.channels.first().is_some_and(|(o, _)| self.parts.index.confirmation(&o.txid).is_some());
+        let there = self.is_there(factory, leaf);
         if !self.is_lsp() && !there && height >= factory.expiry_height() && !switch("client.no_expiry") {
             let why = format!("the factory's expiry height {} has come", factory.expiry_height());
             return Ok(factory.exit_due(leaf.first).then_some((ExitReason::Expiry, why, None)));
         }
-        let spent = |o: &bitcoin::OutPoint| self.parts.index.spend(o).is_some();
+        let spent = |o: &bitcoin::OutPoint| factory.spend_of(&self.parts.index, o).is_some();
         // Channels that leave were closed by this node itself.
         let leaves =
             |o: &bitcoin::OutPoint| factory.exit_under_way(leaf.first).is_some_and(|e| e.leaving.contains(o));
@@ -120,25 +119,28 @@ impl Service {
         factory.root_txid().is_some_and(|root| self.parts.index.confirmation(&root).is_some())
     }
 
+    /// Whether a state of the leaf is on the chain, whichever it is.
+    fn is_there(&self, factory: &Factory, leaf: &Leaf) -> bool {
+        let places = leaf.channels.first().map(|(o, _)| factory.places(o)).unwrap_or_default();
+        places.iter().any(|o| self.parts.index.confirmation(&o.txid).is_some())
+    }
+
     /// Whether the leaf's input was spent by something that is not on its path.
     pub(in crate::factory) fn is_distributed(&self, factory: &Factory, leaf: &Leaf) -> bool {
-        let distributions = match &factory.signed {
-            Signed::Lsp(r) => r
-                .nodes
-                .iter()
-                .find(|n| !n.distributions.is_empty() && n.first == leaf.first)
-                .map(|n| &n.distributions),
-            Signed::Client(r) => Some(&r.path.distributions),
-        };
+        let (nodes, paths) = (factory.nodes(), factory.own_paths());
+        let of_leaf = nodes.iter().filter(|n| n.first == leaf.first).flat_map(|n| &n.distributions);
+        let mut distributions = of_leaf.chain(paths.iter().flat_map(|p| &p.distributions));
         let confirmed = |t: &factory_core::transaction::SignedTx| {
             self.parts.index.spend(&t.parent().unwrap_or_default()).is_some_and(|s| s.txid == t.txid())
         };
-        distributions.is_some_and(|list| list.iter().any(confirmed))
+        distributions.any(confirmed)
     }
 
     /// Whether a clock of the leaf's path runs that somebody has started.
     fn guard_is_called(&self, factory: &Factory, leaf: &Leaf, height: u32) -> Result<bool, Error> {
-        let action = factory.exit_plan(leaf.first)?.guard_action(&*self.parts.index, height);
+        let action = factory
+            .followed_plan(leaf.first, &self.parts.index, height)?
+            .guard_action(&*self.parts.index, height);
         Ok(match action {
             GuardAction::PublishPath { .. } => true,
             GuardAction::Wait { reason, .. } => {

@@ -1,0 +1,363 @@
+//! What is stored of a factory's advances: beside the creation's record, which never changes.
+//!
+//! Each complete advance is a record of its own under the number of its try: the provider's holds what was signed
+//! anew, a client's its whole new path. What a failed try leaves behind, and the highest number of any try, are in one
+//! small record. A channel keeps its name, the outpoint that it was born with; where it is on the chain follows from
+//! the path that confirms.
+
+use std::collections::BTreeMap;
+
+use bitcoin::{OutPoint, Transaction, Txid};
+use factory_core::advance::{
+    superseded_paths, ClientAdvanceState, LeafPaths, LspAdvanceRecord, LspAdvanceState, NewestTree,
+};
+use factory_core::exit::ExitPlan;
+use factory_core::record::{ClientFactoryRecord, SignedNode, SignedPath};
+use lightning::util::persist::KVStoreSync;
+use serde::{Deserialize, Serialize};
+
+use super::stored::{Factory, Signed};
+use crate::chain::{ChainIndex, Spend};
+use crate::error::Error;
+use crate::store::{records, Store};
+
+const ADVANCES: &str = "factory_advances";
+const MARKS: &str = "factory_advance_marks";
+const VERSION: u32 = 1;
+
+/// What is left of tries, complete or not.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Marks {
+    /// The highest number of a try (LSP).
+    #[serde(default)]
+    pub(crate) attempts: u16,
+    /// Tries whose positions are used up (LSP).
+    #[serde(default)]
+    pub(crate) burnt: Vec<LspAdvanceState>,
+    /// The machine's own state (client).
+    #[serde(default)]
+    pub(crate) client: Option<ClientAdvanceState>,
+}
+
+/// The advances of one factory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Advances {
+    /// Complete ones, by their try (LSP).
+    pub(crate) lsp: Vec<LspAdvanceRecord>,
+    /// The newest tree; none without advances (LSP).
+    tree: Option<Box<NewestTree>>,
+    /// Complete records after the creation's, oldest first (client).
+    pub(crate) client: Vec<ClientFactoryRecord>,
+    /// What tries have left.
+    pub(crate) marks: Marks,
+}
+
+/// Where an advance is stored: under the factory's name and the number of the try.
+fn key(id: &[u8; 32], attempt: u16) -> String {
+    format!("{}_{attempt:05}", hex::encode(id))
+}
+
+/// The factory's name in a key.
+fn owner(key: &str) -> &str {
+    key.split('_').next().unwrap_or(key)
+}
+
+/// The outpoint of a channel in a path, by its place in the leaf.
+fn place(path: &SignedPath, vout: u32) -> Option<OutPoint> {
+    path.path.last().map(|tx| OutPoint { txid: tx.txid(), vout })
+}
+
+impl Advances {
+    fn rebuild(&mut self, signed: &Signed) -> Result<(), Error> {
+        self.tree = match signed {
+            Signed::Lsp(record) if !self.lsp.is_empty() => {
+                Some(Box::new(NewestTree::new(record, &self.lsp)?))
+            }
+            _ => None,
+        };
+        Ok(())
+    }
+
+    /// Checks what was read, as the creation's record is checked.
+    fn check(&self) -> Result<(), Error> {
+        if let Some(tree) = &self.tree {
+            tree.verify()?;
+        }
+        for record in &self.client {
+            record.verify()?;
+        }
+        if let Some(state) = &self.marks.client {
+            state.verify()?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the advances of these factories.
+///
+/// # Errors
+/// [`Error::Store`]; [`Error::Corrupt`] naming a record that does not hold, or whose factory is not there.
+pub(super) fn load(store: &Store, factories: &mut [Factory]) -> Result<(), Error> {
+    let names: BTreeMap<String, usize> =
+        factories.iter().enumerate().map(|(i, f)| (hex::encode(f.id()), i)).collect();
+    let mut keys = store.list(ADVANCES, "").map_err(|e| Error::Store(e.to_string()))?;
+    keys.sort();
+    for key in keys {
+        let corrupt =
+            |reason: &str| Error::Corrupt { key: format!("{ADVANCES}/{key}"), reason: reason.into() };
+        let place = names.get(owner(&key)).ok_or_else(|| corrupt("its factory is not there"))?;
+        let Some(factory) = factories.get_mut(*place) else { continue };
+        let gone = || corrupt("gone while it was read");
+        match &factory.signed {
+            Signed::Lsp(_) => {
+                let record = records::get(store, ADVANCES, &key, VERSION)?.ok_or_else(gone)?;
+                factory.advances.lsp.push(record);
+            }
+            Signed::Client(_) => {
+                let record = records::get(store, ADVANCES, &key, VERSION)?.ok_or_else(gone)?;
+                factory.advances.client.push(record);
+            }
+        }
+    }
+    for (key, marks) in records::all::<Marks>(store, MARKS, VERSION)? {
+        let corrupt = |reason: String| Error::Corrupt { key: format!("{MARKS}/{key}"), reason };
+        let place = names.get(&key).ok_or_else(|| corrupt("its factory is not there".into()))?;
+        if let Some(factory) = factories.get_mut(*place) {
+            factory.advances.marks = marks;
+        }
+    }
+    for factory in factories {
+        let name = hex::encode(factory.id());
+        let corrupt = |e: Error| Error::Corrupt { key: format!("{ADVANCES}/{name}"), reason: e.to_string() };
+        factory.advances.rebuild(&factory.signed).map_err(corrupt)?;
+        factory.advances.check().map_err(corrupt)?;
+    }
+    Ok(())
+}
+
+impl Factory {
+    /// Stores marks; in memory they change only if that succeeds.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) fn mark(&mut self, store: &Store, change: impl FnOnce(&mut Marks)) -> Result<(), Error> {
+        let mut marks = self.advances.marks.clone();
+        change(&mut marks);
+        records::put(store, MARKS, &hex::encode(self.id()), VERSION, &marks)?;
+        self.advances.marks = marks;
+        Ok(())
+    }
+
+    /// Stores a complete advance (LSP).
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Factory`] for a record that does not fit.
+    pub(super) fn add_advance(&mut self, store: &Store, record: LspAdvanceRecord) -> Result<(), Error> {
+        let mut advances = self.advances.clone();
+        advances.lsp.push(record.clone());
+        advances.rebuild(&self.signed)?;
+        records::put(store, ADVANCES, &key(&self.id(), record.attempt), VERSION, &record)?;
+        self.advances = advances;
+        Ok(())
+    }
+
+    /// Stores the complete record of an advance (client).
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) fn add_record(
+        &mut self,
+        store: &Store,
+        attempt: u16,
+        record: ClientFactoryRecord,
+    ) -> Result<(), Error> {
+        records::put(store, ADVANCES, &key(&self.id(), attempt), VERSION, &record)?;
+        self.advances.client.push(record);
+        Ok(())
+    }
+
+    /// The newest complete record (client).
+    pub(crate) fn newest_record(&self) -> Option<&ClientFactoryRecord> {
+        match &self.signed {
+            Signed::Client(record) => Some(self.advances.client.last().unwrap_or(record)),
+            Signed::Lsp(_) => None,
+        }
+    }
+
+    /// The newest signed path of a leaf, by its first client.
+    ///
+    /// # Errors
+    /// [`Error::Factory`] for a leaf that is not there.
+    pub(crate) fn leaf_path(&self, first: u32) -> Result<SignedPath, Error> {
+        let index = usize::try_from(first).unwrap_or(usize::MAX);
+        Ok(match (&self.signed, &self.advances.tree) {
+            (Signed::Lsp(_), Some(tree)) => tree.leaf_path(index)?,
+            (Signed::Lsp(r), None) => r.leaf_path(index)?,
+            (Signed::Client(r), _) => self.newest_record().map_or_else(|| r.path.clone(), |r| r.path.clone()),
+        })
+    }
+
+    /// The path that a leaf was born with.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    fn first_path(&self, first: u32) -> Result<SignedPath, Error> {
+        Ok(match &self.signed {
+            Signed::Lsp(r) => r.leaf_path(usize::try_from(first).unwrap_or(usize::MAX))?,
+            Signed::Client(r) => r.path.clone(),
+        })
+    }
+
+    /// Paths of a leaf other than the newest that might confirm: superseded ones, and what is pending at a client.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    pub(crate) fn other_paths(&self, first: u32) -> Result<Vec<SignedPath>, Error> {
+        Ok(match &self.signed {
+            Signed::Lsp(_) if self.advances.lsp.is_empty() => Vec::new(),
+            Signed::Lsp(r) => {
+                superseded_paths(r, &self.advances.lsp, usize::try_from(first).unwrap_or(usize::MAX))?
+            }
+            Signed::Client(r) => {
+                let newer = self.advances.client.iter().map(|r| &r.path);
+                let mut all: Vec<_> = std::iter::once(&r.path).chain(newer).cloned().collect();
+                all.pop();
+                let pending = self.advances.marks.client.iter().flat_map(|state| &state.pending);
+                all.extend(pending.map(|p| p.record.path.clone()));
+                all
+            }
+        })
+    }
+
+    /// How many paths of a leaf have been superseded.
+    pub(crate) fn superseded(&self, first: u32) -> usize {
+        let index = usize::try_from(first).unwrap_or(usize::MAX);
+        match &self.signed {
+            Signed::Lsp(_) => self.advances.lsp.iter().filter(|a| a.covers(index)).count(),
+            Signed::Client(_) => self.advances.client.len(),
+        }
+    }
+
+    /// The steps of a leaf's exit over its newest path, by its first client.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    pub(crate) fn exit_plan(&self, first: u32) -> Result<ExitPlan, Error> {
+        Ok(self.leaf_path(first)?.exit_plan()?)
+    }
+
+    /// The exit that is to be followed: over the newest path, or over another one that has won on the chain.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    pub(crate) fn followed_plan(
+        &self,
+        first: u32,
+        index: &ChainIndex,
+        height: u32,
+    ) -> Result<ExitPlan, Error> {
+        let others = self.other_paths(first)?;
+        if others.is_empty() {
+            return self.exit_plan(first);
+        }
+        let paths = LeafPaths::new(&self.leaf_path(first)?, &others)?;
+        Ok(paths.followed(index, height).1.clone())
+    }
+
+    /// Nodes of the tree as they were signed at the creation and since (LSP).
+    pub(super) fn nodes(&self) -> Vec<&SignedNode> {
+        match &self.signed {
+            Signed::Lsp(r) => r.nodes.iter().chain(self.advances.lsp.iter().flat_map(|a| &a.nodes)).collect(),
+            Signed::Client(_) => Vec::new(),
+        }
+    }
+
+    /// Paths since the creation, newest last, pending tries included (client).
+    pub(super) fn own_paths(&self) -> Vec<&SignedPath> {
+        match &self.signed {
+            Signed::Lsp(_) => Vec::new(),
+            Signed::Client(r) => {
+                let pending = self.advances.marks.client.iter().flat_map(|state| &state.pending);
+                let newer = self.advances.client.iter().chain(pending.map(|p| &p.record));
+                std::iter::once(&r.path).chain(newer.map(|r| &r.path)).collect()
+            }
+        }
+    }
+
+    /// Ids of every transaction of the tree that might confirm.
+    pub(super) fn tree_txids(&self) -> Vec<Txid> {
+        let nodes = self.nodes();
+        let of_nodes = nodes.iter().flat_map(|n| n.txs.iter().chain(&n.distributions));
+        let paths = self.own_paths();
+        let of_paths = paths.iter().flat_map(|p| p.path.iter().chain(&p.distributions));
+        let mut all: Vec<Txid> = of_nodes.chain(of_paths).map(|t| t.txid()).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// Outpoints inside the tree.
+    pub(super) fn tree_outpoints(&self) -> Vec<OutPoint> {
+        let nodes = self.nodes();
+        let paths = self.own_paths();
+        let txs = nodes.iter().flat_map(|n| &n.txs).chain(paths.iter().flat_map(|p| &p.path));
+        let mut all: Vec<OutPoint> = txs.filter_map(|t| t.parent()).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// Where a channel may be on the chain, oldest first; it is known by the outpoint that it was born with.
+    pub(crate) fn places(&self, channel: &OutPoint) -> Vec<OutPoint> {
+        let mut all = vec![*channel];
+        let vout = channel.vout;
+        match &self.signed {
+            Signed::Lsp(_) if self.advances.lsp.is_empty() => {}
+            Signed::Lsp(_) => {
+                let first = self.leaf_of(channel).map(|leaf| leaf.first);
+                let leaves = self.advances.lsp.iter().flat_map(|a| &a.nodes);
+                let leaves = leaves.filter(|n| !n.distributions.is_empty() && Some(n.first) == first);
+                let last = leaves.filter_map(|n| n.txs.last());
+                all.extend(last.map(|tx| OutPoint { txid: tx.txid(), vout }));
+            }
+            Signed::Client(_) => all.extend(self.own_paths().into_iter().filter_map(|p| place(p, vout))),
+        }
+        all.dedup();
+        all
+    }
+
+    /// The confirmed spend of a channel, wherever it is on the chain.
+    pub(crate) fn spend_of(&self, index: &ChainIndex, channel: &OutPoint) -> Option<Spend> {
+        self.places(channel).iter().find_map(|place| index.spend(place))
+    }
+
+    /// Where a channel is by the newest complete path.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    pub(crate) fn newest_place(&self, channel: &OutPoint) -> Result<OutPoint, Error> {
+        let missing = || Error::not_found(format!("channel on {channel}"));
+        let leaf = self.leaf_of(channel).ok_or_else(missing)?;
+        place(&self.leaf_path(leaf.first)?, channel.vout).ok_or_else(missing)
+    }
+
+    /// The transaction that a channel was born with, complete.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    pub(super) fn creation_of(&self, channel: &OutPoint) -> Result<Transaction, Error> {
+        let missing = || Error::not_found(format!("channel on {channel}"));
+        let leaf = self.leaf_of(channel).ok_or_else(missing)?;
+        let path = self.first_path(leaf.first)?;
+        let last = path.path.last().filter(|tx| tx.txid() == channel.txid);
+        last.map(|tx| tx.tx.clone()).ok_or_else(missing)
+    }
+
+    /// The newest position of a leaf on the odometer.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    pub(crate) fn position(&self, first: u32) -> Result<u64, Error> {
+        Ok(self.leaf_path(first)?.updates)
+    }
+}
