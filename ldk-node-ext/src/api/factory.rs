@@ -369,3 +369,20 @@ pub struct FactoryInfo {
     /// What the wallet has to hold for this node's way out, while the factory is alive.
     pub exit_reserve: Option<ExitReserve>,
 }
+
+/// Request to rotate a leaf: its newest state replaces the one before, nothing else changes (LSP).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateRequest {
+    /// Node id of a client of the leaf.
+    pub client: String,
+}
+
+/// A rotation that has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// Number of the try, rising per factory.
+    pub attempt: u16,
+    /// The position that the leaf is at, updates since the creation.
+    pub from: u64,
+}

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bitcoin::hashes::{sha256, Hash};
 use bitcoin::secp256k1::PublicKey;
 use bolt_tlv::payload::{self, Payload};
+use factory_core::advance::ClientAdvanceInput;
 use factory_core::ceremony::{
     ClientAction, ClientCeremony, ClientConfig, ClientInput, ClientPhase, ClientPolicy,
 };
@@ -98,6 +99,8 @@ impl Service {
             for (instance_id, attempt) in unsure {
                 self.send(peer, payload::Persisted { instance_id, attempt });
             }
+            self.ask_for_pending();
+            self.follow_all(&ClientAdvanceInput::Connected);
             self.join_if_free();
         }
     }
@@ -106,6 +109,7 @@ impl Service {
         if self.client_settings().is_some_and(|s| s.lsp_node_id == peer) {
             self.join_sent = false;
             self.client_input(ClientInput::Disconnected).await;
+            self.follow_all(&ClientAdvanceInput::Disconnected);
         }
     }
 
@@ -115,7 +119,7 @@ impl Service {
             tracing::debug!(%peer, "factory message of somebody who is not our LSP");
             return;
         }
-        if self.close_message(peer, &payload).await {
+        if self.close_message(peer, &payload).await || self.advance_message(peer, &payload).await {
             return;
         }
         if let Payload::Invite(invite) = &payload {

@@ -73,6 +73,9 @@ impl Service {
         if self.is_closing(factory) {
             return Err(Error::Conflict("the factory is being closed".into()));
         }
+        if let Some((_, attempt)) = self.rotating.keys().find(|(of, _)| of == id) {
+            return Err(Error::Conflict(format!("rotation {attempt} of a leaf of the factory is under way")));
+        }
         Ok(())
     }
 

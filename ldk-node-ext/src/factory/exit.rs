@@ -169,6 +169,7 @@ impl Service {
         }
         exit.max_fee_sat = exit.max_fee_sat.or(max_fee_sat);
         let lsp = self.is_lsp();
+        self.stop_rotation(id, leaf.first);
         let Some(factory) = self.factories.get_mut(id) else { return Ok(()) };
         let before = factory.state.clone();
         if !keeps_channels {

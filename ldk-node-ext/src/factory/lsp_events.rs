@@ -27,12 +27,14 @@ const MAX_WAITING_CLIENTS: usize = 10_000;
 impl Service {
     pub(super) async fn client_connected(&mut self, client: PublicKey) {
         self.remind(client);
+        self.remind_of_rotations(client);
     }
 
     pub(super) async fn client_gone(&mut self, client: PublicKey) {
         // `Join` is said on every connection.
         self.waiting.remove(&client);
         self.close_client_gone(client).await;
+        self.rotation_client_gone(client);
         let ids: Vec<InstanceId> =
             self.creating.iter().filter(|(_, c)| c.has(&client)).map(|(id, _)| *id).collect();
         for id in ids {
@@ -49,7 +51,7 @@ impl Service {
             }
             return;
         }
-        if self.close_message(client, &payload).await {
+        if self.close_message(client, &payload).await || self.advance_message(client, &payload).await {
             return;
         }
         if let Payload::Persisted(m) = &payload {

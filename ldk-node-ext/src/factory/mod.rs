@@ -20,6 +20,9 @@ mod lsp;
 mod lsp_events;
 mod plan;
 mod registry;
+mod rotate;
+mod rotate_client;
+mod rotate_lsp;
 mod stored;
 
 use std::collections::{HashMap, HashSet};
@@ -69,6 +72,7 @@ pub(crate) enum Command {
     Factory(InstanceId, Answer<api::FactoryInfo>),
     Close(InstanceId, Answer<()>),
     Exit(InstanceId, api::ExitRequest, Answer<()>),
+    Rotate(InstanceId, api::RotateRequest, Answer<api::Rotation>),
     ExportExit(InstanceId, Answer<ExitFile>),
     /// An event of LDK; answered when what follows from it has been stored.
     Ldk(LdkEvent, Answer<()>),
@@ -144,6 +148,12 @@ pub(crate) struct Service {
     join_sent: bool,
     /// Cooperative closes under way.
     closing: HashMap<InstanceId, close::Closing>,
+    /// LSP: rotations under way, by factory and try.
+    rotating: HashMap<(InstanceId, u16), rotate_lsp::LspRotating>,
+    /// Client: the machine of each factory that has rotated since the start.
+    following: HashMap<InstanceId, rotate_client::Following>,
+    /// Why the last rotation of a leaf came to nothing, until one succeeds.
+    rotation_failures: HashMap<(InstanceId, u32), String>,
     /// Carries the tree's transactions into blocks.
     publisher: Publisher,
     /// Factories whose way out the wallet cannot pay for, and whose user has been told.
@@ -165,6 +175,7 @@ impl Loaded {
         mut stop: watch::Receiver<bool>,
     ) {
         let mut tip = parts.tip.clone();
+        let mut companions = parts.streams.changes();
         let mut service = Service {
             parts,
             factories: self.factories,
@@ -176,6 +187,9 @@ impl Loaded {
             superseded: None,
             join_sent: false,
             closing: HashMap::new(),
+            rotating: HashMap::new(),
+            following: HashMap::new(),
+            rotation_failures: HashMap::new(),
             publisher,
             reserve_low: HashSet::new(),
             coins_seen: (0, 0),
@@ -200,6 +214,7 @@ impl Loaded {
                     Some(e) => service.peer_event(e).await,
                     None => return,
                 },
+                _ = companions.changed() => service.check_covered().await,
                 _ = tip.changed() => service.on_block().await,
                 _ = tick.tick() => service.tick().await,
             }
@@ -242,6 +257,10 @@ impl Service {
                 let result = self.exit_command(id, request).await;
                 let _ = answer.send(result);
             }
+            Command::Rotate(id, request, answer) => {
+                let result = self.rotate_command(id, &request).await;
+                let _ = answer.send(result);
+            }
             Command::ExportExit(id, answer) => {
                 let _ = answer.send(self.export_exit(&id));
             }
@@ -276,6 +295,10 @@ impl Service {
                 }
                 drop(slot);
             }
+            PeerEvent::Change { peer, change, slot } => {
+                self.change_message(peer, *change).await;
+                drop(slot);
+            }
         }
     }
 
@@ -296,6 +319,8 @@ impl Service {
         self.lsp_timers(now).await;
         self.client_timers(now).await;
         self.lsp_close_timers(now).await;
+        self.rotation_timers(now).await;
+        self.check_covered().await;
         self.retry_exits().await;
         self.parts.sweep();
         self.join_if_free();

@@ -97,7 +97,12 @@ pub(super) fn register(factory: &Factory, outpoints: &Outpoints, index: &ChainIn
         if matches!(factory.state.stage, Stage::Live | Stage::Closed | Stage::Exited) {
             outpoints.set_released(&id);
         }
-        outpoints.set_on_chain(&outpoint, index.confirmation(&outpoint.txid).is_some());
+        let places = factory.places(&outpoint);
+        for place in &places {
+            outpoints.add_place(id, *place);
+        }
+        let there = places.iter().any(|place| index.confirmation(&place.txid).is_some());
+        outpoints.set_on_chain(&outpoint, there);
     }
     Ok(())
 }

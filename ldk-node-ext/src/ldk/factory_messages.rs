@@ -26,6 +26,7 @@ use lightning::types::features::{InitFeatures, NodeFeatures};
 use lightning::util::ser::{LengthLimitedRead, Writeable, Writer};
 use tokio::sync::mpsc;
 
+use super::change::Change;
 use super::ChannelMessages;
 use crate::api::{FactoryTraffic, MessageCount};
 use crate::faults;
@@ -101,6 +102,15 @@ pub(crate) enum PeerEvent {
         /// Freed when the message has been handled.
         slot: Slot,
     },
+    /// A channel moves with its factory.
+    Change {
+        /// From.
+        peer: PublicKey,
+        /// Decoded.
+        change: Box<Change>,
+        /// As above.
+        slot: Slot,
+    },
 }
 
 #[derive(Default)]
@@ -109,6 +119,19 @@ struct Peer {
     speaks_ours: bool,
     waiting: Arc<AtomicUsize>,
     outgoing: usize,
+}
+
+impl Peer {
+    /// Room for one more message of this peer.
+    fn slot(&self) -> Result<Slot, LightningError> {
+        if self.waiting.fetch_add(1, Ordering::AcqRel) >= MAX_WAITING_PER_PEER {
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            return Err(refuse(format!(
+                "factory messages: more than {MAX_WAITING_PER_PEER} unanswered, slow down"
+            )));
+        }
+        Ok(Slot(Arc::clone(&self.waiting)))
+    }
 }
 
 /// Counts of one direction since the start.
@@ -201,6 +224,15 @@ impl FactoryMessages {
             })
     }
 
+    /// As [`Self::send`], for a message of a channel's change.
+    pub(crate) fn send_change(&self, peer: PublicKey, change: &Change) -> bool {
+        let mut inner = lock(&self.inner);
+        self.fetch(&mut inner);
+        let ready =
+            inner.peers.get(&peer).is_some_and(|p| p.speaks_ours && p.outgoing < MAX_OUTGOING_PER_PEER);
+        ready && self.queue(&mut inner, peer, change.message())
+    }
+
     /// Factory messages since the start.
     pub(crate) fn traffic(&self) -> FactoryTraffic {
         FactoryTraffic { received: self.received.read(), sent: self.sent.read() }
@@ -263,22 +295,32 @@ impl FactoryMessages {
                     drop(inner);
                     return channels.companions(peer, &payload).map_err(refuse);
                 }
-                if p.waiting.fetch_add(1, Ordering::AcqRel) >= MAX_WAITING_PER_PEER {
-                    p.waiting.fetch_sub(1, Ordering::AcqRel);
+                if matches!(payload, Payload::AdvancePropose(_) | Payload::AdvanceAgree(_)) {
                     return Err(refuse(format!(
-                        "factory messages: more than {MAX_WAITING_PER_PEER} unanswered, slow down"
+                        "factory_piggyback: message {} belongs into a factory_change",
+                        payload.number()
                     )));
                 }
-                let slot = Slot(Arc::clone(&p.waiting));
+                let slot = p.slot()?;
                 drop(inner);
                 self.tell(PeerEvent::Message { peer, payload: Box::new(payload), slot })
             }
-            // Rotation is not there yet: nobody has been offered a change, so these are out of turn.
-            FactoryMessage::ChangeInit(_)
+            change @ (FactoryMessage::ChangeInit(_)
             | FactoryMessage::ChangeAck(_)
             | FactoryMessage::ChangeFunding(_)
             | FactoryMessage::ChangeContinue(_)
-            | FactoryMessage::ChangeLocked(_) => Err(refuse("factory_change: not supported yet".into())),
+            | FactoryMessage::ChangeLocked(_)) => {
+                let inner = lock(&self.inner);
+                let Some(p) = inner.peers.get(&peer).filter(|p| p.speaks_ours) else {
+                    return Err(refuse("factory_change before supported_factory_protocols".into()));
+                };
+                let slot = p.slot()?;
+                drop(inner);
+                match Change::read(change).map_err(refuse)? {
+                    Some(change) => self.tell(PeerEvent::Change { peer, change: Box::new(change), slot }),
+                    None => Ok(()),
+                }
+            }
             FactoryMessage::UnknownOdd { .. } => Ok(()),
         }
     }

@@ -10,6 +10,7 @@
 //! funding that a reorganisation has made too shallow ([`FundingDepth`]).
 
 mod broadcaster;
+mod change;
 mod channel_messages;
 mod depth;
 mod factory_messages;
@@ -28,6 +29,7 @@ pub(crate) mod virt;
 pub(crate) use broadcaster::tests as broadcaster_tests;
 pub use broadcaster::Broadcaster;
 pub(crate) use broadcaster::{Outgoing, FUNDING};
+pub(crate) use change::Change;
 pub use channel_messages::ChannelMessages;
 pub use depth::FundingDepth;
 pub(crate) use factory_messages::PeerEvent;

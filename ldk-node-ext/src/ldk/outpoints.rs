@@ -90,6 +90,11 @@ impl Outpoints {
         id
     }
 
+    /// Another output that a channel may be on: of a newer state of its leaf.
+    pub(crate) fn add_place(&self, id: ChannelId, place: OutPoint) {
+        write(&self.inner).by_outpoint.insert(place, id);
+    }
+
     /// Takes a channel out again that never came to be.
     pub(crate) fn remove(&self, outpoint: &OutPoint) {
         let mut inner = write(&self.inner);
@@ -149,8 +154,11 @@ impl Outpoints {
 
     /// As [`Self::set_on_chain`], for all channels on outputs of one leaf transaction.
     pub(crate) fn set_tx_on_chain(&self, txid: &Txid, on_chain: bool) {
-        for channel in write(&self.inner).channels.values_mut() {
-            if channel.outpoint.txid == *txid {
+        let mut inner = write(&self.inner);
+        let of_tx = inner.by_outpoint.iter().filter(|(place, _)| place.txid == *txid);
+        let ids: Vec<ChannelId> = of_tx.map(|(_, id)| *id).collect();
+        for id in ids {
+            if let Some(channel) = inner.channels.get_mut(&id) {
                 channel.on_chain = on_chain;
             }
         }

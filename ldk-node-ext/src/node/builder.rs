@@ -272,6 +272,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         bitcoind,
         broadcaster,
         outward,
+        mapping: Arc::clone(&mapping),
+        streams,
         manager,
         monitor,
         retired,

@@ -37,7 +37,7 @@ use crate::factory::Command;
 use crate::keys::Keys;
 use crate::ldk::{
     Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth, HeldHtlcs,
-    OnionMessenger, Outpoints, Outward, PeerManager, Retired, Sweeper,
+    Mapping, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Streams, Sweeper,
 };
 use crate::logger::Logger;
 use crate::store::events::Events;
@@ -69,6 +69,8 @@ pub(crate) struct Parts {
     pub(crate) bitcoind: Arc<Bitcoind>,
     pub(crate) broadcaster: Arc<Broadcaster>,
     pub(crate) outward: Arc<Outward>,
+    pub(crate) mapping: Arc<Mapping>,
+    pub(crate) streams: Arc<Streams>,
     pub(crate) manager: Arc<ChannelManager>,
     pub(crate) monitor: Arc<ChainMonitor>,
     pub(crate) retired: Arc<Retired>,
@@ -295,6 +297,20 @@ impl Node {
     pub async fn close_factory(&self, instance_id: &str) -> Result<(), Error> {
         let id = parse_instance(instance_id)?;
         self.ask(|a| Command::Close(id, a)).await
+    }
+
+    /// Rotates a client's leaf: its newest state replaces the one before (LSP). It begins; an event says how it ends.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Unavailable`] naming a client that is not connected, or while a payment ends too
+    /// soon; [`Error::Conflict`] in the wrong state, or if the leaf's odometer is exhausted.
+    pub async fn rotate(
+        &self,
+        instance_id: &str,
+        request: api::RotateRequest,
+    ) -> Result<api::Rotation, Error> {
+        let id = parse_instance(instance_id)?;
+        self.ask(|a| Command::Rotate(id, request, a)).await
     }
 
     /// What a watcher needs to guard the own leaf of a factory (client). It holds no secret.

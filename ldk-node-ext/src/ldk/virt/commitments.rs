@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use bitcoin::secp256k1::ecdsa::Signature;
-use bitcoin::secp256k1::{All, Secp256k1};
+use bitcoin::secp256k1::{All, PublicKey, Secp256k1};
 use bitcoin::{OutPoint, Transaction, Txid};
 use factory_core::faults::switch;
 use lightning::ln::chan_utils::{
@@ -378,6 +378,14 @@ impl Commitments {
         let inner = lock(&self.inner);
         let all = inner.channels.get(id).map(|c| c.announced.clone()).unwrap_or_default();
         all.into_iter().map(|a| (a.v, a.real, a.covered)).collect()
+    }
+
+    /// The funding keys of a channel on V: ours and the peer's.
+    pub(super) fn funding_keys(&self, id: &ChannelId, v: &OutPoint) -> Option<(PublicKey, PublicKey)> {
+        let inner = lock(&self.inner);
+        let parameters = inner.channels.get(id)?.parameters(v)?;
+        let theirs = parameters.counterparty_parameters.as_ref()?;
+        Some((parameters.holder_pubkeys.funding_pubkey, theirs.pubkeys.funding_pubkey))
     }
 
     // What an exit asks.

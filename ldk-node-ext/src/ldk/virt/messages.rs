@@ -106,6 +106,11 @@ impl Streams {
             && lock(&self.inner).peer_has.contains(&(*channel, *v, *real))
     }
 
+    /// The funding keys of a channel on V: ours and the peer's.
+    pub(crate) fn funding_keys(&self, channel: &ChannelId, v: &OutPoint) -> Option<(PublicKey, PublicKey)> {
+        self.commitments.funding_keys(channel, v)
+    }
+
     /// Announces a new real outpoint of V to the channel's peer. What is queued leaves when the peer manager runs; if
     /// the peer is not there it is announced after the next `channel_reestablish`.
     ///

@@ -1,0 +1,283 @@
+//! Rotations: a leaf's newest state replaces the one before under its live channels.
+//!
+//! The machines of [`factory_core::advance`] say what is signed and when; bLIP-56's `factory_change_*` says it of each
+//! channel; [`Streams`](crate::ldk::Streams) has the channel's commitments signed on the new outpoint too. This is
+//! what both roles share: the messages of a channel's change, and when it is covered.
+//!
+//! | submessage | LSP | client |
+//! |---|---|---|
+//! | `factory_change_init` | carries `AdvancePropose` | |
+//! | `factory_change_ack` | | carries `AdvanceAgree` |
+//! | `factory_change_funding` | once it has built the new transactions | once it has rebuilt them |
+//! | `factory_change_continue` | with `AdvanceSigned`, its record is on disk | with `AdvancePersisted`, likewise |
+//! | `factory_change_locked` | in answer to the other's `continue` | the same |
+//!
+//! The newest DW state holds once it is complete, so `locked` follows at once. A channel keeps its capacity and its
+//! funding keys; a proposal that changes them is refused.
+//!
+//! An outpoint that has once been announced to a channel's peer stays so, also after a try that failed: another try
+//! for the same position has the same transactions, and companions on what never confirms cost nothing but a
+//! signature. So the two sides need not agree on when to stop.
+
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{OutPoint, TxOut};
+use bolt_tlv::blip56::{FactoryChange, FactoryChangeLocked, FactoryOutpoint};
+use bolt_tlv::payload::Payload;
+use lightning::ln::channel_state::ChannelDetails;
+
+use super::stored::Factory;
+use super::Service;
+use crate::error::Error;
+use crate::ldk::{channel_id, Change, InstanceId, Real};
+
+/// A channel that moves with its leaf.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moving {
+    /// Its name: the outpoint that it was born with.
+    pub(super) channel: OutPoint,
+    /// Where it is going to be, once that is known.
+    pub(super) place: Option<OutPoint>,
+    /// Where the other side says that it is going to be.
+    pub(super) theirs: Option<OutPoint>,
+}
+
+impl Moving {
+    pub(super) fn new(channel: OutPoint) -> Self {
+        Self { channel, place: None, theirs: None }
+    }
+
+    /// Whether both sides name a place, and not the same one.
+    pub(super) fn disagrees(&self) -> bool {
+        matches!((self.place, self.theirs), (Some(ours), Some(theirs)) if ours != theirs)
+    }
+}
+
+impl Service {
+    /// LDK's outpoint of a channel.
+    fn virtual_of(&self, channel: &OutPoint) -> OutPoint {
+        self.parts.mapping.current(&channel_id(*channel)).unwrap_or(*channel)
+    }
+
+    /// Our side of a channel's change: no contribution, and the key that it has.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] for a channel without commitments.
+    pub(super) fn change_of(&self, channel: &OutPoint) -> Result<FactoryChange, Error> {
+        let id = channel_id(*channel);
+        let keys = self.parts.streams.funding_keys(&id, &self.virtual_of(channel));
+        let (funding_pubkey, _) =
+            keys.ok_or_else(|| Error::Conflict(format!("channel {id} has no commitment yet")))?;
+        Ok(FactoryChange { channel_id: id.0, funding_contribution_sat: 0, funding_pubkey })
+    }
+
+    /// Checks the other side's part of a change.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the field.
+    pub(super) fn check_change(&self, channel: &OutPoint, change: &FactoryChange) -> Result<(), Error> {
+        if change.channel_id != channel_id(*channel).0 {
+            return Err(Error::invalid("channel_id", "another channel's"));
+        }
+        if change.funding_contribution_sat != 0 {
+            return Err(Error::invalid("funding_contribution_sat", "must be 0: the capacity stays"));
+        }
+        let id = channel_id(*channel);
+        let keys = self.parts.streams.funding_keys(&id, &self.virtual_of(channel));
+        if keys.is_none_or(|(_, theirs)| theirs != change.funding_pubkey) {
+            return Err(Error::invalid("funding_pubkey", "must stay as it is: the capacity stays"));
+        }
+        Ok(())
+    }
+
+    /// Has a channel's commitments signed on its new output too, from now on; the chain is watched for it.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Conflict`] for an output that is not the channel's.
+    pub(super) fn move_channel(
+        &self,
+        id: &InstanceId,
+        peer: PublicKey,
+        channel: &OutPoint,
+        (place, output): (OutPoint, TxOut),
+    ) -> Result<(), Error> {
+        let factory = self.found(id)?;
+        let (name, v) = (channel_id(*channel), self.virtual_of(channel));
+        if v == *channel {
+            let creation = factory.creation_of(channel)?;
+            let born = creation.output.get(usize::try_from(channel.vout).unwrap_or(usize::MAX)).cloned();
+            let output = born.ok_or_else(|| Error::not_found(format!("output {channel}")))?;
+            let mapping = &self.parts.mapping;
+            mapping.add_channel(name, *channel, Real { outpoint: *channel, output })?;
+            mapping.set_creation(channel, creation)?;
+        }
+        self.parts.index.watch([place.txid], [place]);
+        self.parts.outpoints.add_place(name, place);
+        self.parts.streams.announce(peer, &name, &v, Real { outpoint: place, output })
+    }
+
+    /// Whether both sides name the same new place, and have companions on it on disk.
+    pub(super) fn is_covered(&self, moving: &Moving) -> bool {
+        let Some(place) = moving.place.filter(|place| moving.theirs == Some(*place)) else { return false };
+        let v = self.virtual_of(&moving.channel);
+        self.parts.streams.covered(&channel_id(moving.channel), &v, &place)
+    }
+
+    /// Looks whether channels have become covered.
+    pub(super) async fn check_covered(&mut self) {
+        if self.is_lsp() {
+            self.lsp_covered();
+        } else {
+            self.client_covered();
+        }
+    }
+
+    /// The first expiry, blocks, of a payment on a channel that would not survive another claim: it is refused to
+    /// rotate then.
+    pub(super) fn ends_too_soon(&self, channel: &OutPoint, open: &[ChannelDetails]) -> Option<u32> {
+        let id = channel_id(*channel);
+        let budget = self.parts.outpoints.get(&id)?.claim_budget?;
+        let details = open.iter().find(|c| c.channel_id == id)?;
+        let inbound = details.pending_inbound_htlcs.iter().map(|h| h.cltv_expiry);
+        let first = inbound.chain(details.pending_outbound_htlcs.iter().map(|h| h.cltv_expiry)).min()?;
+        let margin = u32::from(self.parts.config.claim_margin_blocks);
+        let needed = self.parts.height().saturating_add(budget).saturating_add(margin);
+        (first <= needed).then_some(first)
+    }
+
+    pub(super) fn send_change(&self, peer: PublicKey, change: &Change) -> bool {
+        self.parts.factory_messages.send_change(peer, change)
+    }
+
+    /// What the channel's new place is said in.
+    pub(super) fn outpoint_message(channel: &OutPoint, place: OutPoint) -> FactoryOutpoint {
+        FactoryOutpoint {
+            channel_id: channel_id(*channel).0,
+            funding_txid: place.txid,
+            // As for the channel id.
+            funding_output_index: u16::try_from(place.vout).unwrap_or(u16::MAX),
+        }
+    }
+
+    /// Says that the new state is on disk.
+    pub(super) fn tell_continue(&self, id: &InstanceId, peer: PublicKey, channel: &OutPoint) {
+        let place = self.factories.get(id).and_then(|f| f.newest_place(channel).ok());
+        if let Some(place) = place {
+            self.send_change(peer, &Change::Continue(Self::outpoint_message(channel, place)));
+        }
+    }
+
+    /// A message of a channel's change.
+    pub(super) async fn change_message(&mut self, peer: PublicKey, change: Change) {
+        let found = self.changing(peer, &change.channel_id());
+        let Some((id, channel)) = found else {
+            tracing::debug!(%peer, "change of a channel that is in no factory of this peer");
+            return;
+        };
+        match change {
+            Change::Init(change, payload) if !self.is_lsp() => {
+                self.change_proposed(id, &channel, &change, payload);
+            }
+            Change::Ack(change, payload) if self.is_lsp() => {
+                self.change_agreed(id, peer, &channel, &change, payload);
+            }
+            Change::Init(..) | Change::Ack(..) => {
+                tracing::debug!(%peer, "change from the wrong side");
+            }
+            Change::Funding(outpoint) => {
+                let place =
+                    OutPoint { txid: outpoint.funding_txid, vout: outpoint.funding_output_index.into() };
+                if self.is_lsp() {
+                    self.lsp_heard_place(id, peer, place);
+                } else {
+                    self.client_heard_place(id, place);
+                }
+            }
+            Change::Continue(outpoint) => self.change_continues(&id, peer, &channel, &outpoint),
+            Change::Locked(locked) => {
+                tracing::debug!(%peer, txid = %locked.funding_txid, "the peer has locked its new state");
+            }
+        }
+        self.parts.peers.process_events();
+    }
+
+    /// The peer has the new state on disk; if we have the same, the one before has lost.
+    fn change_continues(
+        &self,
+        id: &InstanceId,
+        peer: PublicKey,
+        channel: &OutPoint,
+        outpoint: &FactoryOutpoint,
+    ) {
+        let place = self.factories.get(id).and_then(|f| f.newest_place(channel).ok());
+        let same = place.filter(|place| Self::outpoint_message(channel, *place) == *outpoint);
+        match same {
+            Some(place) => {
+                let locked =
+                    FactoryChangeLocked { channel_id: outpoint.channel_id, funding_txid: place.txid };
+                self.send_change(peer, &Change::Locked(locked));
+            }
+            // The LSP says so before the client's record is complete; the client answers with its own.
+            None => {
+                tracing::debug!(%peer, txid = %outpoint.funding_txid, "the peer goes on with a newer state")
+            }
+        }
+    }
+
+    /// The factory and the channel that a change of this peer is about.
+    fn changing(&self, peer: PublicKey, id: &[u8; 32]) -> Option<(InstanceId, OutPoint)> {
+        let lsp = self.client_settings().map(|s| s.lsp_node_id);
+        if lsp.is_some_and(|lsp| lsp != peer) {
+            return None;
+        }
+        let instance = self.parts.outpoints.get(&lightning::ln::types::ChannelId(*id))?.instance;
+        let channels = self.factories.get(&instance)?.channels().ok()?;
+        let found = channels
+            .into_iter()
+            .find(|(o, client)| channel_id(*o).0 == *id && client.is_none_or(|client| client == peer));
+        found.map(|(outpoint, _)| (instance, outpoint))
+    }
+
+    /// Whether a message belongs to an advance; if so it has been dealt with.
+    pub(super) async fn advance_message(&mut self, peer: PublicKey, payload: &Payload) -> bool {
+        let from_client = matches!(
+            payload,
+            Payload::AdvanceRefuse(_)
+                | Payload::AdvancePartials(_)
+                | Payload::AdvanceOuter(_)
+                | Payload::AdvancePersisted(_)
+                | Payload::AdvanceResume(_)
+        );
+        let from_lsp = matches!(
+            payload,
+            Payload::AdvanceTree(_)
+                | Payload::AdvanceAggNonces(_)
+                | Payload::AdvanceInner(_)
+                | Payload::AdvanceSigned(_)
+                | Payload::AdvanceAbort(_)
+        );
+        let Some(id) = payload.instance_id().filter(|_| from_client || from_lsp) else { return false };
+        match (self.is_lsp(), from_client) {
+            (true, true) => self.lsp_advance_message(id, peer, payload.clone()),
+            (false, false) => self.client_advance_message(id, payload.clone()),
+            _ => tracing::debug!(%peer, number = payload.number(), "advance message from the wrong side"),
+        }
+        true
+    }
+
+    /// An exit begins: nothing new is signed for its leaf, as far as it can still be stopped.
+    pub(super) fn stop_rotation(&mut self, id: &InstanceId, first: u32) {
+        if self.is_lsp() {
+            self.cancel_rotation(id, first);
+        } else {
+            self.cancel_following(id, "the leaf is being left");
+        }
+    }
+
+    /// The script of a channel's output, as it is now.
+    pub(super) fn script_of(factory: &Factory, channel: &OutPoint) -> Result<bitcoin::ScriptBuf, Error> {
+        let creation = factory.creation_of(channel)?;
+        let output = creation.output.get(usize::try_from(channel.vout).unwrap_or(usize::MAX));
+        let script = output.map(|o| o.script_pubkey.clone());
+        script.ok_or_else(|| Error::not_found(format!("output {channel}")))
+    }
+}

@@ -1,0 +1,291 @@
+//! A client's side of rotations: carries out what `ClientAdvance` says.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bitcoin::OutPoint;
+use bolt_tlv::blip56::FactoryChange;
+use bolt_tlv::payload::{self, Payload};
+use factory_core::advance::{
+    AdvancePolicy, ClientAdvance, ClientAdvanceAction, ClientAdvanceConfig, ClientAdvanceInput,
+    ClientAdvancePhase,
+};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::rotate::Moving;
+use super::stored::{Factory, Stage};
+use super::Service;
+use crate::error::Error;
+use crate::ldk::{channel_id, Change, InstanceId};
+
+/// How long a client waits for its LSP in one try; then it gives the try up, if that is still possible.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// A factory whose state this client has advanced, or is advancing.
+pub(super) struct Following {
+    machine: ClientAdvance,
+    moving: Moving,
+    /// The try that `moving` is of.
+    attempt: u16,
+    /// When it began.
+    since: Instant,
+}
+
+impl Following {
+    /// The phase in words, while a try is under way.
+    pub(super) fn phase(&self) -> Option<&'static str> {
+        match self.machine.phase() {
+            ClientAdvancePhase::Idle => self.machine.unresolved().map(|_| "pending"),
+            ClientAdvancePhase::Agreed | ClientAdvancePhase::Covering => Some("preparing"),
+            _ => Some("signing"),
+        }
+    }
+}
+
+/// Whether a try that the LSP may complete is newer than everything complete.
+fn is_unresolved(factory: &Factory) -> bool {
+    let newest = factory.newest_record().map_or(0, |r| r.path.updates);
+    let pending = factory.advances.marks.client.iter().flat_map(|state| &state.pending);
+    pending.into_iter().any(|p| p.record.path.updates > newest)
+}
+
+impl Service {
+    /// What this client wants of an advance now.
+    fn advance_policy(&self, factory: &Factory, channel: &OutPoint) -> AdvancePolicy {
+        let open = self.parts.manager.list_channels();
+        let details = open.iter().find(|c| c.channel_id == channel_id(*channel));
+        let capacity_sat = details.map_or(0, |c| c.channel_value_satoshis);
+        let over = self.lifetime_over(factory);
+        let quiet = !self.is_closing(factory) && !factory.is_exiting() && !over;
+        let usable = details.is_some_and(|c| c.is_channel_ready);
+        AdvancePolicy {
+            allow: quiet && usable && self.ends_too_soon(channel, &open).is_none(),
+            // Changes of the capacity are not there yet.
+            least_sat: capacity_sat,
+            most_sat: capacity_sat,
+        }
+    }
+
+    fn lifetime_over(&self, factory: &Factory) -> bool {
+        factory.lifetime().is_ok_and(|life| self.parts.height() >= life.dying_until())
+    }
+
+    /// Makes the machine of a factory, if it is not there.
+    fn following(&mut self, id: &InstanceId) -> Result<Option<&mut Following>, Error> {
+        if !self.following.contains_key(id) {
+            let Some(factory) = self.factories.get(id).filter(|f| f.state.stage == Stage::Live) else {
+                return Ok(None);
+            };
+            let Some(record) = factory.newest_record().cloned() else { return Ok(None) };
+            let Some((channel, _)) = factory.channels()?.first().copied() else { return Ok(None) };
+            let config = ClientAdvanceConfig {
+                record,
+                state: factory.advances.marks.client.clone(),
+                secret_key: self.parts.keys.factory_key(&factory.state.salt)?.secret_bytes(),
+                policy: self.advance_policy(factory, &channel),
+            };
+            let machine = ClientAdvance::new(config, &mut rand::rng())?;
+            let (moving, since) = (Moving::new(channel), Instant::now());
+            self.following.insert(*id, Following { machine, moving, attempt: 0, since });
+        }
+        Ok(self.following.get_mut(id))
+    }
+
+    /// The LSP proposes a change of our channel.
+    pub(super) fn change_proposed(
+        &mut self,
+        id: InstanceId,
+        channel: &OutPoint,
+        change: &FactoryChange,
+        payload: Payload,
+    ) {
+        let Some(attempt) = payload.attempt().filter(|_| payload.instance_id() == Some(id)) else { return };
+        if let Err(e) = self.check_change(channel, change) {
+            let Some(lsp) = self.client_settings().map(|s| s.lsp_node_id) else { return };
+            let text: String = format!("factory_change_init: {e}").chars().take(200).collect();
+            let code = factory_core::refuse::RefuseCode::Internal.number();
+            self.send(lsp, payload::AdvanceRefuse { instance_id: id, attempt, code, text });
+            return;
+        }
+        match self.following(&id) {
+            Ok(Some(_)) => {}
+            Ok(None) => return,
+            Err(e) => return tracing::error!(error = %e, "rotation"),
+        }
+        let Some(factory) = self.factories.get(&id) else { return };
+        let policy = self.advance_policy(factory, channel);
+        self.follow(&id, ClientAdvanceInput::Policy(policy));
+        self.follow(&id, ClientAdvanceInput::Message(payload));
+    }
+
+    pub(super) fn client_advance_message(&mut self, id: InstanceId, payload: Payload) {
+        self.follow(&id, ClientAdvanceInput::Message(payload));
+    }
+
+    /// The LSP says where the channel is going to be.
+    pub(super) fn client_heard_place(&mut self, id: InstanceId, place: OutPoint) {
+        let Some(following) = self.following.get_mut(&id) else { return };
+        following.moving.theirs = Some(place);
+        if following.moving.disagrees() {
+            let text = format!("factory_change_funding: {place} is not the channel's new output");
+            return self.follow(&id, ClientAdvanceInput::Cancel { text });
+        }
+        self.client_covered();
+    }
+
+    /// Tells machines of channels that have become covered.
+    pub(super) fn client_covered(&mut self) {
+        let covering =
+            self.following.iter().filter(|(_, f)| f.machine.phase() == ClientAdvancePhase::Covering);
+        let covered = covering.filter(|(_, f)| self.is_covered(&f.moving));
+        let list: Vec<_> = covered.map(|(id, f)| (*id, f.attempt)).collect();
+        for (id, attempt) in list {
+            self.follow(&id, ClientAdvanceInput::Covered { attempt });
+        }
+    }
+
+    /// After a start: how did the tries end that we gave our signatures for?
+    pub(super) fn ask_for_pending(&mut self) {
+        let asking = |f: &Factory| f.state.stage == Stage::Live && is_unresolved(f);
+        let ids: Vec<InstanceId> = self.factories.values().filter(|f| asking(f)).map(Factory::id).collect();
+        for id in ids {
+            if let Err(e) = self.following(&id) {
+                tracing::error!(error = %e, "rotation");
+            }
+        }
+    }
+
+    /// Tells every machine the same.
+    pub(super) fn follow_all(&mut self, input: &ClientAdvanceInput) {
+        let ids: Vec<InstanceId> = self.following.keys().copied().collect();
+        for id in ids {
+            self.follow(&id, input.clone());
+        }
+    }
+
+    /// Gives a try up, if that is still possible.
+    pub(super) fn cancel_following(&mut self, id: &InstanceId, why: &str) {
+        if self.following.contains_key(id) {
+            self.follow(id, ClientAdvanceInput::Cancel { text: why.to_owned() });
+        }
+    }
+
+    pub(super) fn following_timers(&mut self, now: Instant) {
+        let waits = |f: &Following| {
+            !matches!(f.machine.phase(), ClientAdvancePhase::Idle) && f.since + PATIENCE <= now
+        };
+        let late: Vec<InstanceId> =
+            self.following.iter().filter(|(_, f)| waits(f)).map(|(id, _)| *id).collect();
+        for id in late {
+            self.cancel_following(&id, "the LSP takes too long");
+        }
+    }
+
+    fn follow(&mut self, id: &InstanceId, input: ClientAdvanceInput) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let actions = match self.following(id) {
+                Ok(Some(following)) => following.machine.handle(input),
+                Ok(None) => return,
+                Err(e) => return tracing::error!(error = %e, "rotation"),
+            };
+            let actions = match actions {
+                Ok(actions) => actions,
+                Err(e) => return tracing::error!(error = %e, "rotation"),
+            };
+            for action in actions {
+                match self.follow_action(id, action) {
+                    Ok(next) => inputs.extend(next),
+                    Err(e) => {
+                        // Not stored, so nothing that depends on it is sent; another machine begins from what is.
+                        tracing::error!(error = %e, "rotation");
+                        self.following.remove(id);
+                        return;
+                    }
+                }
+            }
+        }
+        self.parts.peers.process_events();
+    }
+
+    /// Carries out one action; returns what the machine has to hear about it.
+    fn follow_action(
+        &mut self,
+        id: &InstanceId,
+        action: ClientAdvanceAction,
+    ) -> Result<Option<ClientAdvanceInput>, Error> {
+        let Some(lsp) = self.client_settings().map(|s| s.lsp_node_id) else { return Ok(None) };
+        let Some(channel) = self.following.get(id).map(|f| f.moving.channel) else { return Ok(None) };
+        match action {
+            ClientAdvanceAction::Send(payload @ Payload::AdvanceAgree(_)) => {
+                let change = self.change_of(&channel)?;
+                self.send_change(lsp, &Change::Ack(change, payload));
+            }
+            ClientAdvanceAction::Send(payload @ Payload::AdvancePersisted(_)) => {
+                self.send(lsp, payload);
+                self.tell_continue(id, lsp, &channel);
+            }
+            ClientAdvanceAction::Send(payload) => {
+                self.send(lsp, payload);
+            }
+            ClientAdvanceAction::PrepareChannel { attempt, .. } => {
+                if let Some(following) = self.following.get_mut(id) {
+                    following.moving = Moving::new(channel);
+                    (following.attempt, following.since) = (attempt, Instant::now());
+                }
+                let script = Self::script_of(self.found(id)?, &channel)?;
+                return Ok(Some(ClientAdvanceInput::ChannelPrepared { attempt, script }));
+            }
+            ClientAdvanceAction::Rebuilt { outpoint, output, .. } => {
+                if let Some(following) = self.following.get_mut(id) {
+                    following.moving.place = Some(outpoint);
+                    if following.moving.disagrees() {
+                        let text = "factory_change_funding: not the channel's new output".to_owned();
+                        return Ok(Some(ClientAdvanceInput::Cancel { text }));
+                    }
+                }
+                self.move_channel(id, lsp, &channel, (outpoint, output))?;
+                self.send_change(lsp, &Change::Funding(Self::outpoint_message(&channel, outpoint)));
+            }
+            ClientAdvanceAction::PersistInner { state, pending } => {
+                let attempt = pending.attempt;
+                if let Some(factory) = self.factories.get_mut(id) {
+                    factory.mark(&self.parts.store, |marks| marks.client = Some(*state))?;
+                    // The LSP may complete it from now on.
+                    self.parts.index.watch(factory.watched_txids(), factory.watched_outpoints()?);
+                }
+                return Ok(Some(ClientAdvanceInput::InnerPersisted { attempt }));
+            }
+            ClientAdvanceAction::PersistRecord { attempt, record } => {
+                if let Some(factory) = self.factories.get_mut(id) {
+                    factory.add_record(&self.parts.store, attempt, *record)?;
+                    self.parts.index.watch(factory.watched_txids(), factory.watched_outpoints()?);
+                }
+                return Ok(Some(ClientAdvanceInput::RecordPersisted { attempt }));
+            }
+            ClientAdvanceAction::PersistState(state) => {
+                if let Some(factory) = self.factories.get_mut(id) {
+                    factory.mark(&self.parts.store, |marks| marks.client = Some(*state))?;
+                }
+            }
+            ClientAdvanceAction::Completed { record } => {
+                let data = json!({"instance_id": hex::encode(id), "position": record.path.updates});
+                self.parts.events.push("factory_rotated", data);
+            }
+            ClientAdvanceAction::Refused { code, text, burnt } => {
+                self.following_failed(id, &format!("{code:?}: {text}"), burnt);
+            }
+            ClientAdvanceAction::Aborted { text, burnt, .. } => {
+                self.following_failed(id, &text, burnt);
+            }
+        }
+        Ok(None)
+    }
+
+    fn following_failed(&self, id: &InstanceId, reason: &str, burnt: bool) {
+        let who = Vec::<String>::new();
+        let data = json!({"instance_id": hex::encode(id), "reason": reason, "who": who, "burnt": burnt});
+        self.parts.events.push("rotation_failed", data);
+    }
+}

@@ -1,0 +1,523 @@
+//! The LSP's side of a rotation: carries out what `LspAdvance` says.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{OutPoint, TxOut};
+use bolt_tlv::blip56::FactoryChange;
+use bolt_tlv::payload::{self, Payload};
+use factory_core::advance::{
+    answer_resume, AdvanceFailReason, AdvanceReason, AdvanceRequest, ChannelChange, LspAdvance,
+    LspAdvanceAction, LspAdvanceConfig, LspAdvanceInput, LspAdvancePhase,
+};
+use lightning::ln::channel_state::ChannelDetails;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::rotate::Moving;
+use super::stored::{Factory, Leaf, Signed};
+use super::{Service, Timer};
+use crate::api::{RotateRequest, Rotation};
+use crate::error::Error;
+use crate::ldk::{channel_id, Change, InstanceId};
+use crate::node::parse_node_id;
+
+/// A rotation under way.
+pub(super) struct LspRotating {
+    machine: LspAdvance,
+    /// The leaf, by its first client.
+    first: u32,
+    timer: Option<Timer>,
+    /// The leaf's channels, by client.
+    channels: HashMap<PublicKey, Moving>,
+    /// Who failed, and why.
+    blamed: Vec<(PublicKey, String)>,
+}
+
+impl LspRotating {
+    /// The phase in words.
+    pub(super) fn phase(&self) -> &'static str {
+        match self.machine.phase() {
+            LspAdvancePhase::Asking => "asking",
+            LspAdvancePhase::Preparing | LspAdvancePhase::Covering => "preparing",
+            LspAdvancePhase::Outer | LspAdvancePhase::Recording => "signing",
+            LspAdvancePhase::Persisting => "persisting",
+            LspAdvancePhase::Done => "done",
+            LspAdvancePhase::Failed => "failed",
+        }
+    }
+
+    /// The leaf, by its first client.
+    pub(super) fn leaf(&self) -> u32 {
+        self.first
+    }
+}
+
+impl Service {
+    /// The API's `rotate`.
+    pub(super) async fn rotate_command(
+        &mut self,
+        id: InstanceId,
+        request: &RotateRequest,
+    ) -> Result<Rotation, Error> {
+        if !self.is_lsp() {
+            return Err(Error::Conflict("rotations begin with the LSP".into()));
+        }
+        let client = parse_node_id(&request.client)?;
+        let rotation = self.begin_rotation(id, client)?;
+        self.parts.peers.process_events();
+        Ok(rotation)
+    }
+
+    /// Starts a rotation of a client's leaf, or says why it cannot be: nothing has happened then.
+    fn begin_rotation(&mut self, id: InstanceId, client: PublicKey) -> Result<Rotation, Error> {
+        let factory = self.live(&id)?;
+        let Signed::Lsp(record) = &factory.signed else {
+            return Err(Error::Conflict("rotations begin with the LSP".into()));
+        };
+        let index = record.index_of(&client);
+        let index = index.ok_or_else(|| Error::not_found(format!("client {client} in this factory")))?;
+        let first = self.rotatable(factory, index)?;
+        let from = factory.position(first)?;
+        let marks = &factory.advances.marks;
+        let attempt = marks
+            .attempts
+            .checked_add(1)
+            .ok_or_else(|| Error::Conflict(format!("{} tries to rotate, no more numbers", marks.attempts)))?;
+        let seconds = u32::try_from(self.lsp_settings()?.phase_timeout.as_secs()).unwrap_or(u32::MAX);
+        let config = LspAdvanceConfig {
+            record: record.as_ref().clone(),
+            advances: factory.advances.lsp.clone(),
+            burnt: marks.burnt.clone(),
+            secret_key: self.parts.keys.factory_key(&factory.state.salt)?.secret_bytes(),
+            request: AdvanceRequest {
+                level: factory.params().shape.arity.len(),
+                client: index,
+                changes: Vec::new(),
+                reason: AdvanceReason::Rotate,
+            },
+            least_sat: BTreeMap::new(),
+            attempt,
+            agree_secs: seconds,
+            prepare_secs: seconds,
+            signing_secs: seconds,
+        };
+        let (machine, actions) = LspAdvance::new(config, &mut rand::rng()).map_err(|e| match e {
+            // An answer, not a fault: how much is left is in its words.
+            e @ factory_core::Error::Exhausted { .. } => Error::Conflict(e.to_string()),
+            e => e.into(),
+        })?;
+        let leaf = factory.leaves().into_iter().find(|l| l.first == first);
+        let members = leaf.map(|l| l.channels).unwrap_or_default();
+        let channels = members.into_iter().filter_map(|(o, c)| Some((c?, Moving::new(o)))).collect();
+        if let Some(factory) = self.factories.get_mut(&id) {
+            factory.mark(&self.parts.store, |marks| marks.attempts = attempt)?;
+        }
+        self.rotation_failures.remove(&(id, first));
+        let rotating = LspRotating { machine, first, timer: None, channels, blamed: Vec::new() };
+        self.rotating.insert((id, attempt), rotating);
+        self.push_rotation("factory_rotating", &id, attempt, first, json!({"from": from}));
+        self.run_rotation((id, attempt), actions);
+        Ok(Rotation { attempt, from })
+    }
+
+    /// Whether the leaf of a client may rotate now; the leaf's first client.
+    fn rotatable(&self, factory: &Factory, index: usize) -> Result<u32, Error> {
+        let id = factory.id();
+        let leaf = self.leaf_with(factory, index)?;
+        if self.is_closing(factory) {
+            return Err(Error::Conflict("the factory is being closed".into()));
+        }
+        if factory.exit_under_way(leaf.first).is_some() || factory.is_exiting() {
+            return Err(Error::Conflict("a leaf of the factory is being left".into()));
+        }
+        if self.parts.index.spend(&factory.funding().outpoint).is_some() {
+            return Err(Error::Conflict("the factory's funding output has been spent".into()));
+        }
+        let until = factory.lifetime()?.dying_until();
+        if self.parts.height() >= until {
+            return Err(Error::Conflict(format!("the factory is settled from height {until} on")));
+        }
+        if let Some(((_, attempt), _)) =
+            self.rotating.iter().find(|((of, _), r)| *of == id && r.first == leaf.first)
+        {
+            return Err(Error::Conflict(format!("rotation {attempt} of this leaf is under way")));
+        }
+        let ready = self.parts.factory_messages.ready_peers();
+        let open = self.parts.manager.list_channels();
+        for (outpoint, client) in &leaf.channels {
+            let Some(client) = client else { continue };
+            if factory.state.left.contains(client) {
+                return Err(Error::Conflict(format!("client {client} has left the factory")));
+            }
+            if !ready.contains(client) {
+                return Err(Error::Unavailable(format!("client {client} is not connected")));
+            }
+            self.may_move(client, outpoint, &open)?;
+        }
+        Ok(leaf.first)
+    }
+
+    fn leaf_with(&self, factory: &Factory, index: usize) -> Result<Leaf, Error> {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let of = |l: &Leaf| {
+            let count = u32::try_from(l.channels.len()).unwrap_or(u32::MAX);
+            (l.first..l.first.saturating_add(count)).contains(&index)
+        };
+        let found = factory.leaves().into_iter().find(of);
+        found.ok_or_else(|| Error::not_found(format!("leaf of client {index}")))
+    }
+
+    /// Whether a channel can move: it is open, and no payment ends too soon.
+    fn may_move(&self, client: &PublicKey, channel: &OutPoint, open: &[ChannelDetails]) -> Result<(), Error> {
+        let id = channel_id(*channel);
+        let details = open.iter().find(|c| c.channel_id == id);
+        let usable = details.is_some_and(|c| c.is_channel_ready);
+        if !usable {
+            return Err(Error::Conflict(format!("the channel with {client} is not open")));
+        }
+        if let Some(expiry) = self.ends_too_soon(channel, open) {
+            let text = format!(
+                "a payment on the channel with {client} expires at height {expiry}, too soon for another claim"
+            );
+            return Err(Error::Unavailable(text));
+        }
+        Ok(())
+    }
+
+    fn push_rotation(&self, kind: &str, id: &InstanceId, attempt: u16, first: u32, more: serde_json::Value) {
+        let leaf = self.factories.get(id).and_then(|f| f.leaves().into_iter().find(|l| l.first == first));
+        let own = self.parts.node_id;
+        let clients: Vec<String> = leaf
+            .map(|l| l.channels)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(_, c)| c.unwrap_or(own).to_string())
+            .collect();
+        let mut data = json!({"instance_id": hex::encode(id), "attempt": attempt, "clients": clients});
+        if let (Some(data), serde_json::Value::Object(more)) = (data.as_object_mut(), more) {
+            data.extend(more);
+        }
+        self.parts.events.push(kind, data);
+    }
+
+    pub(super) fn lsp_advance_message(&mut self, id: InstanceId, client: PublicKey, payload: Payload) {
+        let Some(attempt) = payload.attempt() else { return };
+        if let (Payload::AdvanceResume(m), false) = (&payload, self.rotating.contains_key(&(id, attempt))) {
+            return self.answer_pending(id, client, m);
+        }
+        self.rotation_input((id, attempt), LspAdvanceInput::Message { client, payload });
+    }
+
+    /// A client asks how a try ended that no machine knows any more.
+    fn answer_pending(&mut self, id: InstanceId, client: PublicKey, m: &payload::AdvanceResume) {
+        let Some(factory) = self.factories.get(&id) else { return };
+        let Signed::Lsp(record) = &factory.signed else { return };
+        let Some(index) = record.index_of(&client) else { return };
+        match answer_resume(&factory.advances.lsp, index, m) {
+            Ok(answer) => {
+                let signed = matches!(answer, Payload::AdvanceSigned(_));
+                self.send(client, answer);
+                let channel = factory.leaves().into_iter().flat_map(|l| l.channels);
+                let channel = channel.into_iter().find(|(_, c)| *c == Some(client)).map(|(o, _)| o);
+                if let Some(channel) = channel.filter(|_| signed) {
+                    self.tell_continue(&id, client, &channel);
+                }
+            }
+            Err(e) => tracing::error!(error = %e, "stored advance"),
+        }
+    }
+
+    /// The client's part of a change, with its agreement.
+    pub(super) fn change_agreed(
+        &mut self,
+        id: InstanceId,
+        client: PublicKey,
+        channel: &OutPoint,
+        change: &FactoryChange,
+        payload: Payload,
+    ) {
+        let Some(attempt) = payload.attempt().filter(|_| payload.instance_id() == Some(id)) else { return };
+        let input = match self.check_change(channel, change) {
+            Ok(()) => LspAdvanceInput::Message { client, payload },
+            Err(e) => {
+                let reason = format!("factory_change_ack: {e}");
+                LspAdvanceInput::ChannelFailed { client, attempt, reason }
+            }
+        };
+        self.rotation_input((id, attempt), input);
+    }
+
+    /// The client says where its channel is going to be.
+    pub(super) fn lsp_heard_place(&mut self, id: InstanceId, client: PublicKey, place: OutPoint) {
+        let found =
+            self.rotating.iter_mut().find(|((of, _), r)| *of == id && r.channels.contains_key(&client));
+        let Some((key, rotating)) = found else { return };
+        let key = *key;
+        let Some(moving) = rotating.channels.get_mut(&client) else { return };
+        moving.theirs = Some(place);
+        if moving.disagrees() {
+            let reason = format!("factory_change_funding: {place} is not the channel's new output");
+            let input = LspAdvanceInput::ChannelFailed { client, attempt: key.1, reason };
+            return self.rotation_input(key, input);
+        }
+        self.lsp_covered();
+    }
+
+    /// Tells machines of channels that have become covered.
+    pub(super) fn lsp_covered(&mut self) {
+        let mut covered = Vec::new();
+        for (key, rotating) in &self.rotating {
+            if rotating.machine.phase() != LspAdvancePhase::Covering {
+                continue;
+            }
+            let there = rotating.channels.iter().filter(|(_, moving)| self.is_covered(moving));
+            covered.extend(there.map(|(client, _)| (*key, *client)));
+        }
+        for (key, client) in covered {
+            self.rotation_input(key, LspAdvanceInput::Covered { client, attempt: key.1 });
+        }
+    }
+
+    /// A client's connection was lost.
+    pub(super) fn rotation_client_gone(&mut self, client: PublicKey) {
+        let with = self.rotating.iter().filter(|(_, r)| r.channels.contains_key(&client));
+        let keys: Vec<_> = with.map(|(key, _)| *key).collect();
+        for key in keys {
+            self.rotation_input(key, LspAdvanceInput::ClientGone { client });
+        }
+    }
+
+    /// A client that is back is told again of a rotation that it may not have stored yet.
+    pub(super) fn remind_of_rotations(&mut self, client: PublicKey) {
+        for ((id, _), rotating) in &self.rotating {
+            let Some(moving) = rotating.channels.get(&client) else { continue };
+            let owes = rotating.machine.missing().contains(&client);
+            let record = rotating.machine.record().filter(|_| owes);
+            if let Some(Ok(signed)) = record.map(factory_core::advance::LspAdvanceRecord::signed) {
+                self.send(client, signed);
+                self.tell_continue(id, client, &moving.channel);
+            }
+        }
+    }
+
+    /// An exit of this leaf begins.
+    pub(super) fn cancel_rotation(&mut self, id: &InstanceId, first: u32) {
+        let of_leaf = self.rotating.iter().filter(|((of, _), r)| of == id && r.first == first);
+        let keys: Vec<_> = of_leaf.map(|(key, _)| *key).collect();
+        for key in keys {
+            self.rotation_input(key, LspAdvanceInput::Cancel);
+        }
+    }
+
+    /// Timers of rotations; a client's patience with its LSP.
+    pub(super) async fn rotation_timers(&mut self, now: Instant) {
+        let mut due = Vec::new();
+        for (key, rotating) in &mut self.rotating {
+            if let Some(timer) = rotating.timer.filter(|t| t.at <= now) {
+                rotating.timer = None;
+                due.push((*key, timer.id));
+            }
+        }
+        for (key, id) in due {
+            self.rotation_input(key, LspAdvanceInput::Timeout { id });
+        }
+        self.following_timers(now);
+    }
+
+    fn rotation_input(&mut self, key: (InstanceId, u16), input: LspAdvanceInput) {
+        let Some(rotating) = self.rotating.get_mut(&key) else { return };
+        match rotating.machine.handle(input) {
+            Ok(actions) => self.run_rotation(key, actions),
+            Err(e) => tracing::error!(error = %e, "rotation"),
+        }
+    }
+
+    fn run_rotation(&mut self, key: (InstanceId, u16), actions: Vec<LspAdvanceAction>) {
+        let mut queue = VecDeque::from(actions);
+        while let Some(action) = queue.pop_front() {
+            let inputs = match self.rotation_action(key, action) {
+                Ok(inputs) => inputs,
+                Err(e) => {
+                    // What could not be stored is not acted upon.
+                    tracing::error!(error = %e, "rotation");
+                    queue.clear();
+                    self.broken(key, &e)
+                }
+            };
+            for input in inputs {
+                let Some(rotating) = self.rotating.get_mut(&key) else { return };
+                match rotating.machine.handle(input) {
+                    Ok(more) => queue.extend(more),
+                    Err(e) => tracing::error!(error = %e, "rotation"),
+                }
+            }
+        }
+        self.parts.peers.process_events();
+    }
+
+    /// Something could not be stored: the try is over. A complete one whose record is not on disk was told to nobody.
+    fn broken(&mut self, key: (InstanceId, u16), error: &Error) -> Vec<LspAdvanceInput> {
+        let (instance_id, attempt) = key;
+        let Some(rotating) = self.rotating.get(&key) else { return Vec::new() };
+        if rotating.machine.phase() != LspAdvancePhase::Recording {
+            return vec![LspAdvanceInput::Cancel];
+        }
+        let clients: Vec<PublicKey> = rotating.channels.keys().copied().collect();
+        let text: String = error.to_string().chars().take(200).collect();
+        for client in clients {
+            let text = text.clone();
+            self.send(client, payload::AdvanceAbort { instance_id, attempt, code: 103, text });
+        }
+        self.rotation_failed(key, &text, true);
+        Vec::new()
+    }
+
+    /// Carries out one action; returns what the machine has to hear about it.
+    fn rotation_action(
+        &mut self,
+        key: (InstanceId, u16),
+        action: LspAdvanceAction,
+    ) -> Result<Vec<LspAdvanceInput>, Error> {
+        let (id, attempt) = key;
+        match action {
+            LspAdvanceAction::Send { client, payload } => {
+                if !self.send_advance(key, client, payload)? {
+                    return Ok(vec![LspAdvanceInput::ClientGone { client }]);
+                }
+            }
+            LspAdvanceAction::PrepareChannels(changes) => {
+                return changes.iter().map(|change| self.prepare_move(key, change)).collect();
+            }
+            LspAdvanceAction::Rebuilt { client, outpoint, output } => {
+                return Ok(self.rebuilt(key, client, (outpoint, output)));
+            }
+            LspAdvanceAction::PersistState(state) => {
+                if let Some(factory) = self.factories.get_mut(&id) {
+                    factory.mark(&self.parts.store, |marks| marks.burnt.push(state))?;
+                }
+            }
+            LspAdvanceAction::PersistRecord(record) => {
+                if let Some(factory) = self.factories.get_mut(&id) {
+                    factory.add_advance(&self.parts.store, *record)?;
+                    self.parts.index.watch(factory.watched_txids(), factory.watched_outpoints()?);
+                }
+                return Ok(vec![LspAdvanceInput::RecordPersisted { attempt }]);
+            }
+            LspAdvanceAction::SetTimer { id: timer, seconds } => {
+                if let Some(rotating) = self.rotating.get_mut(&key) {
+                    rotating.timer = Some(Timer::new(timer, seconds));
+                }
+            }
+            LspAdvanceAction::ClientPersisted { client } => {
+                tracing::debug!(%client, attempt, "the client has stored its new state");
+            }
+            LspAdvanceAction::Blamed { client, reason } => {
+                tracing::warn!(%client, %reason, "rotation fails for a client");
+                if let Some(rotating) = self.rotating.get_mut(&key) {
+                    rotating.blamed.push((client, reason.to_string()));
+                }
+            }
+            LspAdvanceAction::Progress(phase) => {
+                tracing::debug!(instance = hex::encode(id), attempt, ?phase, "rotation");
+            }
+            LspAdvanceAction::Completed => {
+                let Some(rotating) = self.rotating.remove(&key) else { return Ok(Vec::new()) };
+                let position = self.factories.get(&id).and_then(|f| f.position(rotating.first).ok());
+                let data = json!({"position": position});
+                self.push_rotation("factory_rotated", &id, attempt, rotating.first, data);
+            }
+            LspAdvanceAction::Failed { reason, burnt } => {
+                let text = self.failure_text(key, &reason);
+                self.rotation_failed(key, &text, burnt);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// Why a try failed, with the names of those at whom it failed.
+    fn failure_text(&self, key: (InstanceId, u16), reason: &AdvanceFailReason) -> String {
+        let blamed = self.rotating.get(&key).map(|r| r.blamed.as_slice()).unwrap_or_default();
+        if blamed.is_empty() {
+            return reason.to_string();
+        }
+        let one = |(client, why): &(PublicKey, String)| format!("client {client}: {why}");
+        blamed.iter().map(one).collect::<Vec<_>>().join("; ")
+    }
+
+    fn rotation_failed(&mut self, key: (InstanceId, u16), reason: &str, burnt: bool) {
+        let (id, attempt) = key;
+        let Some(rotating) = self.rotating.remove(&key) else { return };
+        tracing::warn!(instance = hex::encode(id), attempt, reason, burnt, "rotation failed");
+        self.rotation_failures.insert((id, rotating.first), reason.to_owned());
+        let who: Vec<String> = rotating.blamed.iter().map(|(client, _)| client.to_string()).collect();
+        let data = json!({"reason": reason, "who": who, "burnt": burnt});
+        self.push_rotation("rotation_failed", &id, attempt, rotating.first, data);
+    }
+
+    /// Sends a message of an advance in the form it travels in.
+    fn send_advance(
+        &mut self,
+        key: (InstanceId, u16),
+        client: PublicKey,
+        payload: Payload,
+    ) -> Result<bool, Error> {
+        let channel = self.rotating.get(&key).and_then(|r| r.channels.get(&client)).map(|m| m.channel);
+        let Some(channel) = channel else { return Ok(false) };
+        match payload {
+            payload @ Payload::AdvancePropose(_) => {
+                let change = self.change_of(&channel)?;
+                Ok(self.send_change(client, &Change::Init(change, payload)))
+            }
+            payload @ Payload::AdvanceSigned(_) => {
+                let sent = self.send(client, payload);
+                self.tell_continue(&key.0, client, &channel);
+                Ok(sent)
+            }
+            payload => Ok(self.send(client, payload)),
+        }
+    }
+
+    /// The channel as it is before the new transactions are built: it keeps its script.
+    fn prepare_move(
+        &self,
+        (id, attempt): (InstanceId, u16),
+        change: &ChannelChange,
+    ) -> Result<LspAdvanceInput, Error> {
+        let client = change.client;
+        let factory = self.found(&id)?;
+        let channel = factory.channels()?.into_iter().find(|(_, c)| *c == Some(client)).map(|(o, _)| o);
+        let channel = channel.ok_or_else(|| Error::not_found(format!("channel with {client}")))?;
+        let open = self.parts.manager.list_channels();
+        Ok(match self.may_move(&client, &channel, &open) {
+            Ok(()) => {
+                let script = Self::script_of(factory, &channel)?;
+                LspAdvanceInput::ChannelPrepared { client, attempt, script }
+            }
+            Err(e) => LspAdvanceInput::ChannelFailed { client, attempt, reason: e.to_string() },
+        })
+    }
+
+    /// The new transactions are known: the channel's commitments are signed for its new output too.
+    fn rebuilt(
+        &mut self,
+        key: (InstanceId, u16),
+        client: PublicKey,
+        (outpoint, output): (OutPoint, TxOut),
+    ) -> Vec<LspAdvanceInput> {
+        let (id, attempt) = key;
+        let moving = self.rotating.get_mut(&key).and_then(|r| r.channels.get_mut(&client));
+        let Some(moving) = moving else { return Vec::new() };
+        moving.place = Some(outpoint);
+        let (channel, disagrees) = (moving.channel, moving.disagrees());
+        let failed = |reason: String| vec![LspAdvanceInput::ChannelFailed { client, attempt, reason }];
+        if disagrees {
+            return failed("factory_change_funding: not the channel's new output".into());
+        }
+        if let Err(e) = self.move_channel(&id, client, &channel, (outpoint, output)) {
+            return failed(e.to_string());
+        }
+        self.send_change(client, &Change::Funding(Self::outpoint_message(&channel, outpoint)));
+        Vec::new()
+    }
+}
