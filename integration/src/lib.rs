@@ -29,6 +29,7 @@ pub mod pace;
 pub mod payments;
 pub mod peer;
 pub mod process;
+pub mod rotate;
 pub mod scale;
 pub mod signed;
 pub mod traffic;

@@ -209,6 +209,26 @@ pub struct Factory {
     /// What leaving costs, as long as the factory is alive.
     #[serde(default)]
     pub exit_reserve: Option<Reserve>,
+    /// Leaves: all (LSP) or the own one.
+    #[serde(default)]
+    pub leaves: Vec<Leaf>,
+}
+
+/// A leaf of a factory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Leaf {
+    /// Node ids of its clients.
+    pub clients: Vec<String>,
+    /// Updates since the creation.
+    pub position: u64,
+    /// Updates of the leaf alone that are left.
+    pub left: u64,
+    /// States before the newest one.
+    pub superseded: u64,
+    /// How far a rotation is that is under way.
+    pub rotating: Option<String>,
+    /// Why the last rotation came to nothing.
+    pub failure: Option<String>,
 }
 
 /// What publishing all own leaves costs, and what is there.

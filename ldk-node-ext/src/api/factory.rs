@@ -368,6 +368,30 @@ pub struct FactoryInfo {
     pub exits: Vec<ExitInfo>,
     /// What the wallet has to hold for this node's way out, while the factory is alive.
     pub exit_reserve: Option<ExitReserve>,
+    /// The leaves, and where they are on the odometer (a client sees its own).
+    #[serde(default)]
+    pub leaves: Vec<LeafInfo>,
+}
+
+/// A leaf of a factory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeafInfo {
+    /// Node ids of its clients, as far as this node knows them.
+    pub clients: Vec<String>,
+    /// The state of each DW layer from the root to the leaf's innermost one; all 0 at the creation.
+    pub digits: Vec<u16>,
+    /// The newest complete position: how far the odometer has gone.
+    pub position: u64,
+    /// Updates of the leaf alone that are left.
+    pub left: u64,
+    /// Updates of the levels above that are left.
+    pub left_above: u64,
+    /// States before the newest one.
+    pub superseded: u64,
+    /// How far a rotation is that is under way.
+    pub rotating: Option<String>,
+    /// Why the last rotation came to nothing, until one succeeds.
+    pub failure: Option<String>,
 }
 
 /// Request to rotate a leaf: its newest state replaces the one before, nothing else changes (LSP).

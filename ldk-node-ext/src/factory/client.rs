@@ -482,6 +482,7 @@ impl Service {
             close: None,
             exits: Vec::new(),
             exit_reserve: None,
+            leaves: Vec::new(),
         })
     }
 }

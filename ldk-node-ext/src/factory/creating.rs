@@ -80,6 +80,7 @@ impl Creating {
             close: None,
             exits: Vec::new(),
             exit_reserve: None,
+            leaves: Vec::new(),
         }
     }
 

@@ -106,6 +106,7 @@ impl Service {
             close: self.close_info(factory),
             exits: self.exits(factory)?,
             exit_reserve: alive.then(|| self.exit_reserve(factory)),
+            leaves: self.leaf_infos(factory)?,
         })
     }
 

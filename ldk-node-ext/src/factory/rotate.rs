@@ -25,8 +25,9 @@ use bolt_tlv::blip56::{FactoryChange, FactoryChangeLocked, FactoryOutpoint};
 use bolt_tlv::payload::Payload;
 use lightning::ln::channel_state::ChannelDetails;
 
-use super::stored::Factory;
+use super::stored::{Factory, Leaf};
 use super::Service;
+use crate::api::LeafInfo;
 use crate::error::Error;
 use crate::ldk::{channel_id, Change, InstanceId, Real};
 
@@ -279,5 +280,29 @@ impl Service {
         let output = creation.output.get(usize::try_from(channel.vout).unwrap_or(usize::MAX));
         let script = output.map(|o| o.script_pubkey.clone());
         script.ok_or_else(|| Error::not_found(format!("output {channel}")))
+    }
+
+    /// Where the leaves are on the odometer, for display.
+    pub(super) fn leaf_infos(&self, factory: &Factory) -> Result<Vec<LeafInfo>, Error> {
+        let id = factory.id();
+        let one = |leaf: Leaf| {
+            let position = factory.position(leaf.first)?;
+            let params = factory.params();
+            let left = params.remaining(position)?;
+            let running = self.rotating.iter().find(|((of, _), r)| *of == id && r.leaf() == leaf.first);
+            let following = self.following.get(&id).and_then(|f| f.phase());
+            let node_of = |c: Option<PublicKey>| c.unwrap_or(self.parts.node_id).to_string();
+            Ok(LeafInfo {
+                clients: leaf.channels.iter().map(|(_, c)| node_of(*c)).collect(),
+                digits: params.states_after(position)?.digits().collect(),
+                position,
+                left: left.leaf(),
+                left_above: left.upper(),
+                superseded: u64::try_from(factory.superseded(leaf.first)).unwrap_or(u64::MAX),
+                rotating: running.map(|(_, r)| r.phase()).or(following).map(str::to_owned),
+                failure: self.rotation_failures.get(&(id, leaf.first)).cloned(),
+            })
+        };
+        factory.leaves().into_iter().map(one).collect()
     }
 }

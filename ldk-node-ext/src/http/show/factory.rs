@@ -337,6 +337,7 @@ pub(crate) mod tests {
             close: None,
             exits: vec![],
             exit_reserve: None,
+            leaves: Vec::new(),
         }
     }
 

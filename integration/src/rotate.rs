@@ -1,0 +1,58 @@
+//! Rotations of a leaf, as the scenarios ask for them and wait for them.
+
+use anyhow::{Context, Result};
+use serde_json::{json, Value};
+
+use crate::types::Leaf;
+use crate::wait;
+use crate::world::{World, PATIENCE};
+
+/// The leaf of a client as a factory's LSP shows it.
+///
+/// # Errors
+/// If it shows none.
+pub fn leaf(world: &World, id: &str, client: &str) -> Result<Leaf> {
+    let factory = world.lsp.factory(id)?;
+    let found = factory.leaves.into_iter().find(|l| l.clients.iter().any(|c| c == client));
+    found.with_context(|| format!("no leaf of {client}"))
+}
+
+/// Asks the LSP to rotate a client's leaf; the number of the try.
+///
+/// # Errors
+/// What the LSP answers.
+pub fn ask(world: &World, id: &str, client: &str) -> Result<u64> {
+    let path = format!("/v1/factories/{id}/rotate");
+    let answer: Value = world.lsp.api()?.post(&path, &json!({ "client": client }))?;
+    answer["attempt"].as_u64().context("attempt")
+}
+
+/// Waits until both sides show a leaf at a position, and nothing is under way.
+///
+/// # Errors
+/// If they do not in time, with what they show.
+pub fn wait_position(world: &World, id: &str, index: usize, position: u64) -> Result<()> {
+    let client = world.client(index)?;
+    let node = client.node_id().to_owned();
+    wait::until_value(
+        &format!("both sides to be at position {position}"),
+        PATIENCE,
+        || {
+            let own = client.factory(id)?.leaves.into_iter().next().context("own leaf")?;
+            Ok((leaf(world, id, &node)?, own))
+        },
+        |(lsp, own)| [lsp, own].iter().all(|l| l.position == position && l.rotating.is_none()),
+    )?;
+    Ok(())
+}
+
+/// Rotates a client's leaf once, and waits until both sides have the new state.
+///
+/// # Errors
+/// If it fails.
+pub fn once(world: &World, id: &str, index: usize) -> Result<()> {
+    let node = world.client(index)?.node_id().to_owned();
+    let before = leaf(world, id, &node)?.position;
+    ask(world, id, &node)?;
+    wait_position(world, id, index, before + 1)
+}
