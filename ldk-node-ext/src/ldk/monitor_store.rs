@@ -82,14 +82,20 @@ impl MonitorStore {
     ) -> ChannelMonitorUpdateStatus {
         let mut behind = lock(&self.behind);
         let channel = monitor.channel_id();
-        if !behind.contains_key(&channel) {
+        let written = if behind.contains_key(&channel) {
+            self.retired.follow_unwritten(&channel, monitor).map(|()| false)
+        } else {
             match self.put(name, monitor) {
-                Ok(()) => return ChannelMonitorUpdateStatus::Completed,
-                Err(e) if is_no_room(&e) => {}
-                Err(e) => {
-                    tracing::error!(%channel, error = %e, "channel monitor not stored");
-                    return ChannelMonitorUpdateStatus::UnrecoverableError;
-                }
+                Err(e) if is_no_room(&e) => Ok(false),
+                other => other.map(|()| true),
+            }
+        };
+        match written {
+            Ok(true) => return ChannelMonitorUpdateStatus::Completed,
+            Ok(false) => {}
+            Err(e) => {
+                tracing::error!(%channel, error = %e, "channel monitor not stored");
+                return ChannelMonitorUpdateStatus::UnrecoverableError;
             }
         }
         self.retired.not_written(&channel, monitor);

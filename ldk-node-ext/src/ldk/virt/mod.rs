@@ -34,6 +34,30 @@
 //!
 //! [`Mapping`] is the table behind all of them. A channel that was never rotated is not in it, and passes through
 //! everything here untouched.
+//!
+//! # What it takes from LDK (0.3.0-rc3), all of it public
+//!
+//! - Signatures below a commitment commit to ids, values and scripts; only the ids differ between the forms. So the
+//!   signer's methods for claims and penalties get the transaction with the prevouts of the R-form, and everything
+//!   else that LDK computed stands. Our own commitment and its HTLC transactions need signatures of the peer's for
+//!   each R besides ([`Commitments`]).
+//! - `Listen::filtered_block_connected` may be given more than the block has. LDK looks transactions up by txid and by
+//!   outpoint; what it has no use for it ignores. What it is given keeps its witness: preimages are read from there.
+//! - A funder with a manual broadcast withholds its commitment until it has seen the funding transaction. For V that
+//!   is the transaction LDK knows, so it is shown when an R of V is confirmed. `ChannelManager` panics if an input of
+//!   a funding transaction of its own has no witness; [`Mapping::set_creation`] refuses one.
+//! - A monitor asserts that a spend of a pending funding comes after that funding, and that a confirmed transaction
+//!   does not confirm again elsewhere without a disconnection. Parents are shown before children, blocks are taken
+//!   back everywhere before others come, and what is below a retired V goes to its own monitor only.
+//! - `BumpTransaction` events and claims come again with blocks, so what is not due may be dropped.
+//! - A monitor can be encoded and read back as a second one, and takes updates of which only some steps are left.
+//!
+//! # What it does not do
+//!
+//! LDK's cooperative close is in V-form and stays here (the factory's close replaces it), and so does a splice's
+//! transaction. The wallet and the sweeper never see a V. Nothing else in the project knows of V at all.
+
+#![cfg_attr(not(test), expect(dead_code, reason = "what rotates a channel is not there yet"))]
 
 mod chain;
 mod channel;

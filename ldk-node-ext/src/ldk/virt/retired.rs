@@ -175,6 +175,15 @@ impl Retired {
         Ok(dirty.map(|k| (key(&k.v), k.monitor.encode())).collect())
     }
 
+    /// As [`Self::follow`], for a monitor that cannot be written for now; [`Self::not_written`] has the state before.
+    ///
+    /// # Errors
+    /// If that state is none that LDK reads.
+    pub(crate) fn follow_unwritten(&self, channel: &ChannelId, monitor: &Monitor) -> Result<(), io::Error> {
+        let none = || Err(other("no state before the update"));
+        self.follow(channel, monitor.get_latest_update_id(), none).map(|_| ())
+    }
+
     /// Makes the copy of a monitor that is about to forget its outpoint; a second time, after a crash, there is one.
     fn keep(&self, inner: &mut Inner, before: &[u8]) -> Result<(), io::Error> {
         let kept = self.decode(before)?;
