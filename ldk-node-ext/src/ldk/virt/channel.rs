@@ -205,8 +205,8 @@ impl Channel {
     /// every outpoint that the peer is bound to, on disk (invariant 5).
     pub(super) fn may_release(&self, number: u64) -> bool {
         self.own.iter().filter(|own| own.number() < number).all(|own| {
-            let bound = self.announced.iter().filter(|a| a.v == own.v && a.covered);
-            own.since <= self.stored && bound.fold(true, |all, a| all && own.on(&a.real).is_some())
+            let mut bound = self.announced.iter().filter(|a| a.v == own.v && a.covered);
+            own.since <= self.stored && bound.all(|a| own.on(&a.real).is_some())
         })
     }
 
