@@ -87,7 +87,10 @@ impl Case {
                 self.connected = false;
             }
             98 => {
+                // LDK tells of a payment once; a program notes what it is told before LDK goes on.
+                let told = self.pair.sides(b)[0].take_events();
                 self.pair = self.pair.restart(b);
+                lock(&self.pair.sides(b)[0].events).extend(told);
                 self.verified.retain(|(side, ..)| *side != b);
                 self.connected = false;
             }
