@@ -39,7 +39,7 @@ CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -
 HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored
 endif
 
-.PHONY: help demo test scenarios exits adversaries crash checks hostile fuzz fuzz-seeds bench scale build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits adversaries crash checks hostile fuzz fuzz-seeds random bench scale build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -70,6 +70,9 @@ crash: build peer ## every process dies at every step; table in $CARGO_TARGET_DI
 
 fuzz: ## every decoder and the four machines under the fuzzer, FUZZ_SECONDS (30) each; a find is an error
 	@scripts/fuzz.sh $(TARGET)
+
+random: ## payments and new outpoints in CASES (3000) random orders from SEED on; every commitment valid on every outpoint (ends after 30 minutes)
+	@CASES=$${CASES:-3000} timeout 1800 $(CARGO) test --locked --workspace --lib -- --ignored outpoint_that_counts_long
 
 fuzz-seeds: ## makes fuzz/seeds again
 	@$(CARGO) test --locked --workspace -- --ignored write_seeds

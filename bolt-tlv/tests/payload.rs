@@ -370,6 +370,33 @@ fn limits_of_an_advance() {
 }
 
 #[test]
+fn companions_have_limits() {
+    let companions = |count: usize, htlcs: usize| Companions {
+        channel_id: [1; 32],
+        funding: OutPoint::null(),
+        number: 7,
+        commitment: [2; 64],
+        companions: vec![
+            Companion {
+                real: OutPoint::null(),
+                signature: [3; 64],
+                htlc_signatures: vec![[4; 64]; htlcs]
+            };
+            count
+        ],
+    };
+    at_limit(companions(MAX_COMPANIONS, 0));
+    at_limit(companions(1, MAX_HTLC_SIGNATURES));
+    assert_eq!(companions(1, MAX_HTLC_SIGNATURES).companions[0].encoded_len(), 61_927);
+    let error = refused(companions(MAX_COMPANIONS + 1, 0));
+    assert_eq!(error, Error::TooMany { field: "companions", limit: 256, found: 257 });
+    let error = refused(companions(1, MAX_HTLC_SIGNATURES + 1));
+    assert_eq!(error, Error::TooMany { field: "companions", limit: 966, found: 967 });
+    let error = refused(companions(2, MAX_HTLC_SIGNATURES));
+    assert!(matches!(error, Error::TooLong { .. }), "{error}");
+}
+
+#[test]
 fn a_payout_script_is_a_witness_program() {
     let (instance_id, attempt) = (INSTANCE, ATTEMPT);
     let consent = |hex: &str| CloseConsent { instance_id, attempt, payout_script: script(hex) };

@@ -21,13 +21,13 @@ use lightning::ln::msgs::UnsignedGossipMessage;
 use lightning::ln::script::ShutdownScript;
 use lightning::offers::invoice::UnsignedBolt12Invoice;
 use lightning::sign::{
-    EntropySource, KeysManager, NodeSigner, OutputSpender, PeerStorageKey, ReceiveAuthKey, Recipient,
-    SignerProvider, SpendableOutputDescriptor,
+    EntropySource, InMemorySigner, KeysManager, NodeSigner, OutputSpender, PeerStorageKey, ReceiveAuthKey,
+    Recipient, SignerProvider, SpendableOutputDescriptor,
 };
 use lightning_invoice::RawBolt11Invoice;
 
 use crate::error::Error;
-use crate::ldk::{FactorySigner, HeldHtlcs};
+use crate::ldk::{Commitments, FactorySigner, HeldHtlcs, Mapping};
 use crate::store::private_dir;
 use crate::util::unix_now;
 use crate::wallet::Wallet;
@@ -96,6 +96,8 @@ pub struct Keys {
     secp: Secp256k1<All>,
     wallet: Arc<Wallet>,
     held: Arc<HeldHtlcs>,
+    mapping: Arc<Mapping>,
+    commitments: Arc<Commitments>,
 }
 
 impl Keys {
@@ -104,6 +106,8 @@ impl Keys {
         network: Network,
         wallet: Arc<Wallet>,
         held: Arc<HeldHtlcs>,
+        mapping: Arc<Mapping>,
+        commitments: Arc<Commitments>,
     ) -> Result<Self, Error> {
         let now = std::time::SystemTime::now();
         let nanos = now.duration_since(std::time::UNIX_EPOCH).map(|d| d.subsec_nanos()).unwrap_or(0);
@@ -113,6 +117,8 @@ impl Keys {
             secp: Secp256k1::new(),
             wallet,
             held,
+            mapping,
+            commitments,
         })
     }
 
@@ -143,6 +149,11 @@ impl Keys {
     /// LDK's key for encrypted peer storage.
     pub(crate) fn peer_storage_key(&self) -> PeerStorageKey {
         self.ldk.get_peer_storage_key()
+    }
+
+    /// LDK's own signer of a channel.
+    pub(crate) fn channel_signer(&self, channel_keys_id: [u8; 32]) -> InMemorySigner {
+        self.ldk.derive_channel_signer(channel_keys_id)
     }
 
     /// Fresh random bytes.
@@ -225,7 +236,12 @@ impl SignerProvider for Keys {
     }
 
     fn derive_channel_signer(&self, channel_keys_id: [u8; 32]) -> FactorySigner {
-        FactorySigner::new(self.ldk.derive_channel_signer(channel_keys_id), Arc::clone(&self.held))
+        FactorySigner::new(
+            self.channel_signer(channel_keys_id),
+            Arc::clone(&self.held),
+            Arc::clone(&self.mapping),
+            Arc::clone(&self.commitments),
+        )
     }
 
     fn get_destination_script(&self, _channel_keys_id: [u8; 32]) -> Result<ScriptBuf, ()> {

@@ -35,3 +35,11 @@ pub const MAX_SCRIPT_LEN: usize = 10_000;
 
 /// Bytes of UTF-8 in an explanation.
 pub const MAX_TEXT_LEN: usize = 256;
+
+/// HTLCs of one commitment, hence signatures beside its own: BOLT 2 allows 483 each way. One companion of that many
+/// takes 61,927 bytes and so still fits into a message.
+pub const MAX_HTLC_SIGNATURES: usize = 2 * 483;
+
+/// Real outpoints of one funding outpoint that a commitment is signed for in one message. What a message has room for
+/// is another limit, which is usually the smaller one.
+pub const MAX_COMPANIONS: usize = 256;

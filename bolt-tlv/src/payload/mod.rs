@@ -3,7 +3,8 @@
 //! A payload is a big-endian `u16` message number followed by one TLV stream to the end. Odd and even
 //! work as in BOLT 1: a receiver ignores an unknown odd number and refuses an unknown even one; every
 //! required field has an even TLV type. Each message has a type namespace of its own, but 0 is always the
-//! factory instance and 2 always the attempt, in every message that has them.
+//! factory instance and 2 always the attempt, in every message that has them: all but [`Join`] and those of a
+//! live channel.
 //!
 //! An **instance** is one factory; an **attempt** counts the tries to sign one plan for it, so that a
 //! straggler of an earlier try is recognised. C is the client, S the LSP in the tables below.
@@ -25,6 +26,8 @@
 //! | 13 | [`Funded`] | S to C | | | | | | |
 //! | 14 | [`Abort`] | S to C | | | | | | |
 //!
+//! Of a live channel, either way: 50 [`Marker`], 51 [`MarkerAck`], 52 [`Companions`].
+//!
 //! Nonces and signatures are plain bytes here: this crate knows no MuSig2. Amounts are `u64` satoshi as
 //! the peer sent them, up to 2^64 - 1: whoever adds them up must check for overflow.
 
@@ -32,6 +35,7 @@ mod advance;
 mod ceremony;
 mod close;
 mod codec;
+mod companion;
 mod limits;
 mod params;
 mod transaction;
@@ -51,6 +55,7 @@ pub use close::{
     CloseRefuse, CloseTx,
 };
 use codec::{Message, Stream};
+pub use companion::{Companion, Companions, Marker, MarkerAck};
 pub use limits::*;
 pub use params::{DwLayer, PlanParams};
 
@@ -128,6 +133,7 @@ payload! {
     CloseAbort
     AdvancePropose AdvanceAgree AdvanceRefuse AdvanceTree AdvanceAggNonces AdvancePartials AdvanceInner AdvanceOuter
     AdvanceSigned AdvancePersisted AdvanceResume AdvanceAbort
+    Marker MarkerAck Companions
 }
 
 impl Payload {

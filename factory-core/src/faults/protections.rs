@@ -48,6 +48,18 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("lsp.funding.any_txid", 16, "the LSP compares the txid after signing"),
     ("wallet.unconfirmed_coins", 16, "a funding transaction spends confirmed coins only"),
     ("wallet.changes_txid", 16, "a wallet signs the transaction that it was given"),
+    // What a rotated channel's transactions are to LDK and to the chain.
+    ("virt.creation.unseen", 9, "LDK is shown that a real outpoint is on the chain"),
+    ("virt.spend.unseen", 9, "LDK is shown what spends a real outpoint, and what descends from that"),
+    ("virt.reorg.kept", 9, "a real outpoint that a reorganisation takes away does not count"),
+    ("virt.sign.v_form", 9, "claims and penalties are signed for what is on the chain"),
+    ("virt.bump.v_form", 9, "fees are bumped for what is on the chain"),
+    ("virt.sweep.v_form", 9, "what is swept is on the chain"),
+    ("virt.retired.sent", 11, "no commitment on a retired outpoint leaves"),
+    ("virt.retired.none", 9, "a retired outpoint has a monitor of its own"),
+    ("virt.retired.ignorant", 9, "a retired monitor learns secrets and preimages that come later"),
+    ("virt.retired.awake", 9, "a retired monitor sleeps until its outpoint is spent"),
+    ("virt.splice.sent", 16, "a splice transaction that only LDK believes in stays here"),
     // Payments.
     ("ready.not_held", 13, "channel_ready is held until the funding is deep"),
     ("factory.any_depth", 13, "a factory goes live when its funding is deep enough"),
@@ -113,6 +125,13 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("client.no_expiry", 15, "a client begins its distribution at T"),
     ("lsp.no_settlement", 15, "the LSP settles before T"),
     ("lsp.settled_leaf.left_open", 15, "the LSP closes what is open on a leaf that is on the chain"),
+    // Companions of live channels.
+    ("companion.not_awaited", 5, "a commitment waits for its companions"),
+    ("companion.not_stored", 5, "companions are stored with the monitor"),
+    ("companion.secret_not_held", 5, "a secret stays here as long as a companion is missing"),
+    ("companion.unchecked", 3, "a companion is verified"),
+    ("marker.newest_only", 3, "a marker comes with companions of every commitment that is not revoked"),
+    ("marker.newest_suffices", 3, "an outpoint counts when every own commitment has a companion"),
     // The watcher.
     ("watch.signatures", 17, "a watcher verifies the signatures of a file"),
     ("watch.distributions", 17, "a watcher looks whom a file's distributions pay"),

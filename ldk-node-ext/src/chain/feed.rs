@@ -14,7 +14,7 @@ use lightning_block_sync::{HeaderCache, SpvClient};
 use tokio::sync::watch;
 
 use super::{Bitcoind, ChainIndex, Fees};
-use crate::ldk::{ChainMonitor, ChannelManager, Outpoints, Sweeper};
+use crate::ldk::{ChainMonitor, ChannelManager, Mapping, Outpoints, Retired, Sweeper};
 use crate::wallet::Wallet;
 
 /// Fee estimates are asked for every so many looks at the chain, and at least once a minute.
@@ -69,6 +69,8 @@ pub(crate) struct ChainFeed {
     index: IndexListener,
     manager: Arc<ChannelManager>,
     monitor: Arc<ChainMonitor>,
+    mapping: Arc<Mapping>,
+    retired: Arc<Retired>,
     sweeper: Arc<Sweeper>,
     tip: watch::Sender<BlockLocator>,
 }
@@ -78,12 +80,14 @@ impl ChainFeed {
         own: &OwnParts,
         manager: Arc<ChannelManager>,
         monitor: Arc<ChainMonitor>,
+        mapping: Arc<Mapping>,
+        retired: Arc<Retired>,
         sweeper: Arc<Sweeper>,
         tip: watch::Sender<BlockLocator>,
     ) -> Self {
         let wallet = WalletListener(Arc::clone(&own.wallet));
         let index = IndexListener { index: Arc::clone(&own.index), outpoints: Arc::clone(&own.outpoints) };
-        Self { wallet, index, manager, monitor, sweeper, tip }
+        Self { wallet, index, manager, monitor, mapping, retired, sweeper, tip }
     }
 }
 
@@ -95,8 +99,10 @@ impl Listen for ChainFeed {
     fn block_connected(&self, block: &Block, height: u32) {
         self.wallet.block_connected(block, height);
         self.index.block_connected(block, height);
-        self.manager.block_connected(block, height);
-        self.monitor.block_connected(block, height);
+        let shown = self.mapping.connect(block, height);
+        self.retired.connect(&block.header, height, &shown);
+        shown.connect(&*self.manager, block, height);
+        shown.connect(&*self.monitor, block, height);
         self.sweeper.block_connected(block, height);
         tracing::debug!(height, hash = %block.block_hash(), "block connected");
         self.tip.send_replace(BlockLocator::new(block.block_hash(), height));
@@ -106,6 +112,8 @@ impl Listen for ChainFeed {
         tracing::warn!(height = fork.height, hash = %fork.block_hash, "blocks disconnected down to here");
         self.wallet.blocks_disconnected(fork);
         self.index.blocks_disconnected(fork);
+        self.mapping.disconnect(fork);
+        self.retired.disconnect(fork);
         self.manager.blocks_disconnected(fork);
         self.monitor.blocks_disconnected(fork);
         self.sweeper.blocks_disconnected(fork);

@@ -3,7 +3,8 @@
 //! LDK broadcasts what it thinks is due; for a factory channel that is too early as long as the leaf
 //! is not on the chain. Dropping is safe: LDK hands such a transaction out again with every block.
 //! A factory channel's closing transaction is handed out once only, so it is kept in the store: the
-//! factory's own close replaces it, and if that fails it is the fall-back of an exit.
+//! factory's own close replaces it, and if that fails it is the fall-back of an exit. So is its splice transaction,
+//! which only LDK believes in. What belongs to a rotated channel leaves in the form that the chain knows ([`virt`](super::virt)).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -16,6 +17,7 @@ use lightning::ln::types::ChannelId;
 use tokio::sync::mpsc;
 
 use super::outpoints::Gate;
+use super::virt::{Outward, Way};
 use super::Outpoints;
 use crate::error::Error;
 use crate::faults;
@@ -41,15 +43,20 @@ pub(crate) struct Outgoing {
 pub struct Broadcaster {
     queue: mpsc::Sender<Outgoing>,
     outpoints: Arc<Outpoints>,
+    outward: Arc<Outward>,
     store: Arc<Store>,
     /// Closing transactions that could not be written yet.
     unwritten: Mutex<HashMap<ChannelId, Transaction>>,
 }
 
 impl Broadcaster {
-    pub(crate) fn new(outpoints: Arc<Outpoints>, store: Arc<Store>) -> (Self, mpsc::Receiver<Outgoing>) {
+    pub(crate) fn new(
+        outpoints: Arc<Outpoints>,
+        outward: Arc<Outward>,
+        store: Arc<Store>,
+    ) -> (Self, mpsc::Receiver<Outgoing>) {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        (Self { queue, outpoints, store, unwritten: Mutex::default() }, receiver)
+        (Self { queue, outpoints, outward, store, unwritten: Mutex::default() }, receiver)
     }
 
     /// Queues transactions of our own, past the gate.
@@ -114,6 +121,25 @@ impl BroadcasterInterface for Broadcaster {
                     return;
                 }
             }
+            if let (TransactionType::InteractiveFunding { candidates }, false) =
+                (kind, switch("virt.splice.sent"))
+            {
+                let channels = candidates.iter().flat_map(|c| &c.channels);
+                if channels.into_iter().any(|c| self.outpoints.is_factory(&c.channel_id)) {
+                    if let Err(e) = self.outward.splice_signed(tx) {
+                        tracing::error!(txid = %tx.compute_txid(), error = %e, "splice transaction not kept");
+                    }
+                    return;
+                }
+            }
+        }
+        let what = txs.first().map(|(_, kind)| format!("{kind:?}")).unwrap_or_default();
+        let what = what.split([' ', '{']).next().unwrap_or_default().to_owned();
+        let plain: Vec<&Transaction> = txs.iter().map(|(tx, _)| *tx).collect();
+        match self.outward.way(&plain) {
+            Way::Plain => {}
+            Way::Held => return tracing::debug!(what, "held: no real outpoint of it is confirmed"),
+            Way::Real(real) => return self.send(real, &what),
         }
         let inputs: Vec<OutPoint> =
             txs.iter().flat_map(|(tx, _)| tx.input.iter().map(|i| i.previous_output)).collect();
@@ -121,8 +147,6 @@ impl BroadcasterInterface for Broadcaster {
             tracing::debug!(instance = hex::encode(instance), "held: the leaf is not confirmed");
             return;
         }
-        let what = txs.first().map(|(_, kind)| format!("{kind:?}")).unwrap_or_default();
-        let what = what.split([' ', '{']).next().unwrap_or_default().to_owned();
         self.send(txs.iter().map(|(tx, _)| (*tx).clone()).collect(), &what);
     }
 }
@@ -168,7 +192,8 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(&dir.path().join("db")).unwrap());
         let outpoints = Arc::new(Outpoints::default());
-        let (broadcaster, mut queue) = Broadcaster::new(Arc::clone(&outpoints), store);
+        let outward = super::super::virt::testing::outward(dir.path(), &store, &outpoints);
+        let (broadcaster, mut queue) = Broadcaster::new(Arc::clone(&outpoints), outward, store);
         let leaf = OutPoint { txid: Txid::from_byte_array([9; 32]), vout: 0 };
         let id = outpoints.insert([1; 32], leaf);
         let tx = spend(leaf);
@@ -191,7 +216,10 @@ pub(crate) mod tests {
     fn a_closing_transaction_that_cannot_be_written_is_not_lost() {
         let dir = tempfile::tempdir().unwrap();
         let (store, place) = blocked(dir.path());
-        let new = || Broadcaster::new(Arc::default(), Arc::clone(&store));
+        let new = || {
+            let outward = super::super::virt::testing::outward_apart();
+            Broadcaster::new(Arc::default(), outward, Arc::clone(&store))
+        };
         let (broadcaster, mut queue) = new();
         let kept = [1, 2].map(|n| close(&broadcaster, n));
         assert!(queue.try_recv().is_err());

@@ -6,6 +6,9 @@
 //! delivered. On release ours goes out first and the peer's is delivered in the same step; a channel
 //! that is ready on one side only would be closed by LDK at the first payment. Only the fact that a
 //! channel is held lives longer than a connection: LDK repeats `channel_ready` after reestablish.
+//!
+//! A factory channel's messages reach LDK in their order, behind a `commitment_signed` that waits for its companions
+//! ([`Streams`]).
 
 use std::collections::HashMap;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
@@ -13,13 +16,15 @@ use std::sync::{Arc, Mutex};
 
 use bitcoin::constants::ChainHash;
 use bitcoin::secp256k1::PublicKey;
+use bolt_tlv::payload::Payload;
 use factory_core::faults::switch;
 use lightning::ln::msgs::{self, BaseMessageHandler, ChannelMessageHandler, Init, MessageSendEvent};
 use lightning::ln::types::ChannelId;
 use lightning::types::features::{InitFeatures, NodeFeatures};
 
 use super::outpoints::channel_id;
-use super::{ChannelManager, Outpoints};
+use super::virt::Deliver;
+use super::{ChannelManager, Needs, Outpoints, Streams};
 use crate::node::Failure;
 use crate::util::lock;
 
@@ -39,6 +44,7 @@ struct Held {
 pub struct ChannelMessages {
     manager: Arc<ChannelManager>,
     outpoints: Arc<Outpoints>,
+    streams: Arc<Streams>,
     held: Mutex<Held>,
     failure: Arc<Failure>,
 }
@@ -47,9 +53,72 @@ impl ChannelMessages {
     pub(crate) fn new(
         manager: Arc<ChannelManager>,
         outpoints: Arc<Outpoints>,
+        streams: Arc<Streams>,
         failure: Arc<Failure>,
     ) -> Self {
-        Self { manager, outpoints, held: Mutex::new(Held::default()), failure }
+        Self { manager, outpoints, streams, held: Mutex::new(Held::default()), failure }
+    }
+
+    /// A message about companions, which is answered at once: it belongs to the stream of channel messages.
+    ///
+    /// # Errors
+    /// What is wrong with it; the peer has to be disconnected.
+    pub(super) fn companions(&self, peer: PublicKey, payload: &Payload) -> Result<(), String> {
+        let channel = match payload {
+            Payload::Marker(m) => m.channel_id,
+            Payload::MarkerAck(m) => m.channel_id,
+            Payload::Companions(m) => m.channel_id,
+            _ => return Ok(()),
+        };
+        let channel = ChannelId(channel);
+        let turn = self.streams.turn(&peer, &channel, || self.is_of(&peer, &channel));
+        let turn = turn.ok_or("channel_id: no factory channel of this peer")?;
+        let _turn = lock(&turn);
+        self.streams.received(peer, payload)?;
+        self.go_on(peer, channel);
+        Ok(())
+    }
+
+    /// What has to go to the peers beside channel messages, see [`Self::companions`].
+    pub(super) fn take_companions(&self) -> Vec<(PublicKey, Payload)> {
+        self.streams.take_outbox()
+    }
+
+    /// Hands LDK what need not wait any longer. The caller has the channel's turn.
+    fn go_on(&self, peer: PublicKey, channel: ChannelId) {
+        while let Some(deliver) = self.streams.next(peer, channel) {
+            deliver(&self.manager);
+            self.streams.delivered(&channel);
+        }
+    }
+
+    /// Takes a message of a factory channel into its stream; false if it is not one, and has to go straight on.
+    fn in_order(
+        &self,
+        peer: PublicKey,
+        channel: ChannelId,
+        needs: &[msgs::CommitmentSigned],
+        deliver: impl FnOnce() -> Deliver,
+    ) -> bool {
+        let Some(turn) = self.streams.turn(&peer, &channel, || self.is_of(&peer, &channel)) else {
+            return false;
+        };
+        let _turn = lock(&turn);
+        self.streams.arrived(peer, channel, needs.iter().map(Needs::from).collect(), deliver());
+        self.go_on(peer, channel);
+        true
+    }
+
+    /// After an outpoint was given up with [`Streams::withdraw`]: what waited for companions on it goes on.
+    pub fn withdrawn(&self, peer: PublicKey, channel: ChannelId) {
+        if let Some(turn) = self.streams.turn(&peer, &channel, || self.is_of(&peer, &channel)) {
+            let _turn = lock(&turn);
+            self.go_on(peer, channel);
+        }
+    }
+
+    fn is_of(&self, peer: &PublicKey, channel: &ChannelId) -> bool {
+        self.manager.list_channels_with_counterparty(peer).iter().any(|c| c.channel_id == *channel)
     }
 
     /// Lets `channel_ready` of a channel pass from now on, both ways.
@@ -87,6 +156,7 @@ impl ChannelMessages {
 
     fn drop_peer(&self, peer: &PublicKey) {
         let mut held = lock(&self.held);
+        self.streams.disconnected(peer);
         held.outgoing.retain(|(p, _), _| p != peer);
         held.incoming.retain(|(p, _), _| p != peer);
         held.released
@@ -96,9 +166,13 @@ impl ChannelMessages {
 
 impl BaseMessageHandler for ChannelMessages {
     fn get_and_clear_pending_msg_events(&self) -> Vec<MessageSendEvent> {
+        for free in self.streams.take_free() {
+            self.manager.signer_unblocked(Some(free));
+        }
         let mut held = lock(&self.held);
         let mut out = std::mem::take(&mut held.released);
         for event in self.manager.get_and_clear_pending_msg_events() {
+            self.streams.leaving(&event);
             match event {
                 MessageSendEvent::SendChannelReady { node_id, msg }
                     if self.outpoints.holds_ready(&msg.channel_id) =>
@@ -108,6 +182,7 @@ impl BaseMessageHandler for ChannelMessages {
                 other => out.push(other),
             }
         }
+        out.extend(self.streams.take_refused());
         out
     }
 
@@ -133,6 +208,21 @@ impl BaseMessageHandler for ChannelMessages {
     }
 }
 
+/// Methods that pass on in the order of their channel's messages.
+macro_rules! in_order {
+    ($($method: ident: $msg: ident),* $(,)?) => {
+        $(fn $method(&self, peer: PublicKey, msg: &msgs::$msg) {
+            let deliver = || -> Deliver {
+                let msg = msg.clone();
+                Box::new(move |manager| manager.$method(peer, &msg))
+            };
+            if !self.in_order(peer, msg.channel_id, &[], deliver) {
+                self.manager.$method(peer, msg)
+            }
+        })*
+    };
+}
+
 /// Methods that pass straight on.
 macro_rules! pass {
     ($($method: ident: $msg: ty),* $(,)?) => {
@@ -146,10 +236,7 @@ impl ChannelMessageHandler for ChannelMessages {
     fn handle_channel_ready(&self, peer: PublicKey, msg: &msgs::ChannelReady) {
         let mut held = lock(&self.held);
         // Only for a channel that is really this peer's; anything else is LDK's to refuse.
-        let theirs = || {
-            self.manager.list_channels_with_counterparty(&peer).iter().any(|c| c.channel_id == msg.channel_id)
-        };
-        if self.outpoints.holds_ready(&msg.channel_id) && theirs() {
+        if self.outpoints.holds_ready(&msg.channel_id) && self.is_of(&peer, &msg.channel_id) {
             held.incoming.insert((peer, msg.channel_id), msg.clone());
         } else {
             self.manager.handle_channel_ready(peer, msg);
@@ -167,9 +254,7 @@ impl ChannelMessageHandler for ChannelMessages {
             self.outpoints.insert(instance, outpoint);
         }
         self.manager.handle_funding_created(peer, msg);
-        let of_peer = || self.manager.list_channels_with_counterparty(&peer);
-        let refused = || !of_peer().iter().any(|c| c.channel_id == id);
-        if held.is_some() && !switch("gate.refused_funding") && refused() {
+        if held.is_some() && !switch("gate.refused_funding") && !self.is_of(&peer, &id) {
             // LDK refused it.
             self.outpoints.remove(&outpoint);
         }
@@ -178,7 +263,12 @@ impl ChannelMessageHandler for ChannelMessages {
     fn handle_channel_reestablish(&self, peer: PublicKey, msg: &msgs::ChannelReestablish) {
         let _proving = self.failure.proving();
         let manager = AssertUnwindSafe(&self.manager);
-        let Err(panic) = catch_unwind(|| manager.handle_channel_reestablish(peer, msg)) else { return };
+        let Err(panic) = catch_unwind(|| manager.handle_channel_reestablish(peer, msg)) else {
+            if self.is_of(&peer, &msg.channel_id) {
+                self.streams.reestablished(msg);
+            }
+            return;
+        };
         // LDK panics when the peer knows a secret of a state that we have never seen. The manager is of no use any
         // more, which is right: it must not sign, close or store anything.
         let text =
@@ -190,9 +280,85 @@ impl ChannelMessageHandler for ChannelMessages {
     }
 
     fn handle_shutdown(&self, peer: PublicKey, msg: &msgs::Shutdown) {
-        if !switch("client.close.ignores_shutdown") {
-            self.manager.handle_shutdown(peer, msg);
+        if switch("client.close.ignores_shutdown") {
+            return;
         }
+        let deliver = || -> Deliver {
+            let msg = msg.clone();
+            Box::new(move |manager| manager.handle_shutdown(peer, &msg))
+        };
+        if !self.in_order(peer, msg.channel_id, &[], deliver) {
+            self.manager.handle_shutdown(peer, msg)
+        }
+    }
+
+    fn handle_update_fulfill_htlc(&self, peer: PublicKey, msg: msgs::UpdateFulfillHTLC) {
+        let deliver = || -> Deliver {
+            let msg = msg.clone();
+            Box::new(move |manager| manager.handle_update_fulfill_htlc(peer, msg))
+        };
+        if !self.in_order(peer, msg.channel_id, &[], deliver) {
+            self.manager.handle_update_fulfill_htlc(peer, msg)
+        }
+    }
+
+    fn handle_commitment_signed(&self, peer: PublicKey, msg: &msgs::CommitmentSigned) {
+        let deliver = || -> Deliver {
+            let msg = msg.clone();
+            Box::new(move |manager| manager.handle_commitment_signed(peer, &msg))
+        };
+        if !self.in_order(peer, msg.channel_id, std::slice::from_ref(msg), deliver) {
+            self.manager.handle_commitment_signed(peer, msg)
+        }
+    }
+
+    fn handle_commitment_signed_batch(
+        &self,
+        peer: PublicKey,
+        channel: ChannelId,
+        batch: Vec<msgs::CommitmentSigned>,
+    ) {
+        let deliver = || -> Deliver {
+            let batch = batch.clone();
+            Box::new(move |manager| manager.handle_commitment_signed_batch(peer, channel, batch))
+        };
+        if !self.in_order(peer, channel, &batch, deliver) {
+            self.manager.handle_commitment_signed_batch(peer, channel, batch)
+        }
+    }
+
+    fn handle_tx_abort(&self, peer: PublicKey, msg: &msgs::TxAbort) {
+        let deliver = || -> Deliver {
+            let (msg, streams) = (msg.clone(), Arc::clone(&self.streams));
+            Box::new(move |manager| {
+                manager.handle_tx_abort(peer, &msg);
+                streams.aborted(&msg.channel_id);
+            })
+        };
+        if !self.in_order(peer, msg.channel_id, &[], deliver) {
+            self.manager.handle_tx_abort(peer, msg)
+        }
+    }
+
+    in_order! {
+        handle_closing_signed: ClosingSigned,
+        handle_stfu: Stfu,
+        handle_splice_init: SpliceInit,
+        handle_splice_ack: SpliceAck,
+        handle_splice_locked: SpliceLocked,
+        handle_tx_add_input: TxAddInput,
+        handle_tx_add_output: TxAddOutput,
+        handle_tx_remove_input: TxRemoveInput,
+        handle_tx_remove_output: TxRemoveOutput,
+        handle_tx_complete: TxComplete,
+        handle_tx_signatures: TxSignatures,
+        handle_tx_init_rbf: TxInitRbf,
+        handle_tx_ack_rbf: TxAckRbf,
+        handle_update_add_htlc: UpdateAddHTLC,
+        handle_update_fail_htlc: UpdateFailHTLC,
+        handle_update_fail_malformed_htlc: UpdateFailMalformedHTLC,
+        handle_revoke_and_ack: RevokeAndACK,
+        handle_update_fee: UpdateFee,
     }
 
     pass! {
@@ -203,39 +369,9 @@ impl ChannelMessageHandler for ChannelMessages {
         handle_funding_signed: &msgs::FundingSigned,
         handle_peer_storage: msgs::PeerStorage,
         handle_peer_storage_retrieval: msgs::PeerStorageRetrieval,
-        handle_closing_signed: &msgs::ClosingSigned,
-        handle_stfu: &msgs::Stfu,
-        handle_splice_init: &msgs::SpliceInit,
-        handle_splice_ack: &msgs::SpliceAck,
-        handle_splice_locked: &msgs::SpliceLocked,
-        handle_tx_add_input: &msgs::TxAddInput,
-        handle_tx_add_output: &msgs::TxAddOutput,
-        handle_tx_remove_input: &msgs::TxRemoveInput,
-        handle_tx_remove_output: &msgs::TxRemoveOutput,
-        handle_tx_complete: &msgs::TxComplete,
-        handle_tx_signatures: &msgs::TxSignatures,
-        handle_tx_init_rbf: &msgs::TxInitRbf,
-        handle_tx_ack_rbf: &msgs::TxAckRbf,
-        handle_tx_abort: &msgs::TxAbort,
-        handle_update_add_htlc: &msgs::UpdateAddHTLC,
-        handle_update_fulfill_htlc: msgs::UpdateFulfillHTLC,
-        handle_update_fail_htlc: &msgs::UpdateFailHTLC,
-        handle_update_fail_malformed_htlc: &msgs::UpdateFailMalformedHTLC,
-        handle_commitment_signed: &msgs::CommitmentSigned,
-        handle_revoke_and_ack: &msgs::RevokeAndACK,
-        handle_update_fee: &msgs::UpdateFee,
         handle_announcement_signatures: &msgs::AnnouncementSignatures,
         handle_channel_update: &msgs::ChannelUpdate,
         handle_error: &msgs::ErrorMessage,
-    }
-
-    fn handle_commitment_signed_batch(
-        &self,
-        peer: PublicKey,
-        channel: ChannelId,
-        batch: Vec<msgs::CommitmentSigned>,
-    ) {
-        self.manager.handle_commitment_signed_batch(peer, channel, batch)
     }
 
     fn get_chain_hashes(&self) -> Option<Vec<ChainHash>> {

@@ -4,10 +4,13 @@
 //! A peer with feature bit 271 is told our protocol id; payloads of our protocol go to the factory
 //! service through a bounded queue. A peer that breaks the framing, or sends faster than its messages
 //! are worked off, is warned and disconnected; nothing it sends is kept beyond that.
+//!
+//! Messages about companions belong to the stream of channel messages: they are answered here and now, by
+//! [`ChannelMessages`], and leave in the order in which they and the service's messages were made.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bitcoin::secp256k1::PublicKey;
 use bolt_tlv::blip56::{
@@ -23,6 +26,7 @@ use lightning::types::features::{InitFeatures, NodeFeatures};
 use lightning::util::ser::{LengthLimitedRead, Writeable, Writer};
 use tokio::sync::mpsc;
 
+use super::ChannelMessages;
 use crate::api::{FactoryTraffic, MessageCount};
 use crate::faults;
 use crate::util::lock;
@@ -50,6 +54,24 @@ impl Type for FactoryWireMessage {
 impl Writeable for FactoryWireMessage {
     fn write<W: Writer>(&self, writer: &mut W) -> Result<(), lightning::io::Error> {
         writer.write_all(&self.body)
+    }
+}
+
+#[cfg(test)]
+impl FactoryWireMessage {
+    /// A message of our protocol.
+    pub(crate) fn of(payload: &Payload) -> Self {
+        let piggyback = FactoryPiggyback { protocol_id: PROTOCOL_ID, payload: payload.encode() };
+        let body = FactoryMessage::from(piggyback).encode_body().unwrap();
+        Self { message_type: Envelope::default().message_type, body }
+    }
+
+    /// The message of our protocol that this is.
+    pub(crate) fn payload(&self) -> Option<Payload> {
+        match FactoryMessage::decode_body(&self.body).unwrap() {
+            FactoryMessage::FactoryPiggyback(piggyback) => Some(Payload::decode(&piggyback.payload).unwrap()),
+            _ => None,
+        }
     }
 }
 
@@ -83,6 +105,7 @@ pub(crate) enum PeerEvent {
 
 #[derive(Default)]
 struct Peer {
+    speaks_blip56: bool,
     speaks_ours: bool,
     waiting: Arc<AtomicUsize>,
     outgoing: usize,
@@ -121,6 +144,7 @@ struct Inner {
 /// See the module's description.
 pub struct FactoryMessages {
     envelope: Envelope,
+    channels: OnceLock<Arc<ChannelMessages>>,
     inner: Mutex<Inner>,
     events: mpsc::Sender<PeerEvent>,
     received: Count,
@@ -141,7 +165,24 @@ impl FactoryMessages {
         let (events, receiver) = mpsc::channel(MAX_WAITING);
         let inner = Mutex::new(Inner::default());
         let (received, sent) = (Count::default(), Count::default());
-        (Self { envelope, inner, events, received, sent }, receiver)
+        let channels = OnceLock::new();
+        (Self { envelope, channels, inner, events, received, sent }, receiver)
+    }
+
+    /// From now on companions of live channels are carried too.
+    pub(crate) fn carry(&self, channels: Arc<ChannelMessages>) {
+        let _ = self.channels.set(channels);
+    }
+
+    /// Queues what channels have to say beside channel messages.
+    fn fetch(&self, inner: &mut Inner) {
+        let Some(channels) = self.channels.get() else { return };
+        for (peer, payload) in channels.take_companions() {
+            if inner.peers.get(&peer).is_some_and(|p| p.speaks_blip56) {
+                let piggyback = FactoryPiggyback { protocol_id: PROTOCOL_ID, payload: payload.encode() };
+                self.queue(inner, peer, piggyback.into());
+            }
+        }
     }
 
     /// Queues a message; the caller then lets the peer manager run.
@@ -150,6 +191,7 @@ impl FactoryMessages {
     pub(crate) fn send(&self, peer: PublicKey, payload: &Payload) -> bool {
         let payloads = faults::outgoing(&peer, payload);
         let mut inner = lock(&self.inner);
+        self.fetch(&mut inner);
         let ready =
             inner.peers.get(&peer).is_some_and(|p| p.speaks_ours && p.outgoing < MAX_OUTGOING_PER_PEER);
         ready
@@ -215,6 +257,12 @@ impl FactoryMessages {
                 let Some(p) = inner.peers.get(&peer).filter(|p| p.speaks_ours) else {
                     return Err(refuse("factory_piggyback before supported_factory_protocols".into()));
                 };
+                let of_a_channel =
+                    matches!(payload, Payload::Marker(_) | Payload::MarkerAck(_) | Payload::Companions(_));
+                if let (true, Some(channels)) = (of_a_channel, self.channels.get()) {
+                    drop(inner);
+                    return channels.companions(peer, &payload).map_err(refuse);
+                }
                 if p.waiting.fetch_add(1, Ordering::AcqRel) >= MAX_WAITING_PER_PEER {
                     p.waiting.fetch_sub(1, Ordering::AcqRel);
                     return Err(refuse(format!(
@@ -267,6 +315,7 @@ impl CustomMessageHandler for FactoryMessages {
 
     fn get_and_clear_pending_msg(&self) -> Vec<(PublicKey, FactoryWireMessage)> {
         let mut inner = lock(&self.inner);
+        self.fetch(&mut inner);
         for peer in inner.peers.values_mut() {
             peer.outgoing = 0;
         }
@@ -295,7 +344,7 @@ impl CustomMessageHandler for FactoryMessages {
         let speaks_blip56 = has(FEATURE_BIT) || has(FEATURE_BIT_COMPULSORY);
         let mut inner = lock(&self.inner);
         let waiting = inner.lingering.remove(&peer).unwrap_or_default();
-        inner.peers.insert(peer, Peer { waiting, ..Peer::default() });
+        inner.peers.insert(peer, Peer { speaks_blip56, waiting, ..Peer::default() });
         if speaks_blip56 {
             let supported = SupportedFactoryProtocols { protocol_ids: vec![PROTOCOL_ID] };
             self.queue(&mut inner, peer, supported.into());

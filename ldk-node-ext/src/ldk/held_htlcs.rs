@@ -11,7 +11,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use bitcoin::OutPoint;
 use factory_core::faults::switch;
 use lightning::ln::chan_utils::HTLCOutputInCommitment;
 use lightning::ln::types::ChannelId;
@@ -19,7 +18,7 @@ use lightning::types::payment::{PaymentHash, PaymentPreimage};
 use lightning::util::persist::KVStoreSync;
 use serde::{Deserialize, Serialize};
 
-use super::{channel_id, Outpoints};
+use super::Outpoints;
 use crate::error::Error;
 use crate::store::{records, Store};
 use crate::util::lock;
@@ -109,8 +108,7 @@ impl HeldHtlcs {
     }
 
     /// Our newest commitment carries these HTLCs, and no others.
-    pub(super) fn own_commitment(&self, funding: OutPoint, htlcs: &[HTLCOutputInCommitment]) {
-        let channel = channel_id(funding);
+    pub(super) fn own_commitment(&self, channel: ChannelId, htlcs: &[HTLCOutputInCommitment]) {
         if !self.outpoints.is_factory(&channel) {
             return;
         }
@@ -130,8 +128,7 @@ impl HeldHtlcs {
     }
 
     /// The peer's next commitment leaves out inbound HTLCs that were claimed with these preimages.
-    pub(super) fn claimed(&self, funding: OutPoint, preimages: &[PaymentPreimage]) {
-        let channel = channel_id(funding);
+    pub(super) fn claimed(&self, channel: ChannelId, preimages: &[PaymentPreimage]) {
         let mut channels = lock(&self.channels);
         let Some(mut inbound) = channels.get(&channel).cloned() else { return };
         let hashes: Vec<[u8; 32]> = preimages.iter().map(|p| PaymentHash::from(*p).0).collect();

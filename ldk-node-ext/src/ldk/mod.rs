@@ -22,6 +22,7 @@ mod signer;
 #[cfg(test)]
 mod test_node;
 mod user_config;
+pub(crate) mod virt;
 
 #[cfg(test)]
 pub(crate) use broadcaster::tests as broadcaster_tests;
@@ -42,6 +43,8 @@ pub(crate) use outpoints::{channel_id, Gate};
 pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
 pub use router::FactoryRouter;
 pub use signer::FactorySigner;
+pub(crate) use virt::Needs;
+pub use virt::{AllMonitors, Commitments, Mapping, Outward, Real, Retired, Streams};
 
 use std::sync::{Arc, RwLock};
 
@@ -91,7 +94,7 @@ pub(crate) type ChainMonitor = lightning::chain::chainmonitor::ChainMonitor<
     Arc<Keys>,
 >;
 pub(crate) type ChannelManager = lightning::ln::channelmanager::ChannelManager<
-    Arc<ChainMonitor>,
+    Arc<AllMonitors>,
     Arc<Broadcaster>,
     Arc<Keys>,
     Arc<Keys>,

@@ -2,15 +2,15 @@
 //!
 //! It notes which HTLCs each new commitment of ours carries ([`HeldHtlcs`]).
 //!
-//! While a factory has one state, the funding outpoint in LDK is the real one and every call passes
-//! straight on. When rotation comes, the methods that see an outpoint translate it here and nowhere
-//! else, and `sign_counterparty_commitment` records what companion signatures have to be made for.
+//! LDK's claims and penalties of a rotated channel spend what is below a virtual outpoint. They are signed for the
+//! prevouts that they have on the chain ([`virt`](super::virt)); nothing else in them differs.
 
 use std::sync::Arc;
 
 use bitcoin::secp256k1::ecdsa::Signature;
 use bitcoin::secp256k1::{All, PublicKey, Secp256k1, SecretKey};
 use bitcoin::{Transaction, Txid};
+use factory_core::faults::switch;
 use lightning::ln::chan_utils::{
     ChannelPublicKeys, ChannelTransactionParameters, ClosingTransaction, CommitmentTransaction,
     HTLCOutputInCommitment, HolderCommitmentTransaction,
@@ -20,18 +20,33 @@ use lightning::sign::ecdsa::EcdsaChannelSigner;
 use lightning::sign::{ChannelSigner, HTLCDescriptor, InMemorySigner};
 use lightning::types::payment::PaymentPreimage;
 
-use super::HeldHtlcs;
+use super::{Commitments, HeldHtlcs, Mapping};
 
 /// Signs for one channel.
 #[derive(Clone)]
 pub struct FactorySigner {
     inner: InMemorySigner,
     held: Arc<HeldHtlcs>,
+    mapping: Arc<Mapping>,
+    commitments: Arc<Commitments>,
 }
 
 impl FactorySigner {
-    pub(crate) fn new(inner: InMemorySigner, held: Arc<HeldHtlcs>) -> Self {
-        Self { inner, held }
+    pub(crate) fn new(
+        inner: InMemorySigner,
+        held: Arc<HeldHtlcs>,
+        mapping: Arc<Mapping>,
+        commitments: Arc<Commitments>,
+    ) -> Self {
+        Self { inner, held, mapping, commitments }
+    }
+
+    /// What is to be signed when LDK asks for this: the same as the chain knows it.
+    fn to_sign(&self, tx: &Transaction) -> Transaction {
+        if switch("virt.sign.v_form") {
+            return tx.clone();
+        }
+        self.mapping.in_r_form(tx)
     }
 }
 
@@ -40,7 +55,13 @@ impl ChannelSigner for FactorySigner {
         self.inner.get_per_commitment_point(idx, secp)
     }
     fn release_commitment_secret(&self, idx: u64) -> Result<[u8; 32], ()> {
-        self.inner.release_commitment_secret(idx)
+        let secret = self.inner.release_commitment_secret(idx)?;
+        // LDK waits then, as for a remote signer.
+        if self.commitments.release(&self.inner.channel_keys_id(), idx) {
+            Ok(secret)
+        } else {
+            Err(())
+        }
     }
     fn validate_holder_commitment(
         &self,
@@ -50,12 +71,16 @@ impl ChannelSigner for FactorySigner {
         self.inner.validate_holder_commitment(holder_tx, preimages)?;
         let trusted = holder_tx.trust();
         if let Some(input) = trusted.built_transaction().transaction.input.first() {
-            self.held.own_commitment(input.previous_output, holder_tx.nondust_htlcs());
+            let channel = self.mapping.channel_funded_by(&input.previous_output);
+            self.held.own_commitment(channel, holder_tx.nondust_htlcs());
         }
+        self.commitments.accepted(&self.inner.channel_keys_id(), holder_tx);
         Ok(())
     }
     fn validate_counterparty_revocation(&self, idx: u64, secret: &SecretKey) -> Result<(), ()> {
-        self.inner.validate_counterparty_revocation(idx, secret)
+        self.inner.validate_counterparty_revocation(idx, secret)?;
+        self.commitments.revoked(&self.inner.channel_keys_id(), idx);
+        Ok(())
     }
     fn pubkeys(&self, secp: &Secp256k1<All>) -> ChannelPublicKeys {
         self.inner.pubkeys(secp)
@@ -78,9 +103,13 @@ impl EcdsaChannelSigner for FactorySigner {
         secp: &Secp256k1<All>,
     ) -> Result<(Signature, Vec<Signature>), ()> {
         if let (Some(funding), false) = (parameters.funding_outpoint, inbound.is_empty()) {
-            self.held.claimed(funding.into_bitcoin_outpoint(), &inbound);
+            let channel = self.mapping.channel_funded_by(&funding.into_bitcoin_outpoint());
+            self.held.claimed(channel, &inbound);
         }
-        self.inner.sign_counterparty_commitment(parameters, commitment, inbound, outbound, secp)
+        let signed =
+            self.inner.sign_counterparty_commitment(parameters, commitment, inbound, outbound, secp)?;
+        self.commitments.signed(&self.inner.channel_keys_id(), parameters, commitment, signed.0);
+        Ok(signed)
     }
     fn sign_holder_commitment(
         &self,
@@ -99,7 +128,8 @@ impl EcdsaChannelSigner for FactorySigner {
         key: &SecretKey,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        self.inner.sign_justice_revoked_output(parameters, justice, input, amount, key, secp)
+        let justice = self.to_sign(justice);
+        self.inner.sign_justice_revoked_output(parameters, &justice, input, amount, key, secp)
     }
     fn sign_justice_revoked_htlc(
         &self,
@@ -111,7 +141,8 @@ impl EcdsaChannelSigner for FactorySigner {
         htlc: &HTLCOutputInCommitment,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        self.inner.sign_justice_revoked_htlc(parameters, justice, input, amount, key, htlc, secp)
+        let justice = self.to_sign(justice);
+        self.inner.sign_justice_revoked_htlc(parameters, &justice, input, amount, key, htlc, secp)
     }
     fn sign_holder_htlc_transaction(
         &self,
@@ -120,7 +151,8 @@ impl EcdsaChannelSigner for FactorySigner {
         descriptor: &HTLCDescriptor,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        self.inner.sign_holder_htlc_transaction(htlc_tx, input, descriptor, secp)
+        let htlc_tx = self.to_sign(htlc_tx);
+        self.inner.sign_holder_htlc_transaction(&htlc_tx, input, descriptor, secp)
     }
     fn sign_counterparty_htlc_transaction(
         &self,
@@ -132,7 +164,8 @@ impl EcdsaChannelSigner for FactorySigner {
         htlc: &HTLCOutputInCommitment,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        self.inner.sign_counterparty_htlc_transaction(parameters, htlc_tx, input, amount, point, htlc, secp)
+        let htlc_tx = self.to_sign(htlc_tx);
+        self.inner.sign_counterparty_htlc_transaction(parameters, &htlc_tx, input, amount, point, htlc, secp)
     }
     fn sign_closing_transaction(
         &self,
@@ -149,7 +182,8 @@ impl EcdsaChannelSigner for FactorySigner {
         input: usize,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
-        self.inner.sign_holder_keyed_anchor_input(parameters, anchor_tx, input, secp)
+        let anchor_tx = self.to_sign(anchor_tx);
+        self.inner.sign_holder_keyed_anchor_input(parameters, &anchor_tx, input, secp)
     }
     fn sign_channel_announcement_with_funding_key(
         &self,
@@ -224,7 +258,9 @@ mod tests {
             held.load().unwrap();
             held
         };
-        let signer = FactorySigner::new(inner(1), Arc::clone(&held));
+        let mapping = Arc::new(Mapping::load(Arc::clone(&store)).unwrap());
+        let commitments = Commitments::load(Arc::clone(&outpoints), Arc::clone(&store)).unwrap();
+        let signer = FactorySigner::new(inner(1), Arc::clone(&held), mapping, Arc::new(commitments));
         let funding = bitcoin::OutPoint { txid, vout: 0 };
         let (channel, point) = (channel_id(funding), signer.get_per_commitment_point(9, &secp).unwrap());
         let commitment = |htlcs: &[(bool, u8, u32)], broadcast: bool| {

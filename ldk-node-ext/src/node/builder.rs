@@ -34,10 +34,11 @@ use crate::error::Error;
 use crate::factory;
 use crate::faults;
 use crate::keys::{self, Keys};
+use crate::ldk::virt::{InVForm, RetiredListener};
 use crate::ldk::{
-    BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, FactoryMessages, FundingDepth, GossipSync,
-    HeldHtlcs, MessageRouter, MonitorStore, OnionMessenger, Outgoing, Outpoints, PeerManager, Router,
-    WholeBlocks,
+    AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, Commitments, FactoryMessages,
+    FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter, MonitorStore, OnionMessenger, Outgoing,
+    Outpoints, Outward, PeerManager, Retired, Router, Streams, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::publish::Publisher;
@@ -81,12 +82,24 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let wallet = Arc::new(Wallet::open(seed.root(config.network)?, config.network, Arc::clone(&store), tip)?);
     let outpoints = Arc::new(Outpoints::default());
     let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store)));
-    let keys = Arc::new(Keys::new(&seed, config.network, Arc::clone(&wallet), Arc::clone(&held))?);
+    let mapping = Arc::new(Mapping::load(Arc::clone(&store))?);
+    let commitments = Arc::new(Commitments::load(Arc::clone(&outpoints), Arc::clone(&store))?);
+    let keys = Arc::new(Keys::new(
+        &seed,
+        config.network,
+        Arc::clone(&wallet),
+        Arc::clone(&held),
+        Arc::clone(&mapping),
+        Arc::clone(&commitments),
+    )?);
     let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip)?);
     let fees = Arc::new(Fees::new(config.fallback_feerate_sat_per_vb, config.max_feerate_sat_per_vb));
     fees.refresh(&bitcoind).await;
     let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index)));
-    let (broadcaster, outgoing) = Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&store));
+    let outward = Outward::new(Arc::clone(&mapping), Arc::clone(&commitments), Arc::clone(&keys));
+    let outward = Arc::new(outward);
+    let (broadcaster, outgoing) =
+        Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&outward), Arc::clone(&store));
     let broadcaster = Arc::new(broadcaster);
 
     // The factories tell what to watch and what to hold; that comes before anything of LDK moves.
@@ -106,7 +119,16 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     };
     let graph = ldk.network_graph()?;
     let scorer = ldk.scorer(&graph)?;
-    let monitor_store = Arc::new(MonitorStore::new(Arc::clone(&store)));
+    let retired = Retired::load(
+        Arc::clone(&store),
+        Arc::clone(&mapping),
+        Arc::clone(&broadcaster),
+        Arc::clone(&fees),
+        Arc::clone(&keys),
+    )?;
+    let retired = Arc::new(retired);
+    let monitor_store =
+        Arc::new(MonitorStore::new(Arc::clone(&store), Arc::clone(&commitments), Arc::clone(&retired)));
     let monitor = Arc::new(ChainMonitor::new(
         None::<Arc<WholeBlocks>>,
         Arc::clone(&broadcaster),
@@ -127,8 +149,11 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     );
     let router: Arc<Router> =
         Arc::new(Router::new(router, Arc::clone(&outpoints), Arc::clone(&depth), config.claim_margin_blocks));
+    let monitors = AllMonitors::new(Arc::clone(&monitor), Arc::clone(&retired));
+    let watch = Arc::new(monitors);
     let message_router = Arc::new(MessageRouter::new(Arc::clone(&graph), Arc::clone(&keys)));
-    let (manager, manager_best, monitors) = ldk.channels(&monitor, router, Arc::clone(&message_router))?;
+    let (manager, manager_best, monitors) = ldk.channels(&watch, router, Arc::clone(&message_router))?;
+    commitments.keep_only(&monitors.iter().map(|(_, m)| m.channel_id()).collect::<Vec<_>>())?;
     let manager = Arc::new(manager);
     // Channels of a ceremony that the last stop interrupted, and what is left of void ones: held too.
     for channel in manager.list_channels().into_iter().filter(|c| factory::is_marked(c.user_channel_id)) {
@@ -154,13 +179,18 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         .into_iter()
         .map(|(best, m)| (best, (m, Arc::clone(&broadcaster), Arc::clone(&fees), Arc::clone(&logger))))
         .collect();
+    let retired_listener = RetiredListener { mapping: &mapping, retired: &retired };
+    let manager_listener = InVForm { mapping: &mapping, to: &*manager };
+    let monitor_listeners: Vec<_> =
+        monitors.iter().map(|(best, m)| (*best, InVForm { mapping: &mapping, to: m })).collect();
     let mut listeners: Vec<(BlockLocator, &(dyn Listen + Send + Sync))> = vec![
         (wallet.best_block(), &wallet_listener),
         (index.best_block(), &index_listener),
-        (manager_best, &*manager),
+        (manager_best, &retired_listener),
+        (manager_best, &manager_listener),
         (sweeper_best, &*sweeper),
     ];
-    listeners.extend(monitors.iter().map(|(best, m)| (*best, m as &(dyn Listen + Send + Sync))));
+    listeners.extend(monitor_listeners.iter().map(|(best, m)| (*best, m as &(dyn Listen + Send + Sync))));
     let (cache, header) = synchronize_listeners(Arc::clone(&source), config.network, listeners)
         .await
         .map_err(|e| Error::Bitcoind(format!("catching up: {e:?}")))?;
@@ -171,8 +201,14 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
 
     let (factory_messages, peer_events) = FactoryMessages::new(Envelope::default());
     let factory_messages = Arc::new(factory_messages);
-    let channel_messages =
-        Arc::new(ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints), Arc::clone(&failure)));
+    let streams = Arc::new(Streams::new(commitments, Arc::clone(&mapping), Arc::clone(&keys)));
+    let channel_messages = Arc::new(ChannelMessages::new(
+        Arc::clone(&manager),
+        Arc::clone(&outpoints),
+        Arc::clone(&streams),
+        Arc::clone(&failure),
+    ));
+    factory_messages.carry(Arc::clone(&channel_messages));
     let onion_messenger = Arc::new(OnionMessenger::new(
         Arc::clone(&keys),
         Arc::clone(&keys),
@@ -235,8 +271,10 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         fees,
         bitcoind,
         broadcaster,
+        outward,
         manager,
         monitor,
+        retired,
         onion_messenger,
         channel_messages,
         factory_messages,
@@ -279,6 +317,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         &own,
         Arc::clone(&parts.manager),
         Arc::clone(&parts.monitor),
+        Arc::clone(&mapping),
+        Arc::clone(&parts.retired),
         Arc::clone(&parts.sweeper),
         tip_sender,
     );
@@ -307,6 +347,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         stop_receiver.clone(),
     ));
     tasks.spawn(room::run(Arc::clone(&parts), monitor_store, stop_receiver.clone()));
+    tasks.spawn(retired_events(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(holds::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {
@@ -392,6 +433,22 @@ async fn background(
     .await;
     if let Err(e) = result {
         parts.failure.stop(format!("it cannot write its state: {e}"));
+    }
+}
+
+/// How often claims of retired monitors are repeated: as LDK does with those of live ones.
+const RETIRED_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The events of retired monitors, with every block and every now and then.
+async fn retired_events(parts: Arc<Parts>, mut stop: watch::Receiver<bool>) {
+    let mut tip = parts.tip.clone();
+    while !*stop.borrow() {
+        parts.retired.process_events(|event| ldk_events::handle(Arc::clone(&parts), event)).await;
+        tokio::select! {
+            _ = tip.changed() => {}
+            _ = tokio::time::sleep(RETIRED_INTERVAL) => {}
+            _ = stop.changed() => {}
+        }
     }
 }
 

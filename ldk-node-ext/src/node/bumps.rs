@@ -12,6 +12,8 @@ use lightning::events::bump_transaction::BumpTransactionEvent;
 use lightning::ln::types::ChannelId;
 
 use super::Parts;
+use crate::ldk::virt::Bump;
+use crate::ldk::Gate;
 use crate::util::lock;
 
 /// Blocks that a commitment gets before its child is replaced by a better one.
@@ -47,6 +49,7 @@ fn feerate(before: Option<Sent>, height: u32, estimate: u32, asked: u32) -> Sent
 impl Parts {
     /// Does what LDK asks for, in its time and at the right price; LDK asks again with every block.
     pub(super) fn handle_bump(&self, mut bump: BumpTransactionEvent) {
+        let translated = self.outward.bump(&mut bump);
         if let BumpTransactionEvent::ChannelClose {
             commitment_tx,
             channel_id,
@@ -55,20 +58,28 @@ impl Parts {
         } = &mut bump
         {
             let inputs: Vec<_> = commitment_tx.input.iter().map(|i| i.previous_output).collect();
-            match self.outpoints.gate(&inputs) {
-                crate::ldk::Gate::Held(_) => {
+            let gate = match translated {
+                Bump::Plain => self.outpoints.gate(&inputs),
+                Bump::Real => Gate::Open,
+                Bump::Held => return,
+            };
+            match gate {
+                Gate::Held(_) => {
                     tracing::debug!(channel = %channel_id, "commitment held: the leaf is not confirmed");
                     return;
                 }
-                crate::ldk::Gate::Open => {
+                Gate::Open => {
                     let estimate = u32::try_from(self.fees.urgent().to_sat_per_kwu()).unwrap_or(u32::MAX);
                     let mut sent = lock(&self.bumps.sent);
                     let now = feerate(sent.get(channel_id).copied(), self.height(), estimate, *target);
                     sent.insert(*channel_id, now);
                     *target = now.sat_per_kwu;
                 }
-                crate::ldk::Gate::Foreign => {}
+                Gate::Foreign => {}
             }
+        }
+        if translated == Bump::Held {
+            return;
         }
         self.bump.handle_event(&bump);
     }

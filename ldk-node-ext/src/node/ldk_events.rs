@@ -349,7 +349,8 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 json!({"amount_msat": outbound_amount_forwarded_msat, "fee_msat": total_fee_earned_msat}),
             );
         }
-        Event::SpendableOutputs { outputs, channel_id, counterparty_node_id } => {
+        Event::SpendableOutputs { mut outputs, channel_id, counterparty_node_id } => {
+            p.outward.spendable(&mut outputs);
             faults::point("node.sweep.track");
             // Static outputs already pay to the wallet's own scripts.
             p.sweeper

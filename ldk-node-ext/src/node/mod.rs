@@ -14,6 +14,8 @@ mod restore;
 mod room;
 
 pub(crate) use failure::Failure;
+#[cfg(test)]
+pub(crate) use restore::Ldk;
 pub(crate) use restore::{check_network, mark_void};
 
 use std::net::SocketAddr;
@@ -35,7 +37,7 @@ use crate::factory::Command;
 use crate::keys::Keys;
 use crate::ldk::{
     Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth, HeldHtlcs,
-    OnionMessenger, Outpoints, PeerManager, Sweeper,
+    OnionMessenger, Outpoints, Outward, PeerManager, Retired, Sweeper,
 };
 use crate::logger::Logger;
 use crate::store::events::Events;
@@ -66,8 +68,10 @@ pub(crate) struct Parts {
     pub(crate) fees: Arc<Fees>,
     pub(crate) bitcoind: Arc<Bitcoind>,
     pub(crate) broadcaster: Arc<Broadcaster>,
+    pub(crate) outward: Arc<Outward>,
     pub(crate) manager: Arc<ChannelManager>,
     pub(crate) monitor: Arc<ChainMonitor>,
+    pub(crate) retired: Arc<Retired>,
     pub(crate) onion_messenger: Arc<OnionMessenger>,
     pub(crate) channel_messages: Arc<ChannelMessages>,
     pub(crate) factory_messages: Arc<FactoryMessages>,

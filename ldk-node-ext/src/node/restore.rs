@@ -27,8 +27,8 @@ use crate::config::NodeConfig;
 use crate::error::Error;
 use crate::keys::Keys;
 use crate::ldk::{
-    Broadcaster, ChainMonitor, ChannelManager, FactorySigner, MessageRouter, NetworkGraph, Router, Scorer,
-    Sweeper, WholeBlocks,
+    AllMonitors, Broadcaster, ChainMonitor, ChannelManager, FactorySigner, MessageRouter, NetworkGraph,
+    Router, Scorer, Sweeper, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::store::{read_opt, records, Store};
@@ -38,7 +38,7 @@ use crate::wallet::Wallet;
 const VOID_NAMESPACE: &str = "void_channels";
 const VOID_VERSION: u32 = 1;
 
-pub(super) type Monitors = Vec<(BlockLocator, ChannelMonitor<FactorySigner>)>;
+pub(crate) type Monitors = Vec<(BlockLocator, ChannelMonitor<FactorySigner>)>;
 
 /// Marks a channel's monitor as having nothing left to watch; takes effect at the next start.
 pub(crate) fn mark_void(store: &Store, channel: &ChannelId, reason: &str) -> Result<(), Error> {
@@ -46,15 +46,15 @@ pub(crate) fn mark_void(store: &Store, channel: &ChannelId, reason: &str) -> Res
 }
 
 /// What is needed to read or make LDK's objects.
-pub(super) struct Ldk<'a> {
-    pub(super) config: &'a NodeConfig,
-    pub(super) keys: Arc<Keys>,
-    pub(super) store: Arc<Store>,
-    pub(super) fees: Arc<Fees>,
-    pub(super) broadcaster: Arc<Broadcaster>,
-    pub(super) wallet: Arc<Wallet>,
-    pub(super) logger: Arc<Logger>,
-    pub(super) tip: BlockLocator,
+pub(crate) struct Ldk<'a> {
+    pub(crate) config: &'a NodeConfig,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) fees: Arc<Fees>,
+    pub(crate) broadcaster: Arc<Broadcaster>,
+    pub(crate) wallet: Arc<Wallet>,
+    pub(crate) logger: Arc<Logger>,
+    pub(crate) tip: BlockLocator,
 }
 
 fn store_error(what: &'static str) -> impl Fn(lightning::io::Error) -> Error {
@@ -102,9 +102,9 @@ impl Ldk<'_> {
     }
 
     /// Reads or makes the channel manager, and reads the monitors that are to be loaded.
-    pub(super) fn channels(
+    pub(crate) fn channels(
         &self,
-        monitor: &Arc<ChainMonitor>,
+        monitor: &Arc<AllMonitors>,
         router: Arc<Router>,
         message_router: Arc<MessageRouter>,
     ) -> Result<(ChannelManager, BlockLocator, Monitors), Error> {
