@@ -7,10 +7,11 @@ use std::collections::HashSet;
 use bitcoin::OutPoint;
 use lightning::events::bump_transaction::BumpTransactionEvent;
 use lightning::events::Event;
+use lightning::types::payment::{PaymentHash, PaymentPreimage};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::super::testing::Pair;
+use super::super::testing::{Node, Pair};
 use super::{assert_spends, next_real, rotatable};
 use crate::util::lock;
 
@@ -29,13 +30,23 @@ struct Case {
     announced: [u8; 2],
     /// Commitments on real outpoints that have been verified since the side's process began.
     verified: HashSet<(bool, u64, OutPoint)>,
+    /// What each side has decided about payments: claimed with this preimage, or failed.
+    decided: Vec<(bool, PaymentHash, Option<PaymentPreimage>)>,
 }
 
 impl Case {
     fn new(seed: u64) -> Self {
         let pair = rotatable(Pair::open());
         let (v, verified) = (pair.funding(), HashSet::new());
-        Self { pair, rng: StdRng::seed_from_u64(seed), v, connected: true, announced: [0, 0], verified }
+        Self {
+            pair,
+            rng: StdRng::seed_from_u64(seed),
+            v,
+            connected: true,
+            announced: [0, 0],
+            verified,
+            decided: Vec::new(),
+        }
     }
 
     fn announce(&mut self, b: bool) {
@@ -53,11 +64,10 @@ impl Case {
         for event in node.take_events() {
             match event {
                 Event::PaymentClaimable { payment_hash, purpose, .. } => {
-                    if self.rng.random_bool(0.25) {
-                        node.manager.fail_htlc_backwards(&payment_hash);
-                    } else {
-                        node.manager.claim_funds(purpose.preimage().unwrap());
-                    }
+                    let claims = self.rng.random_bool(0.75);
+                    let decision = (b, payment_hash, purpose.preimage().filter(|_| claims));
+                    carry_out(node, &decision);
+                    self.decided.push(decision);
                 }
                 Event::ChannelClosed { reason, .. } => panic!("the channel was closed: {reason}"),
                 _ => {}
@@ -151,6 +161,10 @@ impl Case {
             self.pair.settle();
             self.answer(false);
             self.answer(true);
+            // LDK forgets a decision that it could not write before the process died.
+            for decision in &self.decided {
+                carry_out(self.pair.sides(decision.0)[0], decision);
+            }
             self.check();
         }
         for b in [false, true] {
@@ -187,6 +201,13 @@ impl Case {
         for (_, real, _) in node.commitments.announced(id).iter().filter(|(.., bound)| *bound) {
             assert_eq!(node.commitments.newest_on(v, real), Some(*number), "the newest is on every outpoint");
         }
+    }
+}
+
+fn carry_out(node: &Node, (_, hash, preimage): &(bool, PaymentHash, Option<PaymentPreimage>)) {
+    match preimage {
+        Some(preimage) => node.manager.claim_funds(*preimage),
+        None => node.manager.fail_htlc_backwards(hash),
     }
 }
 
