@@ -71,7 +71,7 @@ crash: build peer ## every process dies at every step; table in $CARGO_TARGET_DI
 fuzz: ## every decoder and the four machines under the fuzzer, FUZZ_SECONDS (30) each; a find is an error
 	@scripts/fuzz.sh $(TARGET)
 
-random: ## payments and new outpoints in CASES (3000) random orders: every commitment valid on every outpoint (ends after 30 minutes)
+random: ## payments and new outpoints in CASES (3000) random orders from SEED on; every commitment valid on every outpoint (ends after 30 minutes)
 	@CASES=$${CASES:-3000} timeout 1800 $(CARGO) test --locked --workspace --lib -- --ignored outpoint_that_counts_long
 
 fuzz-seeds: ## makes fuzz/seeds again

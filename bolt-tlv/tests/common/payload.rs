@@ -212,7 +212,7 @@ fn live() -> BoxedStrategy<Payload> {
 }
 
 pub fn message() -> impl Strategy<Value = Payload> {
-    // Odd numbers this version knows end at 51, and even ones at 52.
+    // Odd numbers this version knows end at 51; those between are of other messages or none.
     let unknown = (26u16..=0x7fff).prop_map(|half| Payload::UnknownOdd(2 * half + 1));
     prop_oneof![14 => creation(), 10 => closing(), 12 => advance(), 3 => live(), 1 => unknown]
 }

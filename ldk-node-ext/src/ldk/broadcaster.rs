@@ -216,7 +216,10 @@ pub(crate) mod tests {
     fn a_closing_transaction_that_cannot_be_written_is_not_lost() {
         let dir = tempfile::tempdir().unwrap();
         let (store, place) = blocked(dir.path());
-        let new = || Broadcaster::new(Arc::default(), Arc::clone(&store));
+        let new = || {
+            let outward = super::super::virt::testing::outward_apart();
+            Broadcaster::new(Arc::default(), outward, Arc::clone(&store))
+        };
         let (broadcaster, mut queue) = new();
         let kept = [1, 2].map(|n| close(&broadcaster, n));
         assert!(queue.try_recv().is_err());

@@ -22,8 +22,9 @@ use lightning::routing::scoring::{
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    BoundedGossip, Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FundingDepth, HeldHtlcs,
-    MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints, Router,
+    AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, Commitments,
+    FundingDepth, HeldHtlcs, Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints,
+    Outward, Retired, Router, Streams,
 };
 use crate::chain::{ChainIndex, Fees};
 use crate::config::{NodeConfig, RpcAuth};
@@ -65,12 +66,28 @@ impl TestNode {
         let wallet = Arc::new(Wallet::open(root, network, Arc::clone(&store), tip).unwrap());
         let outpoints = Arc::new(Outpoints::default());
         let held = Arc::new(HeldHtlcs::new(Arc::clone(&outpoints), Arc::clone(&store)));
-        let keys = Arc::new(Keys::new(&seed, network, wallet, held).unwrap());
+        let mapping = Arc::new(Mapping::load(Arc::clone(&store)).unwrap());
+        let commitments = Commitments::load(Arc::clone(&outpoints), Arc::clone(&store)).unwrap();
+        let commitments = Arc::new(commitments);
+        let (m, c) = (Arc::clone(&mapping), Arc::clone(&commitments));
+        let keys = Arc::new(Keys::new(&seed, network, wallet, held, m, c).unwrap());
         let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip).unwrap());
         let fees = Arc::new(Fees::new(1, 100));
         let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), index));
-        let (broadcaster, queue) = Broadcaster::new(Arc::clone(&outpoints), Arc::clone(&store));
+        let outward = Outward::new(Arc::clone(&mapping), Arc::clone(&commitments), Arc::clone(&keys));
+        let (broadcaster, queue) =
+            Broadcaster::new(Arc::clone(&outpoints), Arc::new(outward), Arc::clone(&store));
         let broadcaster = Arc::new(broadcaster);
+        let retired = Retired::load(
+            Arc::clone(&store),
+            Arc::clone(&mapping),
+            Arc::clone(&broadcaster),
+            Arc::clone(&fees),
+            Arc::clone(&keys),
+        );
+        let retired = Arc::new(retired.unwrap());
+        let monitor_store =
+            MonitorStore::new(Arc::clone(&store), Arc::clone(&commitments), Arc::clone(&retired));
         let graph = Arc::new(NetworkGraph::new(network, Arc::clone(&logger)));
         let decay = ProbabilisticScoringDecayParameters::default();
         let scorer = ProbabilisticScorer::new(decay, Arc::clone(&graph), Arc::clone(&logger));
@@ -79,7 +96,7 @@ impl TestNode {
             Arc::clone(&broadcaster),
             Arc::clone(&logger),
             Arc::clone(&fees),
-            Arc::new(MonitorStore::new(Arc::clone(&store))),
+            Arc::new(monitor_store),
             Arc::clone(&keys),
             keys.peer_storage_key(),
             // Nobody writes the manager here, so the monitors do not wait for it.
@@ -95,7 +112,7 @@ impl TestNode {
         let router = Router::new(router, Arc::clone(&outpoints), depth, config.claim_margin_blocks);
         let manager = Arc::new(ChannelManager::new(
             fees,
-            monitor,
+            Arc::new(AllMonitors::new(monitor, retired)),
             broadcaster,
             Arc::new(router),
             Arc::new(MessageRouter::new(Arc::clone(&graph), Arc::clone(&keys))),
@@ -107,13 +124,14 @@ impl TestNode {
             ChainParameters { network, best_block: tip },
             u32::try_from(unix_now()).unwrap(),
         ));
+        let streams = Arc::new(Streams::new(commitments, mapping, Arc::clone(&keys)));
         let failure = Arc::new(Failure::new(watch::channel(false).0, store));
         let sync = Arc::new(P2PGossipSync::new(Arc::clone(&graph), None, logger));
         Self {
             _dir: dir,
             _queue: queue,
             id: keys.node_id(),
-            messages: ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints), failure),
+            messages: ChannelMessages::new(Arc::clone(&manager), Arc::clone(&outpoints), streams, failure),
             gossip: BoundedGossip::new(sync, Arc::clone(&graph), Arc::clone(&manager)),
             outpoints,
             manager,

@@ -124,7 +124,10 @@ mod tests {
     async fn the_manager_waits_for_the_closing_transactions() {
         let dir = tempfile::tempdir().unwrap();
         let (store, place) = blocked(dir.path());
-        let new = || Broadcaster::new(Arc::default(), Arc::clone(&store)).0;
+        let new = || {
+            let outward = crate::ldk::virt::testing::outward_apart();
+            Broadcaster::new(Arc::default(), outward, Arc::clone(&store)).0
+        };
         let broadcaster = Arc::new(new());
         let (id, tx) = close(&broadcaster, 1);
         let (_sender, stop) = watch::channel(false);

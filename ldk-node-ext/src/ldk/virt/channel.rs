@@ -306,6 +306,11 @@ impl Channel {
     ) -> Result<bool, String> {
         let on = |a: &&Announced| funding.is_none_or(|txid| a.v.txid == *txid);
         for Announced { v, real, .. } in self.announced.iter().filter(on).copied() {
+            // A record that is newer than LDK's own state knows the commitment already.
+            let known = |o: &Own| o.v == v && o.commitment.counterparty_sig == *commitment;
+            if self.own.iter().any(|o| known(o) && o.on(&real).is_some()) {
+                continue;
+            }
             let mut found =
                 self.inbox.iter().filter(|w| w.v == v && w.real == real && w.commitment == *commitment);
             let Some(waiting) = found.next() else { return Ok(false) };

@@ -314,6 +314,13 @@ pub(crate) fn outward(dir: &Path, store: &Arc<Store>, outpoints: &Arc<Outpoints>
     Arc::new(Outward::new(mapping, commitments, keys))
 }
 
+/// The same over a store of its own.
+pub(crate) fn outward_apart() -> Arc<Outward> {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(dir.path()).unwrap());
+    outward(dir.path(), &store, &Arc::default())
+}
+
 /// A transaction nobody has broadcast, with these outputs; `tag` makes it another one.
 pub(crate) fn unbroadcast(tag: u8, output: Vec<TxOut>) -> Transaction {
     let previous_output = OutPoint { txid: Txid::from_byte_array([tag; 32]), vout: 0 };

@@ -236,6 +236,30 @@ fn nothing_is_revoked_before_its_companions_are_on_disk() {
 }
 
 #[test]
+fn a_record_that_is_newer_than_ldks_state_keeps_nothing_waiting() {
+    let mut pair = rotated(1);
+    pair.a.send(&pair.b, 5_000_000);
+    pair.a.persist();
+    pair.a.run();
+    deliver_changed(&pair, false, |payload| vec![payload]);
+    // What the marker brings is written at once, and with it the commitment that LDK has not written yet.
+    announce(&pair, false, 1);
+    deliver_changed(&pair, false, |payload| vec![payload]);
+    pair = pair.restart(true);
+    assert_eq!(pair.b.commitments.own_commitments(&pair.channel).len(), 2, "LDK knows of one");
+    pair.connect();
+    pair.settle();
+    let preimages = pair.b.claimable();
+    assert_eq!(preimages.len(), 1, "the payment waits for companions that were used up");
+    preimages.into_iter().for_each(|preimage| pair.b.manager.claim_funds(preimage));
+    pair.settle();
+    announce(&pair, true, 1);
+    pair.settle();
+    assert_covered(&pair, 2);
+    assert_goes_on(pair, 2);
+}
+
+#[test]
 fn a_wrong_companion_is_refused_and_nothing_is_revoked() {
     for htlc in [false, true] {
         let pair = rotated(1);
