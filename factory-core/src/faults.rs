@@ -95,6 +95,18 @@ pub const POINTS: &[&str] = &[
     "node.hold.claim_ordered",
     "node.hold.fail_ordered",
     "node.hold.failed_back",
+    // A leaf rotates.
+    "lsp.rotation.begun",
+    "node.channel.move",
+    "node.channel.moved",
+    "lsp.burnt.store",
+    "lsp.burnt.stored",
+    "client.pending.store",
+    "client.pending.stored",
+    "lsp.advance.store",
+    "lsp.advance.stored",
+    "client.advance.store",
+    "client.advance.stored",
     // A factory is closed.
     "lsp.close.begun",
     "lsp.send.close_propose",

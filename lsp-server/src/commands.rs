@@ -5,9 +5,11 @@ use std::str::FromStr;
 use clap::{ArgGroup, Args, Subcommand};
 use ldk_node_ext::api::{
     ClientAdmission, ConnectRequest, CreateFactoryRequest, FactoryClientRequest, OpenChannelRequest,
-    ParamsOverride, ReadmitRequest, WaitingClient,
+    ParamsOverride, ReadmitRequest, RotateRequest, Rotation, WaitingClient,
 };
-use ldk_node_ext::http::cli::{closing, creating, the_factory, ExitArgs, Output, WaitArgs};
+use ldk_node_ext::http::cli::{
+    closing, creating, leaf_of, rotating, the_factory, ExitArgs, Output, WaitArgs,
+};
 use ldk_node_ext::http::{show, ApiClient, HttpError};
 use serde_json::{json, Value};
 
@@ -31,6 +33,17 @@ pub enum LspCommand {
     CloseFactory {
         /// Instance id, or the beginning of it; not needed if only one factory is alive
         instance_id: Option<String>,
+        /// Whether to wait.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Give a client's leaf a newer state, and wait until both sides have it; payments go on meanwhile
+    Rotate {
+        /// Instance id, or the beginning of it; not needed if only one factory is alive
+        instance_id: Option<String>,
+        /// Node id of a client of the leaf
+        #[arg(long, value_name = "NODE_ID")]
+        client: String,
         /// Whether to wait.
         #[command(flatten)]
         wait: WaitArgs,
@@ -228,6 +241,16 @@ impl LspCommand {
                 }
                 let factory = closing(client, &id, wait)?;
                 output.show(&factory, |f| f.close.as_ref().map_or("closed".into(), show::close_text))
+            }
+            Self::Rotate { instance_id, client: whose, wait } => {
+                let id = the_factory(client, instance_id.as_deref())?;
+                let request = RotateRequest { client: whose.clone() };
+                let begun: Rotation = client.post(&format!("/v1/factories/{id}/rotate"), &request)?;
+                if wait.no_wait {
+                    return output.show(&begun, |_| format!("the leaf of {whose} is being rotated"));
+                }
+                let factory = rotating(client, &id, (&whose, begun.from), wait)?;
+                output.show(&factory, |f| leaf_of(f, &whose).map_or("rotated".into(), show::leaf))
             }
             Self::Exit { client: whose, args } => args.execute(client, output, Some(whose)),
             Self::Connect { peer } => {

@@ -309,6 +309,11 @@ impl NewestTree {
         &self.record
     }
 
+    /// All nodes of the tree as they are signed now.
+    pub fn nodes(&self) -> &[SignedNode] {
+        &self.nodes
+    }
+
     /// All leaves in tree order.
     pub fn leaves(&self) -> &[LeafNow] {
         &self.leaves

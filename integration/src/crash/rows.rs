@@ -25,7 +25,21 @@ const BEGIN: [(&str, Phase); 3] = [
 ];
 
 /// Points that have a scenario of their own, outside this matrix.
-const ELSEWHERE: &[&str] = &["node.void.stored"];
+const ELSEWHERE: &[&str] = &[
+    "node.void.stored",
+    // scenario_rotate
+    "lsp.rotation.begun",
+    "node.channel.move",
+    "node.channel.moved",
+    "lsp.burnt.store",
+    "lsp.burnt.stored",
+    "client.pending.store",
+    "client.pending.stored",
+    "lsp.advance.store",
+    "lsp.advance.stored",
+    "client.advance.store",
+    "client.advance.stored",
+];
 
 /// Points that one of the two only comes by in the matrix: the LSP neither pays nor is paid here, and the client's
 /// copy of the funding transaction goes out only if the LSP's does not.

@@ -11,7 +11,7 @@ use bitcoin::{OutPoint, Transaction, Txid};
 use factory_core::advance::{
     superseded_paths, ClientAdvanceState, LeafPaths, LspAdvanceRecord, LspAdvanceState, NewestTree,
 };
-use factory_core::exit::ExitPlan;
+use factory_core::exit::{ExitAction, ExitPlan};
 use factory_core::record::{ClientFactoryRecord, SignedNode, SignedPath};
 use lightning::util::persist::KVStoreSync;
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,8 @@ pub(crate) struct Advances {
     pub(crate) lsp: Vec<LspAdvanceRecord>,
     /// The newest tree; none without advances (LSP).
     tree: Option<Box<NewestTree>>,
+    /// Where channels have been since, or might be, by the outpoint that they were born with; of the LSP's newest last.
+    places: BTreeMap<OutPoint, Vec<OutPoint>>,
     /// Complete records after the creation's, oldest first (client).
     pub(crate) client: Vec<ClientFactoryRecord>,
     /// What tries have left.
@@ -75,6 +77,27 @@ impl Advances {
             }
             _ => None,
         };
+        self.places.clear();
+        match signed {
+            Signed::Lsp(record) => {
+                let leaf = |n: &&SignedNode| !n.distributions.is_empty();
+                let last = |n: &SignedNode| n.txs.last().map(|tx| tx.txid());
+                for node in self.lsp.iter().flat_map(|a| &a.nodes).filter(leaf) {
+                    let born = record.nodes.iter().filter(leaf).find(|n| n.first == node.first);
+                    let (Some(born), Some(now)) = (born.and_then(last), last(node)) else { continue };
+                    for vout in 0..node.end.saturating_sub(node.first) {
+                        let channel = OutPoint { txid: born, vout };
+                        self.places.entry(channel).or_default().push(OutPoint { txid: now, vout });
+                    }
+                }
+            }
+            Signed::Client(record) => {
+                let pending = self.marks.client.iter().flat_map(|state| &state.pending).map(|p| &p.record);
+                let Some(channel) = record.channel().map(|c| c.outpoint) else { return Ok(()) };
+                let others = self.client.iter().chain(pending).filter_map(|r| place(&r.path, channel.vout));
+                self.places.insert(channel, others.collect());
+            }
+        }
         Ok(())
     }
 
@@ -145,7 +168,11 @@ impl Factory {
         change(&mut marks);
         records::put(store, MARKS, &hex::encode(self.id()), VERSION, &marks)?;
         self.advances.marks = marks;
-        Ok(())
+        match self.signed {
+            // A pending try is a place where the channel might be.
+            Signed::Client(_) => self.advances.rebuild(&self.signed),
+            Signed::Lsp(_) => Ok(()),
+        }
     }
 
     /// Stores a complete advance (LSP).
@@ -173,7 +200,7 @@ impl Factory {
     ) -> Result<(), Error> {
         records::put(store, ADVANCES, &key(&self.id(), attempt), VERSION, &record)?;
         self.advances.client.push(record);
-        Ok(())
+        self.advances.rebuild(&self.signed)
     }
 
     /// The newest complete record (client).
@@ -256,10 +283,12 @@ impl Factory {
         index: &ChainIndex,
         height: u32,
     ) -> Result<ExitPlan, Error> {
-        let others = self.other_paths(first)?;
-        if others.is_empty() {
-            return self.exit_plan(first);
+        // Nearly always the newest path is the one, and the others need not be put together.
+        let newest = self.exit_plan(first)?;
+        if !matches!(newest.next_action(index, height), ExitAction::Blocked { .. }) {
+            return Ok(newest);
         }
+        let others = self.other_paths(first)?;
         let paths = LeafPaths::new(&self.leaf_path(first)?, &others)?;
         Ok(paths.followed(index, height).1.clone())
     }
@@ -269,6 +298,15 @@ impl Factory {
         match &self.signed {
             Signed::Lsp(r) => r.nodes.iter().chain(self.advances.lsp.iter().flat_map(|a| &a.nodes)).collect(),
             Signed::Client(_) => Vec::new(),
+        }
+    }
+
+    /// Nodes of the tree as they are now (LSP).
+    pub(super) fn newest_nodes(&self) -> &[SignedNode] {
+        match (&self.signed, &self.advances.tree) {
+            (Signed::Lsp(_), Some(tree)) => tree.nodes(),
+            (Signed::Lsp(r), None) => &r.nodes,
+            (Signed::Client(_), _) => &[],
         }
     }
 
@@ -307,23 +345,10 @@ impl Factory {
         all
     }
 
-    /// Where a channel may be on the chain, oldest first; it is known by the outpoint that it was born with.
+    /// Where a channel may be on the chain; it is known by the outpoint that it was born with, which comes first.
     pub(crate) fn places(&self, channel: &OutPoint) -> Vec<OutPoint> {
-        let mut all = vec![*channel];
-        let vout = channel.vout;
-        match &self.signed {
-            Signed::Lsp(_) if self.advances.lsp.is_empty() => {}
-            Signed::Lsp(_) => {
-                let first = self.leaf_of(channel).map(|leaf| leaf.first);
-                let leaves = self.advances.lsp.iter().flat_map(|a| &a.nodes);
-                let leaves = leaves.filter(|n| !n.distributions.is_empty() && Some(n.first) == first);
-                let last = leaves.filter_map(|n| n.txs.last());
-                all.extend(last.map(|tx| OutPoint { txid: tx.txid(), vout }));
-            }
-            Signed::Client(_) => all.extend(self.own_paths().into_iter().filter_map(|p| place(p, vout))),
-        }
-        all.dedup();
-        all
+        let others = self.advances.places.get(channel).into_iter().flatten();
+        std::iter::once(channel).chain(others).copied().collect()
     }
 
     /// The confirmed spend of a channel, wherever it is on the chain.
@@ -332,13 +357,12 @@ impl Factory {
     }
 
     /// Where a channel is by the newest complete path.
-    ///
-    /// # Errors
-    /// As [`Self::leaf_path`].
-    pub(crate) fn newest_place(&self, channel: &OutPoint) -> Result<OutPoint, Error> {
-        let missing = || Error::not_found(format!("channel on {channel}"));
-        let leaf = self.leaf_of(channel).ok_or_else(missing)?;
-        place(&self.leaf_path(leaf.first)?, channel.vout).ok_or_else(missing)
+    pub(crate) fn newest_place(&self, channel: &OutPoint) -> OutPoint {
+        let newest = match &self.signed {
+            Signed::Lsp(_) => self.advances.places.get(channel).and_then(|places| places.last()).copied(),
+            Signed::Client(_) => self.newest_record().and_then(|r| place(&r.path, channel.vout)),
+        };
+        newest.unwrap_or(*channel)
     }
 
     /// The transaction that a channel was born with, complete.
@@ -358,6 +382,10 @@ impl Factory {
     /// # Errors
     /// As [`Self::leaf_path`].
     pub(crate) fn position(&self, first: u32) -> Result<u64, Error> {
-        Ok(self.leaf_path(first)?.updates)
+        Ok(match (&self.signed, &self.advances.tree) {
+            (Signed::Lsp(_), Some(tree)) => tree.leaf(usize::try_from(first).unwrap_or(usize::MAX))?.updates,
+            (Signed::Lsp(_), None) => 0,
+            (Signed::Client(_), _) => self.newest_record().map_or(0, |r| r.path.updates),
+        })
     }
 }

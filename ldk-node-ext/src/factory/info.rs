@@ -217,15 +217,16 @@ impl Service {
     fn tree(&self, factory: &Factory) -> Vec<TreeTx> {
         let at = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
         match &factory.signed {
-            Signed::Lsp(r) => r
-                .nodes
+            Signed::Lsp(_) => factory
+                .newest_nodes()
                 .iter()
                 .flat_map(|n| n.txs.iter().map(move |t| (t, [at(n.first), at(n.end)])))
                 .map(|(t, clients)| self.tree_tx(t, clients))
                 .collect(),
             Signed::Client(r) => {
                 let own = [at(r.index), at(r.index).saturating_add(1)];
-                r.path.path.iter().map(|t| self.tree_tx(t, own)).collect()
+                let newest = factory.newest_record().unwrap_or(r);
+                newest.path.path.iter().map(|t| self.tree_tx(t, own)).collect()
             }
         }
     }

@@ -21,6 +21,7 @@ mod lsp_events;
 mod plan;
 mod registry;
 mod rotate;
+mod rotate_begin;
 mod rotate_client;
 mod rotate_lsp;
 mod stored;

@@ -101,6 +101,7 @@ pub(super) fn register(factory: &Factory, outpoints: &Outpoints, index: &ChainIn
         for place in &places {
             outpoints.add_place(id, *place);
         }
+        outpoints.set_place(&id, factory.newest_place(&outpoint));
         let there = places.iter().any(|place| index.confirmation(&place.txid).is_some());
         outpoints.set_on_chain(&outpoint, there);
     }

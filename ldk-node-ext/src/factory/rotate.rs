@@ -29,6 +29,7 @@ use super::stored::{Factory, Leaf};
 use super::Service;
 use crate::api::LeafInfo;
 use crate::error::Error;
+use crate::faults;
 use crate::ldk::{channel_id, Change, InstanceId, Real};
 
 /// A channel that moves with its leaf.
@@ -113,7 +114,23 @@ impl Service {
         }
         self.parts.index.watch([place.txid], [place]);
         self.parts.outpoints.add_place(name, place);
-        self.parts.streams.announce(peer, &name, &v, Real { outpoint: place, output })
+        faults::point("node.channel.move");
+        self.parts.streams.announce(peer, &name, &v, Real { outpoint: place, output })?;
+        faults::point("node.channel.moved");
+        Ok(())
+    }
+
+    /// A newer state is complete and on disk: the chain is watched for all of it, and the channels are there now.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without the factory.
+    pub(super) fn moved(&self, id: &InstanceId) -> Result<(), Error> {
+        let factory = self.found(id)?;
+        self.parts.index.watch(factory.watched_txids(), factory.watched_outpoints()?);
+        for (channel, _) in factory.channels()? {
+            self.parts.outpoints.set_place(&channel_id(channel), factory.newest_place(&channel));
+        }
+        Ok(())
     }
 
     /// Whether both sides name the same new place, and have companions on it on disk.
@@ -161,7 +178,7 @@ impl Service {
 
     /// Says that the new state is on disk.
     pub(super) fn tell_continue(&self, id: &InstanceId, peer: PublicKey, channel: &OutPoint) {
-        let place = self.factories.get(id).and_then(|f| f.newest_place(channel).ok());
+        let place = self.factories.get(id).map(|f| f.newest_place(channel));
         if let Some(place) = place {
             self.send_change(peer, &Change::Continue(Self::outpoint_message(channel, place)));
         }
@@ -209,7 +226,7 @@ impl Service {
         channel: &OutPoint,
         outpoint: &FactoryOutpoint,
     ) {
-        let place = self.factories.get(id).and_then(|f| f.newest_place(channel).ok());
+        let place = self.factories.get(id).map(|f| f.newest_place(channel));
         let same = place.filter(|place| Self::outpoint_message(channel, *place) == *outpoint);
         match same {
             Some(place) => {

@@ -17,6 +17,7 @@ use super::rotate::Moving;
 use super::stored::{Factory, Stage};
 use super::Service;
 use crate::error::Error;
+use crate::faults;
 use crate::ldk::{channel_id, Change, InstanceId};
 
 /// How long a client waits for its LSP in one try; then it gives the try up, if that is still possible.
@@ -251,7 +252,9 @@ impl Service {
             ClientAdvanceAction::PersistInner { state, pending } => {
                 let attempt = pending.attempt;
                 if let Some(factory) = self.factories.get_mut(id) {
+                    faults::point("client.pending.store");
                     factory.mark(&self.parts.store, |marks| marks.client = Some(*state))?;
+                    faults::point("client.pending.stored");
                     // The LSP may complete it from now on.
                     self.parts.index.watch(factory.watched_txids(), factory.watched_outpoints()?);
                 }
@@ -259,9 +262,11 @@ impl Service {
             }
             ClientAdvanceAction::PersistRecord { attempt, record } => {
                 if let Some(factory) = self.factories.get_mut(id) {
+                    faults::point("client.advance.store");
                     factory.add_record(&self.parts.store, attempt, *record)?;
-                    self.parts.index.watch(factory.watched_txids(), factory.watched_outpoints()?);
+                    faults::point("client.advance.stored");
                 }
+                self.moved(id)?;
                 return Ok(Some(ClientAdvanceInput::RecordPersisted { attempt }));
             }
             ClientAdvanceAction::PersistState(state) => {

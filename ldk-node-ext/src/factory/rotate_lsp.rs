@@ -1,26 +1,24 @@
 //! The LSP's side of a rotation: carries out what `LspAdvance` says.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, TxOut};
 use bolt_tlv::blip56::FactoryChange;
 use bolt_tlv::payload::{self, Payload};
 use factory_core::advance::{
-    answer_resume, AdvanceFailReason, AdvanceReason, AdvanceRequest, ChannelChange, LspAdvance,
-    LspAdvanceAction, LspAdvanceConfig, LspAdvanceInput, LspAdvancePhase,
+    answer_resume, AdvanceFailReason, ChannelChange, LspAdvance, LspAdvanceAction, LspAdvanceInput,
+    LspAdvancePhase, LspAdvanceRecord,
 };
-use lightning::ln::channel_state::ChannelDetails;
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::rotate::Moving;
-use super::stored::{Factory, Leaf, Signed};
+use super::stored::{Leaf, Signed};
 use super::{Service, Timer};
-use crate::api::{RotateRequest, Rotation};
 use crate::error::Error;
-use crate::ldk::{channel_id, Change, InstanceId};
-use crate::node::parse_node_id;
+use crate::faults;
+use crate::ldk::{Change, InstanceId};
 
 /// A rotation under way.
 pub(super) struct LspRotating {
@@ -35,6 +33,13 @@ pub(super) struct LspRotating {
 }
 
 impl LspRotating {
+    /// One that begins now.
+    pub(super) fn new(machine: LspAdvance, leaf: &Leaf) -> Self {
+        let members = leaf.channels.iter();
+        let channels = members.filter_map(|(o, c)| Some(((*c)?, Moving::new(*o)))).collect();
+        Self { machine, first: leaf.first, timer: None, channels, blamed: Vec::new() }
+    }
+
     /// The phase in words.
     pub(super) fn phase(&self) -> &'static str {
         match self.machine.phase() {
@@ -54,138 +59,14 @@ impl LspRotating {
 }
 
 impl Service {
-    /// The API's `rotate`.
-    pub(super) async fn rotate_command(
-        &mut self,
-        id: InstanceId,
-        request: &RotateRequest,
-    ) -> Result<Rotation, Error> {
-        if !self.is_lsp() {
-            return Err(Error::Conflict("rotations begin with the LSP".into()));
-        }
-        let client = parse_node_id(&request.client)?;
-        let rotation = self.begin_rotation(id, client)?;
-        self.parts.peers.process_events();
-        Ok(rotation)
-    }
-
-    /// Starts a rotation of a client's leaf, or says why it cannot be: nothing has happened then.
-    fn begin_rotation(&mut self, id: InstanceId, client: PublicKey) -> Result<Rotation, Error> {
-        let factory = self.live(&id)?;
-        let Signed::Lsp(record) = &factory.signed else {
-            return Err(Error::Conflict("rotations begin with the LSP".into()));
-        };
-        let index = record.index_of(&client);
-        let index = index.ok_or_else(|| Error::not_found(format!("client {client} in this factory")))?;
-        let first = self.rotatable(factory, index)?;
-        let from = factory.position(first)?;
-        let marks = &factory.advances.marks;
-        let attempt = marks
-            .attempts
-            .checked_add(1)
-            .ok_or_else(|| Error::Conflict(format!("{} tries to rotate, no more numbers", marks.attempts)))?;
-        let seconds = u32::try_from(self.lsp_settings()?.phase_timeout.as_secs()).unwrap_or(u32::MAX);
-        let config = LspAdvanceConfig {
-            record: record.as_ref().clone(),
-            advances: factory.advances.lsp.clone(),
-            burnt: marks.burnt.clone(),
-            secret_key: self.parts.keys.factory_key(&factory.state.salt)?.secret_bytes(),
-            request: AdvanceRequest {
-                level: factory.params().shape.arity.len(),
-                client: index,
-                changes: Vec::new(),
-                reason: AdvanceReason::Rotate,
-            },
-            least_sat: BTreeMap::new(),
-            attempt,
-            agree_secs: seconds,
-            prepare_secs: seconds,
-            signing_secs: seconds,
-        };
-        let (machine, actions) = LspAdvance::new(config, &mut rand::rng()).map_err(|e| match e {
-            // An answer, not a fault: how much is left is in its words.
-            e @ factory_core::Error::Exhausted { .. } => Error::Conflict(e.to_string()),
-            e => e.into(),
-        })?;
-        let leaf = factory.leaves().into_iter().find(|l| l.first == first);
-        let members = leaf.map(|l| l.channels).unwrap_or_default();
-        let channels = members.into_iter().filter_map(|(o, c)| Some((c?, Moving::new(o)))).collect();
-        if let Some(factory) = self.factories.get_mut(&id) {
-            factory.mark(&self.parts.store, |marks| marks.attempts = attempt)?;
-        }
-        self.rotation_failures.remove(&(id, first));
-        let rotating = LspRotating { machine, first, timer: None, channels, blamed: Vec::new() };
-        self.rotating.insert((id, attempt), rotating);
-        self.push_rotation("factory_rotating", &id, attempt, first, json!({"from": from}));
-        self.run_rotation((id, attempt), actions);
-        Ok(Rotation { attempt, from })
-    }
-
-    /// Whether the leaf of a client may rotate now; the leaf's first client.
-    fn rotatable(&self, factory: &Factory, index: usize) -> Result<u32, Error> {
-        let id = factory.id();
-        let leaf = self.leaf_with(factory, index)?;
-        if self.is_closing(factory) {
-            return Err(Error::Conflict("the factory is being closed".into()));
-        }
-        if factory.exit_under_way(leaf.first).is_some() || factory.is_exiting() {
-            return Err(Error::Conflict("a leaf of the factory is being left".into()));
-        }
-        if self.parts.index.spend(&factory.funding().outpoint).is_some() {
-            return Err(Error::Conflict("the factory's funding output has been spent".into()));
-        }
-        let until = factory.lifetime()?.dying_until();
-        if self.parts.height() >= until {
-            return Err(Error::Conflict(format!("the factory is settled from height {until} on")));
-        }
-        if let Some(((_, attempt), _)) =
-            self.rotating.iter().find(|((of, _), r)| *of == id && r.first == leaf.first)
-        {
-            return Err(Error::Conflict(format!("rotation {attempt} of this leaf is under way")));
-        }
-        let ready = self.parts.factory_messages.ready_peers();
-        let open = self.parts.manager.list_channels();
-        for (outpoint, client) in &leaf.channels {
-            let Some(client) = client else { continue };
-            if factory.state.left.contains(client) {
-                return Err(Error::Conflict(format!("client {client} has left the factory")));
-            }
-            if !ready.contains(client) {
-                return Err(Error::Unavailable(format!("client {client} is not connected")));
-            }
-            self.may_move(client, outpoint, &open)?;
-        }
-        Ok(leaf.first)
-    }
-
-    fn leaf_with(&self, factory: &Factory, index: usize) -> Result<Leaf, Error> {
-        let index = u32::try_from(index).unwrap_or(u32::MAX);
-        let of = |l: &Leaf| {
-            let count = u32::try_from(l.channels.len()).unwrap_or(u32::MAX);
-            (l.first..l.first.saturating_add(count)).contains(&index)
-        };
-        let found = factory.leaves().into_iter().find(of);
-        found.ok_or_else(|| Error::not_found(format!("leaf of client {index}")))
-    }
-
-    /// Whether a channel can move: it is open, and no payment ends too soon.
-    fn may_move(&self, client: &PublicKey, channel: &OutPoint, open: &[ChannelDetails]) -> Result<(), Error> {
-        let id = channel_id(*channel);
-        let details = open.iter().find(|c| c.channel_id == id);
-        let usable = details.is_some_and(|c| c.is_channel_ready);
-        if !usable {
-            return Err(Error::Conflict(format!("the channel with {client} is not open")));
-        }
-        if let Some(expiry) = self.ends_too_soon(channel, open) {
-            let text = format!(
-                "a payment on the channel with {client} expires at height {expiry}, too soon for another claim"
-            );
-            return Err(Error::Unavailable(text));
-        }
-        Ok(())
-    }
-
-    fn push_rotation(&self, kind: &str, id: &InstanceId, attempt: u16, first: u32, more: serde_json::Value) {
+    pub(super) fn push_rotation(
+        &self,
+        kind: &str,
+        id: &InstanceId,
+        attempt: u16,
+        first: u32,
+        more: serde_json::Value,
+    ) {
         let leaf = self.factories.get(id).and_then(|f| f.leaves().into_iter().find(|l| l.first == first));
         let own = self.parts.node_id;
         let clients: Vec<String> = leaf
@@ -294,7 +175,7 @@ impl Service {
             let Some(moving) = rotating.channels.get(&client) else { continue };
             let owes = rotating.machine.missing().contains(&client);
             let record = rotating.machine.record().filter(|_| owes);
-            if let Some(Ok(signed)) = record.map(factory_core::advance::LspAdvanceRecord::signed) {
+            if let Some(Ok(signed)) = record.map(LspAdvanceRecord::signed) {
                 self.send(client, signed);
                 self.tell_continue(id, client, &moving.channel);
             }
@@ -333,7 +214,7 @@ impl Service {
         }
     }
 
-    fn run_rotation(&mut self, key: (InstanceId, u16), actions: Vec<LspAdvanceAction>) {
+    pub(super) fn run_rotation(&mut self, key: (InstanceId, u16), actions: Vec<LspAdvanceAction>) {
         let mut queue = VecDeque::from(actions);
         while let Some(action) = queue.pop_front() {
             let inputs = match self.rotation_action(key, action) {
@@ -394,14 +275,19 @@ impl Service {
             }
             LspAdvanceAction::PersistState(state) => {
                 if let Some(factory) = self.factories.get_mut(&id) {
+                    faults::point("lsp.burnt.store");
                     factory.mark(&self.parts.store, |marks| marks.burnt.push(state))?;
+                    faults::point("lsp.burnt.stored");
                 }
             }
             LspAdvanceAction::PersistRecord(record) => {
                 if let Some(factory) = self.factories.get_mut(&id) {
+                    faults::point("lsp.advance.store");
                     factory.add_advance(&self.parts.store, *record)?;
-                    self.parts.index.watch(factory.watched_txids(), factory.watched_outpoints()?);
+                    faults::point("lsp.advance.stored");
                 }
+                // Before anybody is told.
+                self.moved(&id)?;
                 return Ok(vec![LspAdvanceInput::RecordPersisted { attempt }]);
             }
             LspAdvanceAction::SetTimer { id: timer, seconds } => {

@@ -17,8 +17,10 @@ pub type InstanceId = [u8; 32];
 pub struct FactoryChannel {
     /// Its factory.
     pub instance: InstanceId,
-    /// Its funding output: an output of a leaf state.
+    /// Its first funding output, by which it is known: an output of a leaf state.
     pub outpoint: OutPoint,
+    /// Where it is by the newest complete state of its leaf.
+    pub place: OutPoint,
     /// The factory's funding is deep enough: `channel_ready` may pass.
     pub released: bool,
     /// The leaf state is confirmed: commitments may be published.
@@ -81,6 +83,7 @@ impl Outpoints {
         inner.channels.entry(id).or_insert(FactoryChannel {
             instance,
             outpoint,
+            place: outpoint,
             released: false,
             on_chain: false,
             published: None,
@@ -93,6 +96,13 @@ impl Outpoints {
     /// Another output that a channel may be on: of a newer state of its leaf.
     pub(crate) fn add_place(&self, id: ChannelId, place: OutPoint) {
         write(&self.inner).by_outpoint.insert(place, id);
+    }
+
+    /// The newest complete state of a channel's leaf has it here.
+    pub(crate) fn set_place(&self, id: &ChannelId, place: OutPoint) {
+        if let Some(c) = write(&self.inner).channels.get_mut(id) {
+            c.place = place;
+        }
     }
 
     /// Takes a channel out again that never came to be.
@@ -203,6 +213,23 @@ pub(crate) fn channel_id(outpoint: OutPoint) -> ChannelId {
 mod tests {
     use super::*;
     use bitcoin::hashes::Hash;
+
+    #[test]
+    fn a_channel_is_on_the_chain_with_any_state_of_its_leaf() {
+        let index = Outpoints::default();
+        let leaf = OutPoint { txid: bitcoin::Txid::from_byte_array([1; 32]), vout: 0 };
+        let newer = OutPoint { txid: bitcoin::Txid::from_byte_array([2; 32]), vout: 0 };
+        let id = index.insert([7; 32], leaf);
+        index.add_place(id, newer);
+        assert_eq!(index.get(&id).unwrap().place, leaf, "not before it is complete");
+        index.set_place(&id, newer);
+        assert_eq!(index.get(&id).map(|c| (c.outpoint, c.place)), Some((leaf, newer)));
+        assert_eq!(index.gate([&newer]), Gate::Held([7; 32]));
+        index.set_tx_on_chain(&newer.txid, true);
+        assert_eq!((index.gate([&newer]), index.get(&id).unwrap().on_chain), (Gate::Open, true));
+        index.set_tx_on_chain(&newer.txid, false);
+        assert_eq!(index.gate([&leaf]), Gate::Held([7; 32]));
+    }
 
     #[test]
     fn nothing_leaves_before_its_leaf_is_confirmed() {

@@ -115,7 +115,11 @@ impl Parts {
         ChannelInfo {
             channel_id: hex::encode(c.channel_id.0),
             peer: c.counterparty.node_id.to_string(),
-            funding: c.funding_txo.map(|o| Outpoint::from(o.into_bitcoin_outpoint())),
+            // LDK knows the outpoint that it was born with; here counts where the chain will have it.
+            funding: c.funding_txo.map(|o| {
+                let born = o.into_bitcoin_outpoint();
+                Outpoint::from(factory.map_or(born, |f| f.place))
+            }),
             capacity_sat: c.channel_value_satoshis,
             local_msat: local_msat(c),
             inbound_capacity_msat: c.inbound_capacity_msat,

@@ -18,7 +18,7 @@ pub use commands::{events_after, NodeCommand};
 pub use common::{bad, set, validate, CommonSettings};
 pub use exit::ExitArgs;
 pub use layers::{environment, Layers, Settings};
-pub use wait::{closing, creating, exit_of, exiting, the_factory, WaitArgs};
+pub use wait::{closing, creating, exit_of, exiting, leaf_of, rotating, the_factory, WaitArgs};
 
 use super::{ApiClient, ErrorBody, HttpError};
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::super::{segment, show, ApiClient, HttpError};
-use crate::api::{ExitInfo, FactoryInfo, FactoryState};
+use crate::api::{ExitInfo, FactoryInfo, FactoryState, LeafInfo};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_millis(400);
@@ -59,6 +59,25 @@ pub fn exiting(
     follow(client, id, args, |f| look_at_exit(f, whose))
 }
 
+/// Waits until a rotation of a client's leaf is over, which began at this position: `from` is how far the leaf's
+/// odometer had gone.
+///
+/// # Errors
+/// As [`creating`].
+pub fn rotating(
+    client: &ApiClient,
+    id: &str,
+    (whose, from): (&str, u64),
+    args: WaitArgs,
+) -> Result<FactoryInfo, HttpError> {
+    follow(client, id, args, |f| look_at_rotation(f, whose, from))
+}
+
+/// The leaf of a client.
+pub fn leaf_of<'a>(f: &'a FactoryInfo, whose: &str) -> Option<&'a LeafInfo> {
+    f.leaves.iter().find(|leaf| leaf.clients.iter().any(|c| c == whose))
+}
+
 /// The exit that is meant: that of a client's leaf, or the only one.
 pub fn exit_of<'a>(f: &'a FactoryInfo, whose: Option<&str>) -> Option<&'a ExitInfo> {
     let own = f.exits.iter().find(|e| whose.is_none_or(|node| e.node_id == node));
@@ -108,6 +127,20 @@ fn look_at_close(f: &FactoryInfo) -> Look {
         }
     }
     Look { lines, verdict }
+}
+
+fn look_at_rotation(f: &FactoryInfo, whose: &str, from: u64) -> Look {
+    let Some(leaf) = leaf_of(f, whose) else {
+        return Look { lines: Vec::new(), verdict: Some(Err("the factory has no such leaf".into())) };
+    };
+    let verdict = match (&leaf.rotating, &leaf.failure) {
+        (Some(_), _) => None,
+        (None, Some(failure)) => Some(Err(failure.clone())),
+        (None, None) if leaf.position > from => Some(Ok(())),
+        // The LSP has forgotten it in a restart.
+        (None, None) => Some(Err("the rotation came to nothing; the state is the one before".to_owned())),
+    };
+    Look { lines: leaf.rotating.iter().cloned().collect(), verdict }
 }
 
 fn look_at_exit(f: &FactoryInfo, whose: Option<&str>) -> Look {
@@ -239,6 +272,28 @@ mod tests {
         assert_eq!(look_at_close(&f).verdict, Some(Err("02bb is away".into())));
         f.state = FactoryState::Closed;
         assert_eq!(look_at_close(&f).verdict, Some(Ok(())));
+    }
+
+    #[test]
+    fn rotation_ends_at_a_newer_position_or_with_the_reason() {
+        let mut f = sample();
+        assert!(matches!(look_at_rotation(&f, "02aa", 0).verdict, Some(Err(_))), "no such leaf");
+        f.leaves.push(LeafInfo {
+            clients: vec!["02aa".into()],
+            digits: vec![0, 1],
+            position: 1,
+            left: 2,
+            left_above: 0,
+            superseded: 1,
+            rotating: Some("signing".into()),
+            failure: None,
+        });
+        assert_eq!(look_at_rotation(&f, "02aa", 0).verdict, None);
+        f.leaves[0].rotating = None;
+        assert_eq!(look_at_rotation(&f, "02aa", 0).verdict, Some(Ok(())));
+        assert!(matches!(look_at_rotation(&f, "02aa", 1).verdict, Some(Err(_))), "restarted");
+        f.leaves[0].failure = Some("client 02aa: gone".into());
+        assert_eq!(look_at_rotation(&f, "02aa", 1).verdict, Some(Err("client 02aa: gone".into())));
     }
 
     #[test]

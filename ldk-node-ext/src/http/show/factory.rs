@@ -1,7 +1,7 @@
 //! Factories as text: list, details, progress of a creation, close and exit.
 
 use super::format::{bar, confirmations, deadline, sat, short, table, Align};
-use crate::api::{CloseInfo, ExitInfo, ExitStepInfo, FactoryInfo, FactoryState, MemberState};
+use crate::api::{CloseInfo, ExitInfo, ExitStepInfo, FactoryInfo, FactoryState, LeafInfo, MemberState};
 
 /// The word for a state, as in JSON.
 pub fn state(s: FactoryState) -> &'static str {
@@ -207,11 +207,40 @@ pub fn factory(f: &FactoryInfo) -> String {
             sat(r.needed_sat)
         ));
     }
+    // A tree whose states are all the first has nothing to tell.
+    let told = |l: &&LeafInfo| l.position > 0 || l.rotating.is_some() || l.failure.is_some();
+    for (i, l) in f.leaves.iter().filter(told).enumerate() {
+        out.push_str(&format!("{}{}", if i == 0 { "\n" } else { "" }, leaf(l)));
+    }
     if let Some(close) = &f.close {
         out.push_str(&format!("\n{}", close_text(close)));
     }
     for exit in &f.exits {
         out.push_str(&format!("\n{}", exit_text(exit)));
+    }
+    out
+}
+
+/// Where a leaf is on the odometer.
+pub fn leaf(l: &LeafInfo) -> String {
+    let digits: Vec<String> = l.digits.iter().map(u16::to_string).collect();
+    let above = match l.left_above {
+        0 => String::new(),
+        n => format!(", {n} above it"),
+    };
+    let names: Vec<String> = l.clients.iter().map(|c| short(c)).collect();
+    let mut out = format!(
+        "leaf     {}: state {}, position {}, {} of its updates left{above}\n",
+        names.join(" "),
+        digits.join("."),
+        l.position,
+        l.left,
+    );
+    if let Some(phase) = &l.rotating {
+        out.push_str(&format!("         rotation: {phase}\n"));
+    }
+    if let Some(failure) = &l.failure {
+        out.push_str(&format!("         the last rotation failed: {failure}\n"));
     }
     out
 }

@@ -5,7 +5,9 @@ mod format;
 mod node;
 mod tree;
 
-pub use factory::{close_text, creation_progress, exit_state, exit_text, factories, factory, state, step};
+pub use factory::{
+    close_text, creation_progress, exit_state, exit_text, factories, factory, leaf, state, step,
+};
 pub use format::{bar, deadline, msat, sat, short, table, time_left, utc, Align};
 pub use node::{admission, balance, channels, clients, event, info, invoice, payment, payments};
 pub use tree::tree;
