@@ -25,7 +25,7 @@ EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
 ADVERSARIES := timeout 1200 $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(~scenario_adversary) + binary(~scenario_reorg)'
 CRASH := $(CARGO) nextest run --locked --workspace --run-ignored only --no-capture \
-	-E 'binary(scenario_crash)'
+	-E 'binary(scenario_crash) + binary(scenario_rotate)'
 HOSTILE := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'binary(scenario_hostile)'
 else
 UNIT := true
@@ -35,7 +35,7 @@ EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_re
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
 ADVERSARIES := timeout 1200 $(CARGO) test --locked --workspace --test 'scenario_adversary_*' --test 'scenario_reorg_*' \
 	-- --test-threads=1 --ignored
-CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -- --test-threads=1 --ignored --nocapture
+CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash --test scenario_rotate -- --test-threads=1 --ignored --nocapture
 HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored
 endif
 

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use serde_json::{json, Value};
 
 use crate::types::Leaf;
-use crate::wait;
+use crate::wait::{self, Seen};
 use crate::world::{World, PATIENCE};
 
 /// The leaf of a client as a factory's LSP shows it.
@@ -55,4 +55,30 @@ pub fn once(world: &World, id: &str, index: usize) -> Result<()> {
     let before = leaf(world, id, &node)?.position;
     ask(world, id, &node)?;
     wait_position(world, id, index, before + 1)
+}
+
+/// Rotates until both sides are at the same position, and it is newer than this: what was under way when a process died
+/// ends one way or the other, and then the leaf rotates on. Returns the position.
+///
+/// # Errors
+/// If it never does, with what both sides show.
+pub fn go_on(world: &World, id: &str, index: usize, position: u64) -> Result<u64> {
+    let client = world.client(index)?;
+    let node = client.node_id().to_owned();
+    wait::until(&format!("a position newer than {position}"), PATIENCE, || {
+        let own = client.factory(id)?.leaves.into_iter().next().context("own leaf")?;
+        let lsp = leaf(world, id, &node)?;
+        let at_rest = lsp.rotating.is_none() && own.rotating.is_none();
+        if at_rest && lsp.position == own.position && lsp.position > position {
+            return Ok(Seen::Done(lsp.position));
+        }
+        let mut state = format!("{lsp:?} {own:?}");
+        if lsp.rotating.is_none() {
+            // Refused as long as the client is not there.
+            if let Err(error) = ask(world, id, &node) {
+                state = format!("{error:#}: {state}");
+            }
+        }
+        Ok(Seen::NotYet(state))
+    })
 }

@@ -2,13 +2,41 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use anyhow::Result;
+use integration::crash::Place;
 use integration::hold::Held;
-use integration::ledger::{wait_at_rest, wait_for, Snapshot};
+use integration::http::ApiError;
+use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
+use integration::pace::{self, Leaving};
 use integration::payments::{pay, Order, Party};
 use integration::{exit, rotate, World};
+use serde_json::{json, Value};
 
 const CAPACITY: u64 = 500_000;
 const MOVER: usize = 0;
+const OTHER: usize = 1;
+/// Blocks that an exit of a leaf with short delays may take.
+const LIMIT: u32 = 400;
+
+fn there(amount_msat: u64) -> Order {
+    Order { from: Party::Client(MOVER), to: Party::Client(OTHER), amount_msat }
+}
+
+fn back(amount_msat: u64) -> Order {
+    Order { from: Party::Client(OTHER), to: Party::Client(MOVER), amount_msat }
+}
+
+/// A leaf with 64 states and short delays.
+fn long_odometer() -> Value {
+    json!({ "arity": [2], "layers": [[], [[8, 4, 8], [8, 4, 0]]] })
+}
+
+/// The code and the words of an answer that refuses.
+fn refused<T: std::fmt::Debug>(answer: Result<T>) -> (String, String) {
+    let error = answer.unwrap_err();
+    let told =
+        error.chain().find_map(|cause| cause.downcast_ref::<ApiError>()).expect("an answer of the API");
+    (told.code.clone(), told.message.clone())
+}
 
 /// Three rotations, with payments between them and one held over the second; then the client leaves by its newest
 /// path with the LSP dead.
@@ -19,8 +47,6 @@ fn three_rotations_then_the_client_leaves() -> Result<()> {
     let factory = world.create_factory(&request)?;
     let id = factory.instance_id.clone();
     let start = Snapshot::take(&world)?;
-    let there = |amount_msat| Order { from: Party::Client(MOVER), to: Party::Client(1), amount_msat };
-    let back = |amount_msat| Order { from: Party::Client(1), to: Party::Client(MOVER), amount_msat };
 
     let mut paid = vec![pay(&world, there(12_345_678))?];
     rotate::once(&world, &id, MOVER)?;
@@ -47,4 +73,157 @@ fn three_rotations_then_the_client_leaves() -> Result<()> {
     report.check_wallet(CAPACITY)?;
     world.finish();
     Ok(())
+}
+
+/// A client that is not there: nothing changes, its name is told, the others pay. Then it rotates, dies, and the LSP
+/// leaves it by the newest path; it comes back to its money.
+#[test]
+fn an_absent_client_is_named_and_a_dead_one_is_left() -> Result<()> {
+    let mut world = World::start("rotate-dead", 3)?;
+    let params = json!({ "arity": [3], "layers": [[], [[2, 8, 8], [2, 8, 0]]] });
+    let factory = world.create_factory(&world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params)))?;
+    let id = factory.instance_id.clone();
+    let start = Snapshot::take(&world)?;
+    let node = world.client(MOVER)?.node_id().to_owned();
+    let mut paid = vec![pay(&world, there(12_345_678))?];
+    wait_for(&world, &start.after(&paid)?)?;
+
+    world.client_mut(MOVER)?.kill()?;
+    wait_gone(&world, &node)?;
+    let (code, words) = refused(rotate::ask(&world, &id, &node));
+    assert!(code == "unavailable" && words.contains(&node), "{code}: {words}");
+    assert_eq!(rotate::leaf(&world, &id, &node)?.position, 0);
+    let other = Order { from: Party::Client(OTHER), to: Party::Client(2), amount_msat: 5_000_001 };
+    paid.push(pay(&world, other)?);
+
+    world.client_mut(MOVER)?.start()?;
+    world.wait_usable(&factory)?;
+    rotate::once(&world, &id, MOVER)?;
+    paid.push(pay(&world, back(3_000_003))?);
+    rotate::once(&world, &id, MOVER)?;
+    wait_for(&world, &start.after(&paid)?)?;
+    let before = wait_at_rest(&world)?;
+    let newest = world.client(MOVER)?.factory(&id)?.tree;
+
+    world.client_mut(MOVER)?.kill()?;
+    let leaving = Leaving::by_lsp(&world, MOVER, &id)?;
+    world.lsp.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &json!({ "client": node }))?;
+    pace::drive(&world, std::slice::from_ref(&leaving), LIMIT, &mut |_| Ok(()))?;
+    for step in &newest {
+        assert!(
+            world.bitcoind.confirmed(step.txid)?.is_some(),
+            "{} {} is not on the chain",
+            step.kind,
+            step.txid
+        );
+    }
+    pace::rest(&world)?;
+    world.client_mut(MOVER)?.start()?;
+    let after = pace::rest_until(&world, |after| check_conserved(&world, &before, after))?;
+    let now = world.client(MOVER)?.balance()?;
+    assert_eq!(now.onchain.confirmed_sat, now.total_sat, "{now:?}");
+    let lost = before.of("client-0")? - after.of("client-0")?;
+    assert!(lost < 2_000_000, "the dead client paid {lost} msat");
+    world.finish();
+    Ok(())
+}
+
+/// Waits until the LSP has noticed that a client is gone.
+fn wait_gone(world: &World, node: &str) -> Result<()> {
+    integration::wait::until_value(
+        "the LSP to miss a client",
+        integration::world::PATIENCE,
+        || world.lsp.api()?.get::<Vec<Value>>("/v1/clients"),
+        |list| !list.iter().any(|c| c["node_id"] == *node && c["connected"] == true),
+    )?;
+    Ok(())
+}
+
+/// An odometer that has come to its end says so, and how much is left above; the channel goes on.
+#[test]
+fn an_odometer_ends() -> Result<()> {
+    let world = World::start("rotate-end", 2)?;
+    let params = json!({ "arity": [2], "layers": [[], [[2, 8, 8]]] });
+    let factory = world.create_factory(&world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params)))?;
+    let (id, node) = (factory.instance_id, world.client(MOVER)?.node_id().to_owned());
+    let start = Snapshot::take(&world)?;
+    rotate::once(&world, &id, MOVER)?;
+    assert_eq!(rotate::leaf(&world, &id, &node)?.left, 0);
+    let (code, words) = refused(rotate::ask(&world, &id, &node));
+    assert!(code == "conflict" && words.contains("no update"), "{code}: {words}");
+    let paid = [pay(&world, there(2_000_000))?, pay(&world, back(1_000_000))?];
+    wait_for(&world, &start.after(&paid)?)?;
+    world.finish();
+    Ok(())
+}
+
+/// Where a process may die in a rotation, in the order in which it comes by.
+const STEPS: [(&str, Place); 13] = [
+    ("lsp.rotation.begun", Place::Lsp),
+    ("node.channel.move", Place::Lsp),
+    ("node.channel.moved", Place::Lsp),
+    ("node.channel.move", Place::Client),
+    ("node.channel.moved", Place::Client),
+    ("lsp.burnt.store", Place::Lsp),
+    ("lsp.burnt.stored", Place::Lsp),
+    ("client.pending.store", Place::Client),
+    ("client.pending.stored", Place::Client),
+    ("lsp.advance.store", Place::Lsp),
+    ("lsp.advance.stored", Place::Lsp),
+    ("client.advance.store", Place::Client),
+    ("client.advance.stored", Place::Client),
+];
+
+/// A process dies there; afterwards both sides have the same state, the leaf rotates on, and the balances add up.
+fn dies_and_goes_on(name: &str, steps: &[(&str, Place)]) -> Result<()> {
+    let mut world = World::start(name, 2)?;
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(long_odometer()));
+    let factory = world.create_factory(&request)?;
+    let id = factory.instance_id.clone();
+    let start = Snapshot::take(&world)?;
+    let node = world.client(MOVER)?.node_id().to_owned();
+    let (mut paid, mut position) = (Vec::new(), 0);
+    for (point, place) in steps {
+        println!("{point} {place:?}");
+        let fault = format!("kill@{point}");
+        // The answer may be lost with the process.
+        match place {
+            Place::Lsp => {
+                world.lsp.faults().set(&fault)?;
+                let _ = rotate::ask(&world, &id, &node);
+                world.lsp.wait_killed()?;
+                world.lsp.faults().clear()?;
+                world.lsp.start()?;
+            }
+            Place::Client => {
+                world.client(MOVER)?.faults().set(&fault)?;
+                rotate::ask(&world, &id, &node)?;
+                world.client_mut(MOVER)?.wait_killed()?;
+                world.client(MOVER)?.faults().clear()?;
+                world.client_mut(MOVER)?.start()?;
+            }
+        }
+        world.wait_usable(&factory)?;
+        position = rotate::go_on(&world, &id, MOVER, position)?;
+        paid.extend([pay(&world, there(3_000_001))?, pay(&world, back(2_000_003))?]);
+        wait_for(&world, &start.after(&paid)?)?;
+    }
+    world.finish();
+    Ok(())
+}
+
+#[test]
+fn the_lsp_dies_in_a_rotation() -> Result<()> {
+    dies_and_goes_on("rotate-lsp-dies", &[STEPS[6], STEPS[10]])
+}
+
+#[test]
+fn the_client_dies_in_a_rotation() -> Result<()> {
+    dies_and_goes_on("rotate-client-dies", &[STEPS[4], STEPS[8], STEPS[12]])
+}
+
+#[test]
+#[ignore = "long: make crash"]
+fn a_process_dies_at_every_step_of_a_rotation() -> Result<()> {
+    dies_and_goes_on("rotate-all-die", &STEPS)
 }
