@@ -389,3 +389,6 @@ impl Factory {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

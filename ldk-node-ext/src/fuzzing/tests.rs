@@ -7,6 +7,11 @@ mod replay;
 mod world;
 
 use bitcoin::secp256k1::PublicKey;
+use factory_core::advance::{
+    AdvancePolicy, AdvanceReason, AdvanceRequest, ClientAdvance, ClientAdvanceAction, ClientAdvanceConfig,
+    ClientAdvanceInput, ClientAdvanceState, LspAdvance, LspAdvanceAction, LspAdvanceConfig, LspAdvanceInput,
+    LspAdvanceRecord, LspAdvanceState,
+};
 use factory_core::ceremony::ParamsChoice;
 use factory_core::record::{ClientFactoryRecord, LspFactoryRecord};
 use serde_json::{json, Value};
@@ -37,6 +42,108 @@ pub(crate) fn factory() -> (LspFactoryRecord, Vec<ClientFactoryRecord>) {
     let mut world = world::World::new(world::config(ParamsChoice::Reshape(params), 3, 20_000));
     world.run();
     (world.lsp_record.unwrap(), world.records.into_values().collect())
+}
+
+/// The factory with one advance of the leaf of its last client, who has the leaf alone.
+pub(crate) struct Advanced {
+    pub(crate) lsp: LspFactoryRecord,
+    pub(crate) client: ClientFactoryRecord,
+    pub(crate) burnt: LspAdvanceState,
+    pub(crate) advance: LspAdvanceRecord,
+    /// As the client stores it before its last signatures leave.
+    pub(crate) pending: ClientAdvanceState,
+    pub(crate) newest: ClientFactoryRecord,
+}
+
+pub(crate) fn advanced() -> Advanced {
+    enum To {
+        Lsp(LspAdvanceInput),
+        Client(ClientAdvanceInput),
+    }
+    const LAST: usize = 2;
+    let (lsp, mut clients) = factory();
+    let (client, id, attempt) = (clients.remove(LAST), world::node_id(LAST), 1);
+    let script = client.channel().unwrap().script.clone();
+    let request =
+        AdvanceRequest { level: 1, client: LAST, changes: Vec::new(), reason: AdvanceReason::Rotate };
+    let config = LspAdvanceConfig {
+        record: lsp.clone(),
+        advances: Vec::new(),
+        burnt: Vec::new(),
+        secret_key: world::secret("lsp", 0),
+        request,
+        least_sat: Default::default(),
+        attempt,
+        agree_secs: 60,
+        prepare_secs: 60,
+        signing_secs: 60,
+    };
+    let (mut provider, mut from_lsp) = LspAdvance::new(config, &mut rand::rng()).unwrap();
+    let config = ClientAdvanceConfig {
+        record: client.clone(),
+        state: None,
+        secret_key: world::secret("factory", LAST),
+        policy: AdvancePolicy::default(),
+    };
+    let mut machine = ClientAdvance::new(config, &mut rand::rng()).unwrap();
+    let (mut from_client, mut queue) = (Vec::new(), std::collections::VecDeque::new());
+    let (mut burnt, mut advance, mut pending, mut newest) = (None, None, None, None);
+    loop {
+        for action in std::mem::take(&mut from_lsp) {
+            match action {
+                LspAdvanceAction::Send { payload, .. } => {
+                    queue.push_back(To::Client(ClientAdvanceInput::Message(payload)));
+                }
+                LspAdvanceAction::PrepareChannels(_) => {
+                    let script = script.clone();
+                    queue.push_back(To::Lsp(LspAdvanceInput::ChannelPrepared {
+                        client: id,
+                        attempt,
+                        script,
+                    }));
+                }
+                LspAdvanceAction::Rebuilt { .. } => {
+                    queue.push_back(To::Lsp(LspAdvanceInput::Covered { client: id, attempt }));
+                }
+                LspAdvanceAction::PersistState(state) => burnt = Some(state),
+                LspAdvanceAction::PersistRecord(record) => {
+                    advance = Some(*record);
+                    queue.push_back(To::Lsp(LspAdvanceInput::RecordPersisted { attempt }));
+                }
+                _ => {}
+            }
+        }
+        for action in std::mem::take(&mut from_client) {
+            match action {
+                ClientAdvanceAction::Send(payload) => {
+                    queue.push_back(To::Lsp(LspAdvanceInput::Message { client: id, payload }));
+                }
+                ClientAdvanceAction::PrepareChannel { .. } => {
+                    let script = script.clone();
+                    queue.push_back(To::Client(ClientAdvanceInput::ChannelPrepared { attempt, script }));
+                }
+                ClientAdvanceAction::Rebuilt { .. } => {
+                    queue.push_back(To::Client(ClientAdvanceInput::Covered { attempt }));
+                }
+                ClientAdvanceAction::PersistInner { state, .. } => {
+                    pending = Some(*state);
+                    queue.push_back(To::Client(ClientAdvanceInput::InnerPersisted { attempt }));
+                }
+                ClientAdvanceAction::PersistRecord { record, .. } => {
+                    newest = Some(*record);
+                    queue.push_back(To::Client(ClientAdvanceInput::RecordPersisted { attempt }));
+                }
+                _ => {}
+            }
+        }
+        match queue.pop_front() {
+            Some(To::Lsp(input)) => from_lsp = provider.handle(input).unwrap(),
+            Some(To::Client(input)) => from_client = machine.handle(input).unwrap(),
+            None => break,
+        }
+    }
+    let (burnt, advance) = (burnt.unwrap(), advance.unwrap());
+    Advanced { lsp, client, burnt, advance, pending: pending.unwrap(), newest: newest.unwrap() }
 }
 
 fn made_exit_file() -> Vec<u8> {
