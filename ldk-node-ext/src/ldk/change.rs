@@ -77,3 +77,36 @@ impl Change {
 fn wrong(message: &str, payload: &Payload) -> String {
     format!("{message}: factory_piggyback_payload: message {} does not belong there", payload.number())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bolt_tlv::payload::{AdvanceAgree, Join};
+
+    fn change() -> FactoryChange {
+        FactoryChange {
+            channel_id: [4; 32],
+            funding_contribution_sat: 0,
+            funding_pubkey: "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
+                .parse()
+                .unwrap(),
+        }
+    }
+
+    #[test]
+    fn only_what_belongs_into_a_change_is_heard_there() {
+        let agree = AdvanceAgree { instance_id: [1; 32], attempt: 2, inner: vec![], outer: vec![[2; 66]] };
+        let ack = Change::Ack(change(), agree.into());
+        let read = Change::read(ack.message()).unwrap().unwrap();
+        assert!(
+            matches!(&read, Change::Ack(c, Payload::AdvanceAgree(m)) if *c == change() && m.attempt == 2)
+        );
+        assert_eq!(read.channel_id(), [4; 32]);
+
+        let wrong = Join { version: 1, min_capacity_sat: 1, max_capacity_sat: 2 };
+        let error = Change::read(Change::Init(change(), wrong.into()).message()).unwrap_err();
+        assert!(error.contains("factory_change_init") && error.contains("message 1 "), "{error}");
+        let empty = FactoryChangeAck { payload: None, change: change() };
+        assert!(Change::read(empty.into()).unwrap_err().contains("missing"));
+    }
+}

@@ -454,6 +454,15 @@ mod tests {
         let traffic = handler.traffic();
         assert_eq!(traffic.sent.messages, 2, "the protocols and the Join");
         assert!(traffic.received.messages > 32 && traffic.received.bytes > 32 * 32, "{traffic:?}");
+        // What belongs into a change is not heard outside of one.
+        let agree = bolt_tlv::payload::AdvanceAgree {
+            instance_id: [1; 32],
+            attempt: 1,
+            inner: vec![],
+            outer: vec![],
+        };
+        let stray = FactoryWireMessage::of(&agree.into());
+        assert!(handler.handle_custom_message(stray, peer()).is_err());
         handler.peer_disconnected(peer());
         assert!(!handler.send(peer(), &join));
     }

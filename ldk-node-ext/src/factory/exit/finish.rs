@@ -2,12 +2,14 @@
 
 use bitcoin::OutPoint;
 use factory_core::exit::ExitPlan;
+use lightning::ln::types::ChannelId;
 
 use super::super::chain::FINAL_DEPTH;
 use super::super::stored::{ExitReason, Factory, StoredExit};
 use super::super::Service;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
+use crate::logger::Logger;
 use crate::node::mark_void;
 use crate::util::lock;
 
@@ -54,8 +56,14 @@ impl Service {
         let kept = self.parts.broadcaster.kept_closing(&channel)?;
         let Some(spend) = factory.spend_of(&self.parts.index, outpoint) else {
             // A channel that was shut for a close that failed has a closing transaction instead.
-            if let Some(closing) = kept {
-                self.parts.broadcaster.send(vec![closing], "kept closing transaction");
+            // It spends the output that the channel was born with, which is not the one that has come to the chain
+            // if the leaf has rotated; then the last commitment stands in for it.
+            match kept {
+                Some(closing) if self.parts.index.confirmation(&outpoint.txid).is_some() => {
+                    self.parts.broadcaster.send(vec![closing], "kept closing transaction");
+                }
+                Some(_) => self.publish_commitment(&channel),
+                None => {}
             }
             return Ok(Some("the commitment transaction to confirm".into()));
         };
@@ -66,6 +74,17 @@ impl Service {
             || kept.is_some_and(|closing| closing.compute_txid() == spend.txid);
         let swept = self.parts.is_swept(&channel, settled_anyway) && depth >= FINAL_DEPTH;
         Ok((!swept).then(|| "the sweep to confirm".into()))
+    }
+
+    /// Has LDK publish the last commitment of a channel that it has closed; what it has been told before it ignores.
+    fn publish_commitment(&self, channel: &ChannelId) {
+        match self.parts.monitor.get_monitor(*channel) {
+            Ok(monitor) => {
+                let parts = &self.parts;
+                monitor.broadcast_latest_holder_commitment_txn(&parts.broadcaster, &parts.fees, &Logger);
+            }
+            Err(()) => tracing::error!(%channel, "no monitor of a channel that leaves"),
+        }
     }
 
     /// A distribution took the leaf's place: its channels will never be on the chain.
