@@ -1,6 +1,8 @@
 //! A leaf's state is replaced by a newer one under a live channel.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::Result;
 use integration::crash::Place;
 use integration::hold::Held;
@@ -152,6 +154,42 @@ fn an_odometer_ends() -> Result<()> {
     let (code, words) = refused(rotate::ask(&world, &id, &node));
     assert!(code == "conflict" && words.contains("no update"), "{code}: {words}");
     let paid = [pay(&world, there(2_000_000))?, pay(&world, back(1_000_000))?];
+    wait_for(&world, &start.after(&paid)?)?;
+    world.finish();
+    Ok(())
+}
+
+/// Payments run both ways without a pause while a leaf rotates again and again: none fails, and the sums are right.
+#[test]
+fn payments_run_through_rotations() -> Result<()> {
+    const ROTATIONS: u64 = 12;
+    let world = World::start("rotate-traffic", 2)?;
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(long_odometer()));
+    let id = world.create_factory(&request)?.instance_id;
+    let start = Snapshot::take(&world)?;
+    let over = AtomicBool::new(false);
+    let paid = std::thread::scope(|scope| {
+        let pays = |order: fn(u64) -> Order| {
+            let (world, over) = (&world, &over);
+            scope.spawn(move || {
+                let mut paid = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    paid.push(pay(world, order(1_000_001))?);
+                }
+                anyhow::Ok(paid)
+            })
+        };
+        let both = [pays(there), pays(back)];
+        let rotated = (0..ROTATIONS).try_for_each(|_| rotate::once(&world, &id, MOVER));
+        over.store(true, Ordering::Relaxed);
+        let mut all = Vec::new();
+        for payer in both {
+            all.extend(payer.join().expect("a payer's thread")?);
+        }
+        rotated.map(|()| all)
+    })?;
+    println!("{} payments in {ROTATIONS} rotations", paid.len());
+    assert!(paid.len() > 2, "no traffic");
     wait_for(&world, &start.after(&paid)?)?;
     world.finish();
     Ok(())

@@ -249,7 +249,7 @@ impl LspCommand {
                 if wait.no_wait {
                     return output.show(&begun, |_| format!("the leaf of {whose} is being rotated"));
                 }
-                let factory = rotating(client, &id, (&whose, begun.from), wait)?;
+                let factory = rotating(client, &id, (whose.as_str(), begun.from), wait)?;
                 output.show(&factory, |f| leaf_of(f, &whose).map_or("rotated".into(), show::leaf))
             }
             Self::Exit { client: whose, args } => args.execute(client, output, Some(whose)),

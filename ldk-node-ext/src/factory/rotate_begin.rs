@@ -100,11 +100,6 @@ impl Service {
         if self.parts.height() >= until {
             return Err(Error::Conflict(format!("the factory is settled from height {until} on")));
         }
-        if let Some(((_, attempt), _)) =
-            self.rotating.iter().find(|((of, _), r)| *of == id && r.leaf() == leaf.first)
-        {
-            return Err(Error::Conflict(format!("rotation {attempt} of this leaf is under way")));
-        }
         let ready = self.parts.factory_messages.ready_peers();
         let open = self.parts.manager.list_channels();
         for (outpoint, client) in &leaf.channels {
@@ -116,6 +111,11 @@ impl Service {
                 return Err(Error::Unavailable(format!("client {client} is not connected")));
             }
             self.may_move(client, outpoint, &open)?;
+        }
+        if let Some(((_, attempt), _)) =
+            self.rotating.iter().find(|((of, _), r)| *of == id && r.leaf() == leaf.first)
+        {
+            return Err(Error::Conflict(format!("rotation {attempt} of this leaf is under way")));
         }
         Ok(leaf)
     }

@@ -58,7 +58,8 @@ impl Service {
         let details = open.iter().find(|c| c.channel_id == channel_id(*channel));
         let capacity_sat = details.map_or(0, |c| c.channel_value_satoshis);
         let over = self.lifetime_over(factory);
-        let quiet = !self.is_closing(factory) && !factory.is_exiting() && !over;
+        let begun = self.parts.index.spend(&factory.funding().outpoint).is_some();
+        let quiet = !self.is_closing(factory) && !factory.is_exiting() && !over && !begun;
         let usable = details.is_some_and(|c| c.is_channel_ready);
         AdvancePolicy {
             allow: quiet && usable && self.ends_too_soon(channel, &open).is_none(),
