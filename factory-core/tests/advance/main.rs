@@ -4,6 +4,7 @@
 
 mod aborts;
 mod altered;
+mod attacks;
 mod blamed;
 #[path = "../common/mod.rs"]
 mod common;
