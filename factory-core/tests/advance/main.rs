@@ -10,6 +10,7 @@ mod blamed;
 mod common;
 mod honest;
 mod paths;
+mod pending;
 mod random;
 mod restarts;
 mod rules;
