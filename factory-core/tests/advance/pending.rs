@@ -160,6 +160,32 @@ fn a_machine_that_waits_for_the_last_word_may_be_dropped() {
     assert!(first.is_persisted_by(1, &persisted(&rig).unwrap()));
 }
 
+/// A machine that goes on after a restart has the record and nothing else: messages of earlier steps change nothing.
+#[test]
+fn what_is_complete_stays_so() {
+    let (mut rig, request) = rig(leaf());
+    rig.to_client = Box::new(|i, m| if i == 1 && m.number() == SIGNED { vec![] } else { vec![m] });
+    rig.advance(request).unwrap();
+    rig.restart_lsp();
+    rig.run();
+    let (instance_id, attempt) = (rig.disk.record.plan.instance_id, rig.attempt);
+    let late: [Payload; 4] = [
+        payload::AdvanceAgree { instance_id, attempt, inner: vec![[9; 66]], outer: vec![] }.into(),
+        payload::AdvancePartials { instance_id, attempt, partials: vec![[1; 32]] }.into(),
+        payload::AdvanceOuter { instance_id, attempt, partials: vec![[1; 32]] }.into(),
+        payload::AdvanceRefuse { instance_id, attempt, code: 1, text: "late".into() }.into(),
+    ];
+    for payload in late {
+        rig.lsp_in(LspAdvanceInput::Message { client: node_id(1), payload });
+        assert_eq!(rig.lsp.as_ref().unwrap().phase(), LspAdvancePhase::Persisting);
+    }
+    assert!(rig.blamed().is_empty() && rig.failed().is_none());
+    rig.to_client = Box::new(|_, m| vec![m]);
+    rig.client_in(1, ClientAdvanceInput::Connected);
+    rig.run();
+    rig.assert_done();
+}
+
 /// What the client wants changes after it agreed.
 #[test]
 fn what_a_client_wants_is_looked_at_again_before_it_signs() {

@@ -339,6 +339,9 @@ impl LspAdvance {
         let Some(client) = self.client(id) else { return Ok(Vec::new()) };
         let blame = |reason| Ok(vec![(id, reason)]);
         match message {
+            // Complete: whatever is late or strange cannot undo it. A machine that resumed knows nothing of what was.
+            Payload::AdvanceAgree(_) | Payload::AdvancePartials(_) | Payload::AdvanceOuter(_)
+                if phase >= LspAdvancePhase::Recording => {}
             Payload::AdvanceAgree(m) => {
                 if client.agreed.is_some() {
                     return Ok(Vec::new());
