@@ -107,7 +107,9 @@ impl Rules {
                 let pending = disk.pending(m.attempt);
                 let pending = pending
                     .expect("outer partial signatures left before the inner transactions were on disk");
-                pending.verify().expect("outer partial signatures left without inner signatures");
+                pending
+                    .verify(disk.newest())
+                    .expect("outer partial signatures left without inner signatures");
                 hangs_below_the_outer(pending, disk);
                 self.gone.insert((i, m.attempt), pending.record.path.updates);
             }
