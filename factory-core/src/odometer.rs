@@ -150,7 +150,8 @@ impl Params {
     /// The outermost digit in which two positions differ; none if they are the same.
     fn first_difference(&self, one: u64, other: u64) -> Result<Option<usize>, Error> {
         let (one, other) = (self.states_after(one)?, self.states_after(other)?);
-        Ok(one.digits().zip(other.digits()).position(|(a, b)| a != b))
+        let first = one.digits().zip(other.digits()).position(|(a, b)| a != b);
+        Ok(first)
     }
 
     /// Checks that an advance of `level` may lead from one position to another: the levels above stay as they are,

@@ -342,7 +342,7 @@ fn a_stored_try_of_something_else_is_refused() {
         |p| p.record.path.updates += 1,
         |p| p.outer.clear(),
         |p| p.outer.swap(0, 1),
-        |p| drop(p.outer.pop()),
+        |p| p.outer.truncate(1),
         |p| p.outer.push(p.record.path.path.last().unwrap().txid()),
         |p| p.outer[0] = p.record.path.path.last().unwrap().txid(),
     ];
