@@ -99,6 +99,10 @@ fn inner_transactions_of_a_try_that_was_called_off() {
     for attack in attacks() {
         let base = made(&attack);
         let given = its_end(&base, &attack.3);
+        // What it is after: with the other try at the same position, both complete, the chain cannot tell which is newer.
+        let kept = its_end(&base, &attack.4);
+        assert_eq!(kept.updates, given.updates);
+        assert!(!rivals(&given, &kept).is_empty(), "no attack");
         for restart in [false, true] {
             let mut rig = base.fork();
             let kept = withhold(&mut rig, payload::AdvanceInner::NUMBER);
