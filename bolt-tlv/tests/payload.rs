@@ -179,7 +179,8 @@ fn advance_bytes() {
     let signed = AdvanceSigned { instance_id, attempt, signatures };
     assert_bytes(signed, &format!("0026 {} 0440{}", ids_hex(), "ee".repeat(64)));
     assert_bytes(AdvancePersisted { instance_id, attempt }, &format!("0027 {}", ids_hex()));
-    assert_bytes(AdvanceResume { instance_id, attempt }, &format!("0028 {}", ids_hex()));
+    let resume = AdvanceResume { instance_id, attempt, pending: 1 };
+    assert_bytes(resume, &format!("0028 {} 04020001", ids_hex()));
     let abort = AdvanceAbort { instance_id, attempt, code: 5, text: "late".into() };
     assert_bytes(abort, &format!("0029 {} 04020005 06046c617465", ids_hex()));
 }

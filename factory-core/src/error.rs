@@ -181,6 +181,13 @@ pub enum Error {
     /// Capacities of a shared leaf may not change at its own level if a level above has DW layers.
     #[error("the leaf is shared and below a level with layers: its amounts change with that level only")]
     SharedLeaf,
+    /// Capacities do not change at a position after which nothing newer is left: if the try failed, nobody could
+    /// tell what the channels have, and nothing could settle it.
+    #[error("nothing newer than position {position} is left: capacities do not change there")]
+    LastPosition {
+        /// The position proposed.
+        position: u64,
+    },
     /// A sum of amounts that does not fit or does not match.
     #[error("{what}: {got} sat, expected {expected} sat")]
     Value {

@@ -11,6 +11,7 @@ pub mod close;
 mod error;
 pub mod exit;
 pub mod faults;
+mod form;
 pub mod geometry;
 pub mod guard;
 mod hexed;

@@ -95,8 +95,8 @@ impl Params {
         Ok(Remaining { levels: (0..self.shape.levels()).map(left).collect::<Result<_, Error>>()? })
     }
 
-    /// The first position that an advance of `level` leads to from `from` and that is newer than `above`, the newest
-    /// of which anybody may hold a complete state. The levels inside begin anew.
+    /// The first position that an advance of `level` leads to from `from` and whose outermost new state is in no
+    /// position up to `above`, the newest that was tried: see [`Params::is_untried`]. The levels inside begin anew.
     ///
     /// # Errors
     /// [`Error::Exhausted`] with what is left if there is none; [`Error::OutOfRange`] for a level or a position
@@ -105,11 +105,53 @@ impl Params {
         range("level", as_u64(level), 0, as_u64(self.shape.levels()).saturating_sub(1))?;
         let newest = from.max(above);
         let left = self.remaining(newest)?;
-        let exhausted = || Error::Exhausted { level, leaf: left.leaf(), upper: left.upper() };
-        let step = self.level_step(level)?;
-        let next = newest.checked_div(step).and_then(|high| high.checked_add(1)?.checked_mul(step));
-        let next = next.filter(|next| self.check_advance(level, from, *next).is_ok());
-        next.ok_or_else(exhausted)
+        let mut step = self.level_step(level)?;
+        for layer in self.shape.layers_at(level).iter().rev() {
+            let next = newest.checked_div(step).and_then(|high| high.checked_add(1)?.checked_mul(step));
+            let next = next.filter(|next| self.check_advance(level, from, *next).is_ok());
+            if let Some(next) = next {
+                if self.is_untried(from, above, next)? {
+                    return Ok(next);
+                }
+            }
+            let wider = step.checked_mul(layer.states.into());
+            step = wider.ok_or(Error::Overflow { field: "states of a level" })?;
+        }
+        Err(Error::Exhausted { level, leaf: left.leaf(), upper: left.upper() })
+    }
+
+    /// Whether anything newer is left for a leaf at `from` once `above` was tried, at whatever level.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a position that there is not.
+    pub fn has_next(&self, from: u64, above: u64) -> Result<bool, Error> {
+        range("updates", from.max(above), 0, self.path_updates()?)?;
+        Ok((0..self.shape.levels()).any(|level| self.next_position(level, from, above).is_ok()))
+    }
+
+    /// Whether the outermost state that an advance from `from` to `to` signs anew is one that no position after `from`
+    /// and up to `newest` has, of which a try may have been signed in part or whole.
+    ///
+    /// The outermost new state commits to the digits down to the layer that ticks, and not to what is inside it. If a
+    /// try had the same digits down to there, its outermost state may be complete already or become so with this one:
+    /// what is signed below it could be published at once, and two sets of inner states would hang below one output.
+    /// All tries since `from` are between `from` and the newest, so that they share the digits that these two share; it
+    /// is enough to compare with the newest.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a position that there is not.
+    pub fn is_untried(&self, from: u64, newest: u64, to: u64) -> Result<bool, Error> {
+        if newest <= from {
+            return Ok(to > from);
+        }
+        Ok(to > newest && self.first_difference(newest, to)? == self.first_difference(from, to)?)
+    }
+
+    /// The outermost digit in which two positions differ; none if they are the same.
+    fn first_difference(&self, one: u64, other: u64) -> Result<Option<usize>, Error> {
+        let (one, other) = (self.states_after(one)?, self.states_after(other)?);
+        let first = one.digits().zip(other.digits()).position(|(a, b)| a != b);
+        Ok(first)
     }
 
     /// Checks that an advance of `level` may lead from one position to another: the levels above stay as they are,

@@ -11,6 +11,7 @@ use bitcoin::{OutPoint, ScriptBuf, TxOut};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::ExitPlan;
+use crate::form;
 use crate::geometry::{self, PathNode};
 use crate::musig::SignatureBytes;
 use crate::node::Signatures;
@@ -115,7 +116,8 @@ impl SignedPath {
     }
 
     /// Checks a record that was read: its version, that the transactions form one chain from the funding output,
-    /// that the states are those of its position, that the distributions spend what they should, and every signature.
+    /// that they are those of its shape and position with their delays, that leaf and distributions pay what they should,
+    /// and every signature.
     ///
     /// # Errors
     /// The first thing that does not hold.
@@ -174,7 +176,7 @@ impl SignedPath {
             check_times(distribution, lock_height)?;
             signed(distribution)?;
         }
-        Ok(())
+        form::check(self)
     }
 
     /// The steps of an exit.

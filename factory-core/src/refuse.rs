@@ -92,6 +92,10 @@ pub enum RefuseCode {
     AdvanceAmounts = 43,
     /// The amounts of this leaf change with the level above only.
     AdvanceShared = 44,
+    /// A channel's capacity would change at the last position, where a failed try could not be followed by another.
+    AdvanceLast = 45,
+    /// So many tries are not complete that no more is begun.
+    AdvanceMany = 46,
 }
 
 impl RefuseCode {

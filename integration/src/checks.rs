@@ -6,6 +6,7 @@
 
 mod advance;
 pub mod table;
+pub mod virt;
 
 use std::fs::{self, File};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -50,7 +51,7 @@ pub struct Check {
 
 /// All checks.
 pub fn all() -> impl Iterator<Item = &'static Check> {
-    table::TABLE.iter().chain(advance::ADVANCE)
+    table::TABLE.iter().chain(virt::VIRT).chain(advance::ADVANCE)
 }
 
 /// What became of a check.

@@ -114,9 +114,13 @@ message! {
 }
 
 message! {
-    /// Client to LSP: I gave my outer partial signatures and do not know how it ended. The answer is
-    /// [`AdvanceSigned`] or [`AdvanceAbort`].
-    40 AdvanceResume of attempt {}
+    /// Client to LSP: how I stand with this try, after I was away or when I hear that it is over.
+    40 AdvanceResume of attempt {
+        /// 0: I gave no outer partial signature and never will, so my channel is free of this try; nothing is to be
+        /// answered. Else: I gave mine, or may have, and do not know how it ended; the answer is [`AdvanceSigned`] or
+        /// [`AdvanceAbort`].
+        4 => pending: u16,
+    }
 }
 
 message! {

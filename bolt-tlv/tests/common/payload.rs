@@ -189,7 +189,7 @@ fn advance() -> BoxedStrategy<Payload> {
         of_attempt!(AdvanceOuter { partials: vec(bytes(), 0..6) }),
         of_attempt!(AdvanceSigned { signatures: vec(bytes(), 0..6) }),
         of_attempt!(AdvancePersisted),
-        of_attempt!(AdvanceResume),
+        of_attempt!(AdvanceResume { pending: any::<u16>() }),
         of_attempt!(AdvanceAbort { code: any::<u16>(), text: text() }),
     ]
     .boxed()

@@ -6,7 +6,7 @@ use bolt_tlv::payload;
 use serde::{Deserialize, Serialize};
 
 use super::change::{amounts_are_fixed, leaf_value, reshare, Change};
-use super::record::PendingAdvance;
+use super::pending::{ClientAdvanceState, PendingAdvance, MAX_KEPT_TRIES};
 use crate::faults::switch;
 use crate::geometry::{self, PathNode};
 use crate::musig::{verify_final, AggKey, SignatureBytes};
@@ -18,7 +18,8 @@ use crate::refuse::{refuse, Refusal, RefuseCode};
 use crate::transaction::{SignedTx, TreeTx, TxKind};
 use crate::Error;
 
-/// What a client wants of an advance. It changes with the channel, so the caller keeps it up to date.
+/// What a client wants of an advance. It changes with the channel, so the caller keeps it up to date; there is no
+/// default, as a least capacity of nothing would give the balance away.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdvancePolicy {
     /// Whether the client takes part now: not while a payment ends too soon for another claim.
@@ -29,10 +30,22 @@ pub struct AdvancePolicy {
     pub most_sat: u64,
 }
 
-impl Default for AdvancePolicy {
-    fn default() -> Self {
-        Self { allow: true, least_sat: 0, most_sat: 100_000_000 }
+fn check_allowed(policy: &AdvancePolicy) -> Result<(), Refusal> {
+    if policy.allow {
+        return Ok(());
     }
+    Err(Refusal::new(RefuseCode::NotWanted, "no advance wanted now"))
+}
+
+/// Whether the client takes part now, with a channel of this capacity.
+fn check_policy(policy: &AdvancePolicy, own_sat: u64) -> Result<(), Refusal> {
+    check_allowed(policy)?;
+    let AdvancePolicy { least_sat, most_sat, .. } = *policy;
+    if (own_sat < least_sat || own_sat > most_sat) && !switch("client.advance.capacity") {
+        let text = format!("channel of {own_sat} sat, wanted are {least_sat} to {most_sat}");
+        return Err(Refusal::new(RefuseCode::Capacity, text));
+    }
+    Ok(())
 }
 
 /// The level that a stored transaction belongs to; none for a distribution.
@@ -68,16 +81,14 @@ pub(super) struct Proposal {
 }
 
 impl Proposal {
-    /// Checks a proposal. `newest` is the newest position of which anybody may have a complete state.
+    /// Checks a proposal. `state` has the tries after the newest complete record.
     pub(super) fn check(
         record: &ClientFactoryRecord,
-        newest: u64,
+        state: &ClientAdvanceState,
         policy: &AdvancePolicy,
         message: &payload::AdvancePropose,
     ) -> Result<Self, Refusal> {
-        if !policy.allow {
-            return Err(Refusal::new(RefuseCode::NotWanted, "no advance wanted now"));
-        }
+        check_allowed(policy)?;
         let path = &record.path;
         let wrong = refuse(RefuseCode::AdvancePosition);
         if message.from != path.updates && !switch("client.advance.base") {
@@ -89,10 +100,21 @@ impl Proposal {
         let (level, to) = (usize::from(message.level), message.position);
         let place = (level, index);
         let change = Change::new(&path.params, clients, path.expiry_height, place, (path.updates, to))
-            .map_err(wrong)?;
+            .map_err(&wrong)?;
+        let newest = state.newest().max(path.updates);
         if to <= newest && !switch("client.advance.burnt") {
             let text = format!("position {to} is not newer than {newest}, which may be signed already");
             return Err(Refusal::new(RefuseCode::AdvanceBurnt, text));
+        }
+        let untried = path.params.is_untried(path.updates, newest, to).map_err(&wrong)?;
+        if to > newest && !untried && !switch("client.advance.untried") {
+            let text =
+                format!("the outermost new state of position {to} may be signed already, as of {newest}");
+            return Err(Refusal::new(RefuseCode::AdvanceBurnt, text));
+        }
+        if state.kept() >= MAX_KEPT_TRIES && !switch("client.advance.many") {
+            let text = format!("{} tries are kept, at most {MAX_KEPT_TRIES} are", state.kept());
+            return Err(Refusal::new(RefuseCode::AdvanceMany, text));
         }
         let places =
             geometry::path(&path.params.shape, clients, index).map_err(refuse(RefuseCode::Internal))?;
@@ -103,7 +125,19 @@ impl Proposal {
         let old = capacity(record.channel().map(|c| c.share.capacity_sat))?;
         let new = capacity(leaf.members.get(position).map(|m| m.capacity_sat))?;
         let capacity_sat = (old, new);
+        let last = !path.params.has_next(path.updates, to).map_err(&wrong)?;
+        if old != new && last && !switch("client.advance.last") {
+            return Err(Refusal::new(RefuseCode::AdvanceLast, Error::LastPosition { position: to }));
+        }
         Ok(Self { attempt: message.attempt, change, nodes, keys, leaf, position, capacity_sat })
+    }
+
+    /// What the client wants may have changed since it agreed, and so may what is in its channel.
+    pub(super) fn check_policy(&self, policy: &AdvancePolicy) -> Result<(), Refusal> {
+        if switch("client.advance.policy_once") {
+            return Ok(());
+        }
+        check_policy(policy, self.capacity_sat.1)
     }
 
     /// The keys are those of everybody who signed the client's nodes at creation.
@@ -159,11 +193,7 @@ impl Proposal {
         }
         let position = usize::try_from(record.position).unwrap_or(usize::MAX);
         let own = members.get(position).map_or(0, |m| m.capacity_sat);
-        if (own < policy.least_sat || own > policy.most_sat) && !switch("client.advance.capacity") {
-            let (least, most) = (policy.least_sat, policy.most_sat);
-            let text = format!("channel of {own} sat, wanted are {least} to {most}");
-            return Err(Refusal::new(RefuseCode::Capacity, text));
-        }
+        check_policy(policy, own)?;
         let stock_script = path.stock_script.clone();
         let (stock_sat, expiry_height) = (message.stock_sat, change.distributed_at);
         Ok((LeafSpec { members, stock_sat, stock_script, expiry_height }, position))

@@ -58,12 +58,16 @@ impl Planned {
         let place = (request.level, request.client);
         let change = Change::new(params, clients, plan.expiry_height, place, (from, position))?;
         let mut shares: BTreeMap<_, _> = request.changes.iter().map(|leaf| (leaf.first, leaf)).collect();
+        let last = !params.has_next(from, position)?;
         for leaf in &mut leaves {
             let Some(new) = shares.remove(&short(leaf.first)?) else { continue };
             let stock = (new.stock_sat, &plan.stock_script);
             let members = reshare(&leaf.members, &new.capacities_sat, stock)?;
             if members != leaf.members && amounts_are_fixed(params, request.level) {
                 return Err(Error::SharedLeaf);
+            }
+            if members != leaf.members && last {
+                return Err(Error::LastPosition { position });
             }
             (leaf.members, leaf.stock_sat) = (members, new.stock_sat);
         }

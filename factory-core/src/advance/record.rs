@@ -7,12 +7,11 @@ use bolt_tlv::payload::{self, Payload};
 use serde::{Deserialize, Serialize};
 
 use super::change::reshare;
-use crate::faults::switch;
 use crate::geometry;
 use crate::musig::SignatureBytes;
 use crate::odometer::Remaining;
 use crate::plan::{index_error, LeafMember, LeafSpec};
-use crate::record::{short, ClientFactoryRecord, LspFactoryRecord, SignedNode, SignedPath, RECORD_VERSION};
+use crate::record::{short, LspFactoryRecord, SignedNode, SignedPath, RECORD_VERSION};
 use crate::refuse::clip;
 use crate::transaction::SignedTx;
 use crate::Error;
@@ -76,6 +75,13 @@ impl LspAdvanceRecord {
     pub fn covers(&self, index: usize) -> bool {
         short(index).is_ok_and(|index| (self.first..self.end).contains(&index))
     }
+
+    /// Whether this message says that the client at this place in tree order has stored this advance. The caller takes
+    /// it also long after the machine is gone.
+    pub fn is_persisted_by(&self, index: usize, message: &payload::AdvancePersisted) -> bool {
+        let same = (message.instance_id, message.attempt) == (self.instance_id, self.attempt);
+        same && self.covers(index)
+    }
 }
 
 /// The signature in a stored transaction.
@@ -85,8 +91,8 @@ pub(crate) fn signature_of(tx: &SignedTx) -> Result<SignatureBytes, Error> {
     signature.ok_or_else(|| Error::BadSignature { what: tx.kind.to_string() })
 }
 
-/// The answer to a client that asks, by [`payload::AdvanceResume`], how a try ended whose machine is gone. `index` is the
-/// client's place in tree order.
+/// The answer to a client that says, by [`payload::AdvanceResume`], how it stands with a try whose machine is gone; none
+/// if it only says that it gave nothing away. `index` is the client's place in tree order.
 ///
 /// # Errors
 /// [`Error::Mismatch`] for a damaged record.
@@ -94,17 +100,25 @@ pub fn answer_resume(
     advances: &[LspAdvanceRecord],
     index: usize,
     message: &payload::AdvanceResume,
-) -> Result<Payload, Error> {
+) -> Result<Option<Payload>, Error> {
+    if message.pending == 0 {
+        return Ok(None);
+    }
     let (instance_id, attempt) = (message.instance_id, message.attempt);
     let ended = |a: &&LspAdvanceRecord| a.instance_id == instance_id && a.attempt == attempt;
-    Ok(match advances.iter().find(|a| ended(a) && a.covers(index)) {
+    Ok(Some(match advances.iter().find(|a| ended(a) && a.covers(index)) {
         Some(advance) => advance.signed()?.into(),
-        None => payload::AdvanceAbort { instance_id, attempt, code: 1, text: clip("not completed") }.into(),
-    })
+        None => abort(instance_id, attempt).into(),
+    }))
 }
 
-/// A try of the provider whose position is used up: a client may have everything of it but the outermost signature, or
-/// has given its own. Stored before the messages that make it so.
+/// Says that a try is over of which there is no record.
+fn abort(instance_id: [u8; 32], attempt: u16) -> payload::AdvanceAbort {
+    payload::AdvanceAbort { instance_id, attempt, code: 1, text: clip("not completed") }
+}
+
+/// A try of the provider whose position is used up: partial signatures of it may be anywhere. Stored before the first
+/// message that asks for any.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LspAdvanceState {
     /// Version of the record.
@@ -122,81 +136,11 @@ pub struct LspAdvanceState {
     pub position: u64,
 }
 
-/// A try that the client gave, or was about to give, its outer partial signatures for: the provider may complete it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PendingAdvance {
-    /// The try.
-    pub attempt: u16,
-    /// The new path, complete but for the signatures of the outer transactions. If the provider publishes the outermost
-    /// one, the client goes on from there.
-    pub record: ClientFactoryRecord,
-    /// Ids of the outer transactions, in the order in which they are signed.
-    pub outer: Vec<Txid>,
-}
-
-impl PendingAdvance {
-    /// Checks a record that was read: as [`ClientFactoryRecord::verify`], but for the outer transactions.
-    ///
-    /// # Errors
-    /// The first thing that does not hold.
-    pub fn verify(&self) -> Result<(), Error> {
-        self.record.verify_own()?;
-        self.record.path.verify_but(|tx| self.outer.contains(&tx.txid()))
-    }
-
-    /// The complete record, with the outer signatures in order.
-    ///
-    /// # Errors
-    /// [`Error::Count`] for a wrong number of them, [`Error::BadSignature`] for a wrong one.
-    pub(crate) fn complete(&self, signatures: &[SignatureBytes]) -> Result<ClientFactoryRecord, Error> {
-        if signatures.len() != self.outer.len() {
-            let (got, expected) = (signatures.len(), self.outer.len());
-            return Err(Error::Count { what: "list of signatures", got, expected });
-        }
-        let mut record = self.record.clone();
-        for tx in record.path.path.iter_mut().chain(&mut record.path.distributions) {
-            let txid = tx.txid();
-            let place = self.outer.iter().position(|outer| *outer == txid);
-            if let Some(signature) = place.and_then(|place| signatures.get(place)) {
-                tx.set_signature(signature);
-                if !switch("client.advance.signed_unchecked") {
-                    tx.verify()?;
-                }
-            }
-        }
-        Ok(record)
-    }
-}
-
-/// What of advances has to survive a client's restart, besides the newest complete record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClientAdvanceState {
-    /// Version of the record.
-    pub version: u16,
-    /// The factory.
-    #[serde(with = "hex::serde")]
-    pub instance_id: [u8; 32],
-    /// The try that the newest complete record is from; none if from the creation.
-    pub completed: Option<u16>,
-    /// Tries that the provider may complete, oldest first. Each has used up a position, so the odometer limits them.
-    pub pending: Vec<PendingAdvance>,
-}
-
-impl ClientAdvanceState {
-    /// That of a factory without any advance.
-    pub fn new(instance_id: [u8; 32]) -> Self {
-        Self { version: RECORD_VERSION, instance_id, completed: None, pending: Vec::new() }
-    }
-
-    /// Checks a state that was read: its version, and every pending try as [`PendingAdvance::verify`] does.
-    ///
-    /// # Errors
-    /// The first thing that does not hold.
-    pub fn verify(&self) -> Result<(), Error> {
-        if self.version != RECORD_VERSION {
-            return Err(Error::RecordVersion { got: self.version, known: RECORD_VERSION });
-        }
-        self.pending.iter().try_for_each(PendingAdvance::verify)
+impl LspAdvanceState {
+    /// Tells a client again, after it was away, that this try is over. It answers with
+    /// [`payload::AdvanceResume`] if it gave nothing away that would change its channel.
+    pub fn abort(&self) -> payload::AdvanceAbort {
+        abort(self.instance_id, self.attempt)
     }
 }
 
@@ -300,6 +244,16 @@ impl NewestTree {
         for node in &advance.nodes {
             let place = places.get(&(node.level, node.first)).and_then(|i| self.nodes.get_mut(*i));
             *place.filter(|old| old.end == node.end).ok_or_else(strange)? = node.clone();
+        }
+        // The shares are those that the new leaves pay.
+        let leaf_level = plan.params.shape.arity.len();
+        for leaf in self.leaves.iter().filter(|leaf| advance.covers(leaf.first)) {
+            let outputs = leaf.spec(&plan.stock_script, 0).outputs(&leaf.channel_scripts)?;
+            let last = self.node(leaf_level, leaf.first)?.txs.last();
+            let paid = last.and_then(|tx| tx.tx.output.split_last()).map(|(_, paid)| paid);
+            if paid != Some(outputs.as_slice()) {
+                return Err(strange());
+            }
         }
         Ok(())
     }

@@ -93,6 +93,11 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     // Advance.
     ("client.advance.base", 12, "an advance starts from the client's newest state"),
     ("client.advance.burnt", 12, "an advance is newer than everything that may be signed already"),
+    ("client.advance.untried", 12, "the outermost new state of an advance is that of no earlier try"),
+    ("client.advance.unmarked", 12, "inner partial signatures wait until a mark of the try is on disk"),
+    ("client.advance.many", 10, "the tries that a client keeps are limited"),
+    ("client.advance.last", 14, "no capacity changes where a failed try could not be followed by another"),
+    ("client.advance.policy_once", 10, "what a client wants is checked again before it signs"),
     ("client.advance.keys", 1, "an advance is signed by those who signed the node at creation"),
     ("client.advance.sum", 1, "the amounts of a leaf stay the same in sum"),
     ("client.advance.shared", 15, "distributions of a shared leaf below an upper layer pay what they paid"),

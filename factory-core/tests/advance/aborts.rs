@@ -8,7 +8,7 @@ use factory_core::params::Params;
 use factory_core::refuse::RefuseCode;
 use factory_core::Error;
 
-use crate::common::{capacity, node_id, regtest, shaped};
+use crate::common::{capacity, node_id, shaped};
 use crate::rules;
 use crate::world::{request, Rig};
 
@@ -35,9 +35,9 @@ pub fn cases() -> Vec<Case> {
     let changes: &[(u32, &[u64], u64)] = &[(0, &[capacity(0)], 10_000), (1, &[capacity(1) + 10_000], 20_000)];
     vec![
         (shaped(2, 1, &[2], &[0, 1]), 2, 1_000, request(1, 1, &[])),
-        (regtest(2, 1), 2, 40_000, request(1, 1, &[(1, &[capacity(1) + 5_000], 35_000)])),
-        (shaped(2, 2, &[], &[2]), 2, 30_000, request(0, 1, &[(0, &caps, 25_000)])),
-        (shaped(2, 1, &[2], &[1, 2]), 2, 20_000, request(0, 1, changes)),
+        (shaped(2, 1, &[2], &[0, 3]), 2, 40_000, request(1, 1, &[(1, &[capacity(1) + 5_000], 35_000)])),
+        (shaped(2, 2, &[], &[3]), 2, 30_000, request(0, 1, &[(0, &caps, 25_000)])),
+        (shaped(2, 1, &[2], &[2, 2]), 2, 20_000, request(0, 1, changes)),
     ]
 }
 
@@ -168,7 +168,7 @@ fn a_position_is_used_once() {
     for level in [2, 1] {
         rig.client_actions.clear();
         rig.advance(request(level, 1, &[])).unwrap();
-        let refused = rig.refused().contains(&(1, RefuseCode::AdvanceBurnt, false));
+        let refused = rig.refused().contains(&(1, RefuseCode::AdvanceBurnt, true));
         assert!(refused, "a position that may be signed already was agreed to");
     }
     assert!(rig.disk.burnt.is_empty() && rig.disk.advances.is_empty());

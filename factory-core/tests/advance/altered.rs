@@ -14,7 +14,7 @@ use factory_core::refuse::RefuseCode;
 
 use crate::common::{capacity, key, regtest, shaped};
 use crate::rules;
-use crate::world::{request, Rig, Tamper};
+use crate::world::{policy, request, Rig, Tamper};
 
 /// Alters the first message with this number to or from client `who`.
 pub fn spoil(who: usize, number: u16, alter: impl Fn(&mut Payload) + 'static) -> Tamper {
@@ -30,12 +30,12 @@ pub fn spoil(who: usize, number: u16, alter: impl Fn(&mut Payload) + 'static) ->
 /// A shared leaf of three whose amounts change, and a branch of two leaves.
 pub fn leaf() -> (Params, usize, AdvanceRequest) {
     let caps = [capacity(0) - 10_000, capacity(1) + 15_000, capacity(2)];
-    (regtest(6, 3), 6, request(1, 1, &[(0, &caps, 25_000)]))
+    (shaped(6, 3, &[2], &[0, 3]), 6, request(1, 1, &[(0, &caps, 25_000)]))
 }
 
 pub fn branch() -> (Params, usize, AdvanceRequest) {
     let changes: &[(u32, &[u64], u64)] = &[(0, &[capacity(0)], 10_000), (1, &[capacity(1) + 10_000], 20_000)];
-    (shaped(4, 1, &[2, 2], &[0, 1, 2]), 4, request(1, 1, changes))
+    (shaped(4, 1, &[2, 2], &[0, 2, 2]), 4, request(1, 1, changes))
 }
 
 pub fn same_leaf() -> (Params, usize, AdvanceRequest) {
@@ -47,8 +47,10 @@ pub fn rig((params, n, request): (Params, usize, AdvanceRequest)) -> (Rig, Advan
     let mut rig = Rig::new(params, n, stock);
     if n == 6 {
         // The leaf's innermost layer has no update left then, so the next one has inner transactions.
-        rig.advance(crate::world::request(1, 1, &[])).unwrap();
-        rig.assert_done();
+        for _ in 0..2 {
+            rig.advance(crate::world::request(1, 1, &[])).unwrap();
+            rig.assert_done();
+        }
         rig.actions.clear();
         rig.disk.burnt.clear();
     }
@@ -121,13 +123,13 @@ fn proposals_that_break_one_rule() {
                 "to the same position",
                 PROPOSE,
                 RefuseCode::AdvancePosition,
-                alter!(AdvancePropose, m => m.position = 1),
+                alter!(AdvancePropose, m => m.position = 2),
             ),
             (
                 "beyond the odometer",
                 PROPOSE,
                 RefuseCode::AdvancePosition,
-                alter!(AdvancePropose, m => m.position = 8),
+                alter!(AdvancePropose, m => m.position = 27),
             ),
             (
                 "beyond all numbers",
@@ -385,16 +387,16 @@ fn aggregate_nonces_are_used_once() {
 fn a_policy_and_a_shared_leaf_are_kept() {
     let (mut rig, request_) = rig(leaf());
     for (policy, code) in [
-        (AdvancePolicy { allow: false, ..AdvancePolicy::default() }, RefuseCode::NotWanted),
-        (AdvancePolicy { least_sat: capacity(1) + 15_001, ..AdvancePolicy::default() }, RefuseCode::Capacity),
-        (AdvancePolicy { most_sat: capacity(1) + 14_999, ..AdvancePolicy::default() }, RefuseCode::Capacity),
+        (AdvancePolicy { allow: false, ..policy() }, RefuseCode::NotWanted),
+        (AdvancePolicy { least_sat: capacity(1) + 15_001, ..policy() }, RefuseCode::Capacity),
+        (AdvancePolicy { most_sat: capacity(1) + 14_999, ..policy() }, RefuseCode::Capacity),
     ] {
         rig.client_in(1, ClientAdvanceInput::Policy(policy));
         rig.client_actions.clear();
         rig.advance(request_.clone()).unwrap();
         assert_eq!(rig.refused(), [(1, code, false)]);
     }
-    rig.client_in(1, ClientAdvanceInput::Policy(AdvancePolicy::default()));
+    rig.client_in(1, ClientAdvanceInput::Policy(policy()));
     assert_unharmed(&mut rig, request_, "a policy");
 
     let (mut rig, request_) = rig_of_shared();

@@ -258,7 +258,14 @@ fn positions_by_their_digits() {
                 }
                 assert_eq!(params.remaining(from).unwrap().levels[level], reached.len() as u64);
                 for above in 0..=last {
-                    let next = reached.iter().copied().find(|to| *to > above);
+                    // Of all positions that were tried since, none has the same digits down to the layer that ticks.
+                    let untried = |to: &u64| {
+                        let digits = |p| params.states_after(p).unwrap().digits().collect::<Vec<_>>();
+                        let new = digits(*to);
+                        let ticks = digits(from).iter().zip(&new).position(|(a, b)| a != b).unwrap();
+                        *to > above && (from + 1..=above).all(|m| digits(m)[..=ticks] != new[..=ticks])
+                    };
+                    let next = reached.iter().copied().find(untried);
                     let got = params.next_position(level, from, above);
                     assert_eq!(got.clone().ok(), next);
                     assert!(next.is_some() || matches!(got, Err(Error::Exhausted { .. })));

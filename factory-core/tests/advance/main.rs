@@ -4,11 +4,13 @@
 
 mod aborts;
 mod altered;
+mod attacks;
 mod blamed;
 #[path = "../common/mod.rs"]
 mod common;
 mod honest;
 mod paths;
+mod pending;
 mod random;
 mod restarts;
 mod rules;

@@ -46,6 +46,9 @@ fn disturb(rig: &mut Rig, rng: &mut StdRng) {
             rig.lsp_in(LspAdvanceInput::ClientGone { client: node_id(i) });
             rig.client_in(i, ClientAdvanceInput::Disconnected);
             rig.queue.retain(|(way, _)| *way != Way::ToLsp(i) && *way != Way::ToClient(i));
+            if rng.random_bool(0.5) {
+                rig.client_in(i, ClientAdvanceInput::Connected);
+            }
         }
         _ => drop(rig.uncovered.insert(i)),
     }

@@ -4,7 +4,7 @@ use factory_core::advance::*;
 
 use crate::aborts::{again, cases, made};
 use crate::rules;
-use crate::world::Rig;
+use crate::world::{policy, Rig};
 
 fn at_each_step(crash: impl Fn(&mut Rig)) {
     for case in cases() {
@@ -84,7 +84,7 @@ fn a_state_of_another_factory_or_version_is_refused() {
     let state = rig.disks[1].state.clone().unwrap();
     let with = |state: ClientAdvanceState, secret: [u8; 32]| {
         let record = rig.disks[1].newest().clone();
-        let policy = AdvancePolicy::default();
+        let policy = policy();
         let config = ClientAdvanceConfig { record, state: Some(state), secret_key: secret, policy };
         let mut rng: rand::rngs::StdRng = rand::SeedableRng::seed_from_u64(3);
         ClientAdvance::new(config, &mut rng).map(|_| ())

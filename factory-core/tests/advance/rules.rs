@@ -34,6 +34,10 @@ impl ClientDisk {
         self.records.last().unwrap()
     }
 
+    pub fn mark(&self, attempt: u16) -> Option<&AdvanceMark> {
+        self.state.as_ref()?.marks.iter().find(|m| m.attempt == attempt)
+    }
+
     pub fn pending(&self, attempt: u16) -> Option<&PendingAdvance> {
         self.state.as_ref()?.pending.iter().find(|p| p.attempt == attempt)
     }
@@ -46,6 +50,8 @@ pub struct Rules {
     /// Companions on disk: (client, attempt), at the client and at the provider.
     pub covered: BTreeSet<(usize, u16)>,
     pub lsp_covered: BTreeSet<(usize, u16)>,
+    /// The outermost transactions of tries of which a client's inner partial signatures left, and the tries.
+    outermost: BTreeMap<(usize, Txid), u16>,
     /// Positions for which a client's outer partial signatures left, by client and try.
     pub gone: BTreeMap<(usize, u16), u64>,
 }
@@ -54,13 +60,17 @@ fn is_signed(tx: &SignedTx) -> bool {
     tx.tx.input.iter().all(|input| !input.witness.is_empty())
 }
 
-/// Nothing of a pending try can be published before its outermost transaction is.
-pub fn hangs_below_the_outer(pending: &PendingAdvance, records: &[ClientFactoryRecord]) {
+/// Nothing of a pending try can be published before its outermost transaction is, which is new: it is in no complete
+/// state, and in no other try that the provider may have completed.
+pub fn hangs_below_the_outer(pending: &PendingAdvance, disk: &ClientDisk) {
+    let others = disk.state.iter().flat_map(|s| &s.pending).filter(|p| p.attempt != pending.attempt);
+    let records = disk.records.iter().chain(others.map(|p| &p.record));
     let all = |r: &ClientFactoryRecord| -> Vec<SignedTx> {
         r.path.path.iter().chain(&r.path.distributions).cloned().collect()
     };
-    let old: BTreeSet<Txid> = records.iter().flat_map(all).map(|tx| tx.txid()).collect();
+    let old: BTreeSet<Txid> = records.flat_map(all).map(|tx| tx.txid()).collect();
     let funding = pending.record.path.funding.outpoint.txid;
+    assert!(!old.contains(&pending.outer[0]), "the outermost transaction is that of another try");
     for tx in all(&pending.record).iter().filter(|tx| !old.contains(&tx.txid())) {
         let outer = pending.outer.contains(&tx.txid());
         assert_eq!(is_signed(tx), !outer, "{} of a pending try", tx.kind);
@@ -86,6 +96,10 @@ impl Rules {
             Payload::AdvancePartials(m) => {
                 let covered = self.covered.contains(&(i, m.attempt));
                 assert!(covered, "a partial signature left before the companions were on disk");
+                let mark = disk.mark(m.attempt);
+                let mark = mark.expect("inner partial signatures left before the client's mark was on disk");
+                let one = *self.outermost.entry((i, mark.outermost)).or_insert(m.attempt);
+                assert_eq!(one, m.attempt, "inner partial signatures of two tries below one transaction");
             }
             Payload::AdvanceOuter(m) => {
                 let covered = self.covered.contains(&(i, m.attempt));
@@ -93,8 +107,10 @@ impl Rules {
                 let pending = disk.pending(m.attempt);
                 let pending = pending
                     .expect("outer partial signatures left before the inner transactions were on disk");
-                pending.verify().expect("outer partial signatures left without inner signatures");
-                hangs_below_the_outer(pending, &disk.records);
+                pending
+                    .verify(disk.newest())
+                    .expect("outer partial signatures left without inner signatures");
+                hangs_below_the_outer(pending, disk);
                 self.gone.insert((i, m.attempt), pending.record.path.updates);
             }
             Payload::AdvancePersisted(m) => {
@@ -108,14 +124,14 @@ impl Rules {
     }
 
     /// `members` are the clients below the node that advances.
-    pub fn lsp_sends(&mut self, disk: &LspDisk, members: &[usize], inner: bool, message: &Payload) {
+    pub fn lsp_sends(&mut self, disk: &LspDisk, members: &[usize], message: &Payload) {
         let asks = match message {
             // All clients get the same outer aggregates.
             Payload::AdvanceAggNonces(m) => {
                 for nonce in &m.outer {
                     self.nonces.insert(nonce.to_vec());
                 }
-                (!inner).then_some(m.attempt)
+                Some(m.attempt)
             }
             Payload::AdvanceInner(m) => Some(m.attempt),
             Payload::AdvanceSigned(m) => {
@@ -129,7 +145,7 @@ impl Rules {
             let covered = members.iter().all(|i| self.lsp_covered.contains(&(*i, attempt)));
             assert!(covered, "the provider goes on before its companions were on disk");
             let burnt = disk.burnt.iter().any(|b| b.attempt == attempt);
-            assert!(burnt, "asked for outer partial signatures before the mark was on disk");
+            assert!(burnt, "asked for partial signatures before the mark was on disk");
         }
     }
 }
@@ -165,6 +181,6 @@ pub fn signatures(lsp: &LspDisk, clients: &[ClientDisk]) {
     lsp.newest().verify().unwrap();
     for disk in clients {
         disk.newest().verify().unwrap();
-        disk.state.iter().for_each(|state| state.verify().unwrap());
+        disk.state.iter().for_each(|state| state.verify(disk.newest()).unwrap());
     }
 }

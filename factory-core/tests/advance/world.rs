@@ -48,15 +48,20 @@ pub struct Rig {
     pub members: Vec<usize>,
     /// Clients whose companions never get to the disk.
     pub uncovered: BTreeSet<usize>,
-    /// Clients whose companions do not get to the provider's disk.
+    /// Clients whose companions do not get to the provider's disk, and whose do not get to their own only.
     pub lsp_uncovered: BTreeSet<usize>,
+    pub client_uncovered: BTreeSet<usize>,
     /// Whether the provider's and the clients' writes are acknowledged.
     pub acknowledge: bool,
     pub timer: u64,
     pub attempt: u16,
     rebuilt: BTreeMap<(usize, u16), (OutPoint, TxOut)>,
-    has_inner: bool,
     seed: u64,
+}
+
+/// A client that agrees to everything.
+pub fn policy() -> AdvancePolicy {
+    AdvancePolicy { allow: true, least_sat: 0, most_sat: 100_000_000 }
 }
 
 pub fn request(level: usize, client: usize, changes: &[(u32, &[u64], u64)]) -> AdvanceRequest {
@@ -104,11 +109,11 @@ impl Rig {
             members: Vec::new(),
             uncovered: BTreeSet::new(),
             lsp_uncovered: BTreeSet::new(),
+            client_uncovered: BTreeSet::new(),
             acknowledge: true,
             timer: 0,
             attempt,
             rebuilt: BTreeMap::new(),
-            has_inner: false,
             seed: 1000,
         };
         rig.clients = (0..rig.disks.len()).map(|i| rig.client_from_disk(i)).collect();
@@ -125,7 +130,7 @@ impl Rig {
             record: self.disks[i].newest().clone(),
             state: self.disks[i].state.clone(),
             secret_key: secret("factory", i),
-            policy: AdvancePolicy::default(),
+            policy: policy(),
         };
         ClientAdvance::new(config, &mut self.rng()).unwrap()
     }
@@ -196,9 +201,10 @@ impl Rig {
         if let LspAdvanceInput::Message { client, payload: Payload::AdvanceResume(m) } = &input {
             if self.lsp.as_ref().is_none_or(|lsp| over(lsp) || lsp.attempt() != m.attempt) {
                 let i = self.index(client);
-                let payload = answer_resume(&self.disk.advances, i, m).unwrap();
-                let event = Event::Client(i, ClientAdvanceInput::Message(payload));
-                self.queue.push_back((Way::ToClient(i), event));
+                if let Some(payload) = answer_resume(&self.disk.advances, i, m).unwrap() {
+                    let event = Event::Client(i, ClientAdvanceInput::Message(payload));
+                    self.queue.push_back((Way::ToClient(i), event));
+                }
                 return;
             }
         }
@@ -237,6 +243,9 @@ impl Rig {
             let input = LspAdvanceInput::Covered { client: node_id(i), attempt };
             self.queue.push_back((Way::LspNode, Event::Lsp(input)));
         }
+        if self.client_uncovered.contains(&i) {
+            return;
+        }
         self.rules.covered.insert((i, attempt));
         let input = ClientAdvanceInput::Covered { attempt };
         self.queue.push_back((Way::ClientNode(i), Event::Client(i, input)));
@@ -253,10 +262,7 @@ impl Rig {
             match action {
                 LspAdvanceAction::Send { client, payload } => {
                     let i = self.index(&client);
-                    if let Payload::AdvanceAggNonces(m) = &payload {
-                        self.has_inner = !m.inner.is_empty();
-                    }
-                    self.rules.lsp_sends(&self.disk, &self.members, self.has_inner, &payload);
+                    self.rules.lsp_sends(&self.disk, &self.members, &payload);
                     let payload = Payload::decode(&payload.encode()).unwrap();
                     for p in (self.to_client)(i, payload) {
                         let event = Event::Client(i, ClientAdvanceInput::Message(p));
@@ -314,8 +320,16 @@ impl Rig {
                 ClientAdvanceAction::Rebuilt { attempt, outpoint, output } => {
                     self.rebuilt(i, attempt, (outpoint, output));
                 }
+                ClientAdvanceAction::PersistMark { attempt, state } => {
+                    assert_eq!(state.marks.last().unwrap().attempt, attempt);
+                    self.store_state(i, &state);
+                    if self.acknowledge {
+                        let input = ClientAdvanceInput::MarkPersisted { attempt };
+                        self.queue.push_back((Way::ClientNode(i), Event::Client(i, input)));
+                    }
+                }
                 ClientAdvanceAction::PersistInner { state, pending } => {
-                    rules::hangs_below_the_outer(&pending, &self.disks[i].records);
+                    rules::hangs_below_the_outer(&pending, &self.disks[i]);
                     assert_eq!(state.pending.last(), Some(&*pending));
                     self.store_state(i, &state);
                     let attempt = pending.attempt;
@@ -375,10 +389,10 @@ impl Rig {
         }
     }
 
-    /// Which clients refused, why, and whether the try may come to be all the same.
+    /// Which clients refused, why, and whether this or another try may come to be all the same.
     pub fn refused(&self) -> Vec<(usize, RefuseCode, bool)> {
         let refused = |(i, a): &(usize, ClientAdvanceAction)| match a {
-            ClientAdvanceAction::Refused { code, burnt, .. } => Some((*i, *code, *burnt)),
+            ClientAdvanceAction::Refused { code, left, .. } => Some((*i, *code, *left > Aftermath::Clear)),
             _ => None,
         };
         self.client_actions.iter().filter_map(refused).collect()
@@ -386,7 +400,7 @@ impl Rig {
 
     pub fn failed(&self) -> Option<(AdvanceFailReason, bool)> {
         self.actions.iter().rev().find_map(|a| match a {
-            LspAdvanceAction::Failed { reason, burnt } => Some((reason.clone(), *burnt)),
+            LspAdvanceAction::Failed { reason, burnt, .. } => Some((reason.clone(), *burnt)),
             _ => None,
         })
     }

@@ -16,6 +16,26 @@ pub const ADVANCE: &[Check] = &[
         "aborts::a_position_is_used_once",
         "a position that may be signed already was agreed to",
     ),
+    test(
+        "client.advance.untried",
+        "advance",
+        "attacks::inner_transactions_below_an_output_that_exists",
+        OTHER_OUTPUTS,
+    ),
+    test("client.advance.unmarked", "advance", HONEST_ADVANCE, "left before the client's mark was on disk"),
+    test("client.advance.many", "advance", "pending::a_client_keeps_so_many_tries", "(1, AdvanceMany, true)"),
+    test(
+        "client.advance.last",
+        "advance",
+        "pending::no_capacity_changes_at_the_last_position",
+        "(1, AdvanceLast, false)",
+    ),
+    test(
+        "client.advance.policy_once",
+        "advance",
+        "pending::what_a_client_wants_is_looked_at_again_before_it_signs",
+        "(1, NotWanted, false)",
+    ),
     test("client.advance.keys", "advance", BAD_PROPOSALS, OTHER_OUTPUTS),
     test("client.advance.sum", "advance", BAD_PROPOSALS, "a sat too much"),
     test(

@@ -38,14 +38,6 @@ const BAD_PATHS: &str = "paths_that_break_one_rule";
 const BAD_CHANNELS: &str = "channels_that_are_not_the_planned_ones";
 const BAD_CLIENTS: &str = "faulty_clients_are_named_and_excluded";
 const BAD_CLOSES: &str = "a_cheating_provider_is_refused";
-const RANDOM: &str = "ldk::virt::tests::random::every_own_commitment_is_valid_on_every_outpoint_that_counts";
-const WRONG_COMPANION: &str = "ldk::virt::tests::a_wrong_companion_is_refused_and_nothing_is_revoked";
-const OWN_ON_REAL: &str =
-    "ldk::virt::on_chain::claims::our_own_commitment_leaves_on_the_outpoint_that_is_confirmed";
-const REVOKED_ON_REAL: &str =
-    "ldk::virt::on_chain::claims::a_revoked_commitment_is_punished_on_every_outpoint";
-const REVOKED_ON_RETIRED: &str =
-    "ldk::virt::on_chain::retired::a_revoked_commitment_on_a_retired_outpoint_is_punished";
 const NO_LSP_MONEY: &str = "no_output_with_client_money_is_the_providers_alone";
 const STAKES: &str = "ldk::gossip::tests::gossip_of_who_has_nothing_at_stake_does_not_count";
 const TOO_SHALLOW: &str = "no_payment_passes_before_the_funding_is_deep_enough";
@@ -148,53 +140,6 @@ pub const TABLE: &[Check] = &[
         "ldk_node_ext",
         "wallet::tests::a_payment_spends_confirmed_coins_only",
         "an unconfirmed coin was spent",
-    ),
-    test("companion.not_awaited", "ldk_node_ext", RANDOM, "an own commitment without a companion"),
-    test(
-        "companion.not_stored",
-        "ldk_node_ext",
-        "ldk::virt::tests::outpoints_are_covered_and_stay_so_through_payments_and_restarts",
-        "our newest commitment is on disk",
-    ),
-    test("companion.secret_not_held", "ldk_node_ext", WRONG_COMPANION, "revoked on a wrong companion"),
-    test("companion.unchecked", "ldk_node_ext", WRONG_COMPANION, "a wrong companion was taken"),
-    test(
-        "marker.newest_only",
-        "ldk_node_ext",
-        "ldk::virt::tests::a_marker_comes_with_every_commitment_that_is_not_revoked",
-        "both commitments",
-    ),
-    test("marker.newest_suffices", "ldk_node_ext", RANDOM, "an own commitment without a companion"),
-    test("virt.creation.unseen", "ldk_node_ext", OWN_ON_REAL, "nothing leaves though a leaf is confirmed"),
-    test("virt.spend.unseen", "ldk_node_ext", REVOKED_ON_REAL, "right: 1000000"),
-    test(
-        "virt.reorg.kept",
-        "ldk_node_ext",
-        "ldk::virt::on_chain::claims::a_reorganisation_to_another_leaf_state_is_followed",
-        "no leaf is confirmed any more",
-    ),
-    test("virt.sign.v_form", "ldk_node_ext", REVOKED_ON_REAL, "input 0 of"),
-    test("virt.bump.v_form", "ldk_node_ext", OWN_ON_REAL, "on what is confirmed"),
-    test("virt.sweep.v_form", "ldk_node_ext", OWN_ON_REAL, "which is not there"),
-    test(
-        "virt.retired.sent",
-        "ldk_node_ext",
-        "ldk::virt::on_chain::retired::a_commitment_of_ours_on_a_retired_outpoint_never_leaves",
-        "on a retired outpoint",
-    ),
-    test("virt.retired.none", "ldk_node_ext", REVOKED_ON_RETIRED, "no monitor was kept for the V before"),
-    test("virt.retired.ignorant", "ldk_node_ext", REVOKED_ON_RETIRED, "revoked after the lock true"),
-    test(
-        "virt.retired.awake",
-        "ldk_node_ext",
-        "ldk::virt::on_chain::retired::a_retired_monitor_sleeps_until_its_outpoint_is_spent",
-        "closed by the copy",
-    ),
-    test(
-        "virt.splice.sent",
-        "ldk_node_ext",
-        "ldk::virt::on_chain::retired::our_own_commitment_leaves_after_a_splice",
-        "nothing leaves though a leaf is confirmed",
     ),
     test("htlc.expiry", "ldk_node_ext", "htlc_rules::tests::one_block_decides", "ExpiresTooSoon"),
     test("htlc.delta", "ldk_node_ext", "htlc_rules::tests::one_block_decides", "DeltaTooSmall"),

@@ -54,6 +54,8 @@ pub struct Factory {
     pub signed: Vec<Signed>,
     /// Height from which its distributions are valid.
     pub expiry: u32,
+    /// Updates that it has made.
+    pub updates: u64,
     layout: Layout,
     secrets: Secrets,
     purse: Purse,
@@ -119,7 +121,7 @@ impl Factory {
         let signed = tree.nodes().iter().map(|node| sign_node(&secrets, node)).collect::<Result<Vec<_>>>()?;
         let count = signed.iter().map(|(txs, distributions)| txs.len() + distributions.len()).sum();
         let purse = Purse::fill(bitcoind, count)?;
-        Ok(Self { bitcoind: bitcoind.clone(), tree, signed, expiry, layout, secrets, purse })
+        Ok(Self { bitcoind: bitcoind.clone(), tree, signed, expiry, updates, layout, secrets, purse })
     }
 
     /// What client `index` holds from when the factory had made `updates` updates: its path and its leaf's

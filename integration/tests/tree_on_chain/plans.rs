@@ -74,8 +74,9 @@ fn record(factory: &Factory) -> Result<LspFactoryRecord> {
 
 /// The plan of client `index`'s path after a round trip through its stored form.
 pub fn plan(factory: &Factory, index: usize) -> Result<ExitPlan> {
-    let path = SignedPath { expiry_height: factory.expiry, ..record(factory)?.leaf_path(index)? };
+    let path = SignedPath { updates: factory.updates, ..record(factory)?.leaf_path(index)? };
     path.verify()?;
+    assert_eq!(path.distribution_height()?, factory.expiry);
     let stored: SignedPath = serde_json::from_str(&serde_json::to_string(&path)?)?;
     assert_eq!(stored, path);
     Ok(stored.exit_plan()?)

@@ -5,7 +5,7 @@ use bolt_tlv::payload::Payload;
 
 use crate::advance::check::AdvancePolicy;
 use crate::advance::lsp::AdvanceReason;
-use crate::advance::record::{ClientAdvanceState, PendingAdvance};
+use crate::advance::pending::{ClientAdvanceState, PendingAdvance};
 use crate::record::ClientFactoryRecord;
 use crate::refuse::RefuseCode;
 
@@ -30,6 +30,8 @@ pub enum ClientAdvancePhase {
     Agreed,
     /// Waiting for companions and aggregate nonces.
     Covering,
+    /// Waiting for the mark that the position is used up to be stored.
+    Marking,
     /// Partial signatures of the inner transactions are out.
     Inner,
     /// Waiting for the inner transactions, and the mark that the state may come to be, to be stored.
@@ -38,6 +40,19 @@ pub enum ClientAdvancePhase {
     Outer,
     /// Waiting for the complete record to be stored.
     Recording,
+}
+
+/// What tries that are not complete mean for the client's channel, until a newer state is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Aftermath {
+    /// Nothing: the channel has the output of the newest complete state.
+    Clear,
+    /// The provider may complete a try in which the channel is the same: one more outpoint that it may be at, and
+    /// which needs companions like the others. The channel goes on.
+    Pending,
+    /// The provider may complete a try in which the channel has another capacity or script: the channel stays as it
+    /// is.
+    Frozen,
 }
 
 /// What the caller tells the machine.
@@ -56,6 +71,11 @@ pub enum ClientAdvanceInput {
     },
     /// The companion commitments of both ways for the channel's new output are on disk.
     Covered {
+        /// The try.
+        attempt: u16,
+    },
+    /// The state with the mark of this try is on disk.
+    MarkPersisted {
         /// The try.
         attempt: u16,
     },
@@ -105,6 +125,14 @@ pub enum ClientAdvanceAction {
         /// The output.
         output: TxOut,
     },
+    /// Store the state, in which a mark says that this try's position is used up. Then say
+    /// [`ClientAdvanceInput::MarkPersisted`]. The channel goes on as before.
+    PersistMark {
+        /// The try.
+        attempt: u16,
+        /// The state to store.
+        state: Box<ClientAdvanceState>,
+    },
     /// Store the state with this try added: all its inner transactions, and that it may come to be. Then say
     /// [`ClientAdvanceInput::InnerPersisted`].
     PersistInner {
@@ -129,13 +157,14 @@ pub enum ClientAdvanceAction {
     },
     /// The client refused; the old state is still its newest complete one.
     Refused {
+        /// The try.
+        attempt: u16,
         /// The check that failed.
         code: RefuseCode,
         /// What was wrong.
         text: String,
-        /// Whether the try may come to be all the same, so that the channel stays as it is until a newer state is
-        /// complete.
-        burnt: bool,
+        /// What this and earlier tries mean for the channel.
+        left: Aftermath,
     },
     /// The provider called the try off, or the connection was lost.
     Aborted {
@@ -146,6 +175,6 @@ pub enum ClientAdvanceAction {
         /// Its text.
         text: String,
         /// As in `Refused`.
-        burnt: bool,
+        left: Aftermath,
     },
 }

@@ -15,7 +15,7 @@ use crate::ceremony::signing::Sessions;
 use crate::ceremony::{ExcludeReason, Phase};
 use crate::faults::switch;
 use crate::musig::{check_partial, NonceBytes, PartialBytes, PublicNonce, SignatureBytes, Signer};
-use crate::params::as_u64;
+use crate::params::{as_u64, range};
 use crate::plan::index_error;
 use crate::record::RECORD_VERSION;
 use crate::refuse::clip;
@@ -43,6 +43,12 @@ struct Client {
 
 /// The provider's side of one advance of one node. Advances of nodes of which none is above the other may run side by
 /// side; the caller sees to it that others do not.
+///
+/// **The caller's part.** The machine knows no chain: the caller starts none once the factory has to be settled or a
+/// kickoff of its tree is seen, and calls one off then. After a failure it does not try again with a client that was
+/// blamed, nor at once with the same ones. A machine in [`LspAdvancePhase::Persisting`] may be dropped at any time: what
+/// a client still wants, [`answer_resume`](super::answer_resume) gives it, and
+/// [`LspAdvanceRecord::is_persisted_by`] takes its late word.
 pub struct LspAdvance {
     instance_id: [u8; 32],
     attempt: u16,
@@ -77,19 +83,26 @@ impl LspAdvance {
     ///
     /// # Errors
     /// [`Error::Exhausted`] if there is no newer position; a secret key that is not the factory's, a damaged record,
-    /// or amounts that break a rule. Nothing has happened then.
+    /// the number of an earlier try, or amounts that break a rule. Nothing has happened then.
     pub fn new<R: RngCore + CryptoRng>(
         config: LspAdvanceConfig,
         rng: &mut R,
     ) -> Result<(Self, Actions), Error> {
+        let ours = |instance_id: &[u8; 32]| *instance_id == config.record.plan.instance_id;
+        let completed = config.advances.iter().filter(|a| ours(&a.instance_id)).map(|a| a.attempt);
+        let burnt = config.burnt.iter().filter(|b| ours(&b.instance_id)).map(|b| b.attempt);
+        if let Some(known) = completed.chain(burnt).max() {
+            let least = u64::from(known).saturating_add(1);
+            range("attempt", config.attempt.into(), least, u16::MAX.into())?;
+        }
         let tree = NewestTree::new(&config.record, &config.advances)?;
         let planned = Planned::new(tree, &config.burnt, &config.request, &config.least_sat)?;
-        let range = (planned.change.first, planned.change.end);
-        let mut machine = Self::build(&config, range, rng)?;
+        let (first, end) = (planned.change.first, planned.change.end);
+        let mut machine = Self::build(&config, (first, end), rng)?;
         for client in &mut machine.clients {
             let place = |leaf: &LeafNow| client.index.saturating_sub(leaf.first);
             let (old, new) = (planned.tree.leaf(client.index)?, planned.leaf(client.index)?);
-            let missing = || index_error(client.index, range.1);
+            let missing = || index_error(client.index, end);
             let before = old.members.get(place(old)).ok_or_else(missing)?.capacity_sat;
             let after = new.members.get(place(new)).ok_or_else(missing)?.capacity_sat;
             client.old_script = old.channel_scripts.get(place(old)).cloned().ok_or_else(missing)?;
@@ -205,7 +218,8 @@ impl LspAdvance {
         match self.phase {
             LspAdvancePhase::Asking => client.agreed.is_none(),
             LspAdvancePhase::Preparing => client.script.is_none(),
-            LspAdvancePhase::Covering => !client.covered || (client.inner.is_none() && self.counts.0 > 0),
+            LspAdvancePhase::Covering => !client.covered,
+            LspAdvancePhase::Inner => client.inner.is_none(),
             LspAdvancePhase::Outer => client.outer.is_none(),
             LspAdvancePhase::Persisting => !client.persisted,
             _ => false,
@@ -292,7 +306,8 @@ impl LspAdvance {
                 Ok(())
             }
             LspAdvancePhase::Preparing => self.rebuild(out),
-            LspAdvancePhase::Covering => self.cross(out),
+            LspAdvancePhase::Covering => self.ask(out),
+            LspAdvancePhase::Inner => self.cross(out),
             LspAdvancePhase::Outer => self.finish(out),
             LspAdvancePhase::Persisting => {
                 self.enter(LspAdvancePhase::Done, None, out);
@@ -305,8 +320,7 @@ impl LspAdvance {
 
     /// Without the protection, companions are not waited for.
     fn hurries(&self) -> bool {
-        let partials = self.counts.0 == 0 || self.clients.iter().all(|c| c.inner.is_some());
-        self.phase == LspAdvancePhase::Covering && partials && switch("lsp.advance.uncovered")
+        self.phase == LspAdvancePhase::Covering && switch("lsp.advance.uncovered")
     }
 
     fn client(&mut self, id: PublicKey) -> Option<&mut Client> {
@@ -325,6 +339,9 @@ impl LspAdvance {
         let Some(client) = self.client(id) else { return Ok(Vec::new()) };
         let blame = |reason| Ok(vec![(id, reason)]);
         match message {
+            // Complete: whatever is late or strange cannot undo it. A machine that resumed knows nothing of what was.
+            Payload::AdvanceAgree(_) | Payload::AdvancePartials(_) | Payload::AdvanceOuter(_)
+                if phase >= LspAdvancePhase::Recording => {}
             Payload::AdvanceAgree(m) => {
                 if client.agreed.is_some() {
                     return Ok(Vec::new());
@@ -339,7 +356,7 @@ impl LspAdvance {
             Payload::AdvanceRefuse(m) => {
                 return blame(ExcludeReason::Declined { code: m.code, text: clip(m.text) });
             }
-            Payload::AdvancePartials(m) if phase >= LspAdvancePhase::Covering => {
+            Payload::AdvancePartials(m) if phase >= LspAdvancePhase::Inner => {
                 if client.inner.is_none() {
                     match check(&m.partials, counts.0, 0) {
                         Ok(()) => client.inner = Some(m.partials),
@@ -363,7 +380,7 @@ impl LspAdvance {
             }
             Payload::AdvanceResume(_) => match signed {
                 Some(signed) => send(out, id, signed),
-                // It has started again in between.
+                // It has started again in between, or dropped what it had when its connection was lost.
                 None if phase < LspAdvancePhase::Recording && client.outer.is_none() => {
                     return blame(ExcludeReason::Gone);
                 }
@@ -376,18 +393,18 @@ impl LspAdvance {
     }
 
     fn gone(&mut self, id: PublicKey) -> Guilty {
-        let early = self.phase < LspAdvancePhase::Recording;
-        match self.client(id) {
-            Some(client) if early && client.outer.is_none() => vec![(id, ExcludeReason::Gone)],
-            _ => Vec::new(),
-        }
+        // A client that has stored the inner transactions comes back with its outer partial signatures. There is time
+        // until the timer runs out.
+        let early = self.phase < LspAdvancePhase::Outer;
+        let known = early && self.client(id).is_some();
+        known.then_some((id, ExcludeReason::Gone)).into_iter().collect()
     }
 
     fn timeout(&self, id: u64) -> Guilty {
         let phase = match self.phase {
             LspAdvancePhase::Asking => Phase::Planning,
             LspAdvancePhase::Preparing => Phase::Opening,
-            LspAdvancePhase::Covering | LspAdvancePhase::Outer => Phase::Partials,
+            LspAdvancePhase::Covering | LspAdvancePhase::Inner | LspAdvancePhase::Outer => Phase::Partials,
             _ => return Vec::new(),
         };
         let missing = if id == self.timer { self.missing() } else { Vec::new() };

@@ -27,8 +27,7 @@ impl LspAdvance {
         out.push(LspAdvanceAction::PrepareChannels(self.clients.iter().map(change).collect()));
     }
 
-    /// The transactions are known. Where there are inner ones, their partial signatures may be asked for at once: the
-    /// output that they hang below does not exist before the outermost is signed.
+    /// The transactions are known: everybody is told, and companions are exchanged.
     pub(super) fn rebuild(&mut self, out: &mut Actions) -> Result<(), Error> {
         let planned = self.planned.take().ok_or(Error::Empty { what: "plan" })?;
         let scripts = self.clients.iter().map(|c| c.script.clone().unwrap_or_default()).collect();
@@ -58,9 +57,6 @@ impl LspAdvance {
             out.push(LspAdvanceAction::Rebuilt { client: client.id, outpoint, output });
         }
         self.built = Some(built);
-        if self.counts.0 > 0 {
-            self.send_nonces(out)?;
-        }
         Ok(())
     }
 
@@ -104,15 +100,20 @@ impl LspAdvance {
         Ok(())
     }
 
-    /// Companions are there: completes the inner transactions, and asks for the partial signatures of the outer ones.
-    /// From here on the position is used up.
-    pub(super) fn cross(&mut self, out: &mut Actions) -> Result<(), Error> {
+    /// Companions are there: asks for partial signatures, the inner ones where there are any. From here on the position
+    /// is used up.
+    pub(super) fn ask(&mut self, out: &mut Actions) -> Result<(), Error> {
+        self.burn(out)?;
+        let phase = if self.counts.0 > 0 { LspAdvancePhase::Inner } else { LspAdvancePhase::Outer };
         if self.counts.0 == 0 {
             self.inner = self.built()?.inner().iter().map(|_| Vec::new()).collect();
-            self.burn(out)?;
-            self.enter(LspAdvancePhase::Outer, Some(self.seconds.2), out);
-            return self.send_nonces(out);
         }
+        self.enter(phase, Some(self.seconds.2), out);
+        self.send_nonces(out)
+    }
+
+    /// Completes the inner transactions, and asks for the partial signatures of the outer ones.
+    pub(super) fn cross(&mut self, out: &mut Actions) -> Result<(), Error> {
         let sessions = self.inner_sessions.take().ok_or(Error::Empty { what: "sessions" })?;
         let (nonces, partials) = (self.nonces(|n| &n.0), self.partials(|c| &c.inner));
         let finished = sessions.finish(&self.built()?.inner(), &nonces, &partials)?;
@@ -123,7 +124,6 @@ impl LspAdvance {
                 return Ok(());
             }
         };
-        self.burn(out)?;
         self.enter(LspAdvancePhase::Outer, Some(self.seconds.2), out);
         let (instance_id, attempt, built) = (self.instance_id, self.attempt, self.built()?);
         for client in &self.clients {
@@ -195,6 +195,9 @@ impl LspAdvance {
     }
 
     pub(super) fn fail(&mut self, reason: AdvanceFailReason, out: &mut Actions) {
+        let asked = self.phase == LspAdvancePhase::Outer;
+        let changes = |c: &&Client| asked && c.capacity_sat.0 != c.capacity_sat.1;
+        let frozen = self.clients.iter().filter(changes).map(|c| c.id).collect();
         // Nonces of this try are not used again.
         (self.planned, self.built) = (None, None);
         (self.inner_sessions, self.outer_sessions) = (None, None);
@@ -204,7 +207,7 @@ impl LspAdvance {
             send(out, client.id, payload::AdvanceAbort { instance_id, attempt, code, text });
         }
         self.enter(LspAdvancePhase::Failed, None, out);
-        out.push(LspAdvanceAction::Failed { reason, burnt: self.burnt });
+        out.push(LspAdvanceAction::Failed { reason, burnt: self.burnt, frozen });
     }
 
     pub(super) fn enter(&mut self, phase: LspAdvancePhase, seconds: Option<u32>, out: &mut Actions) {

@@ -78,7 +78,8 @@ pub struct LspAdvanceConfig {
     pub request: AdvanceRequest,
     /// The least capacity that the channel of a client needs, sat, by the client's place in tree order.
     pub least_sat: BTreeMap<usize, u64>,
-    /// Number of this try; higher than that of every earlier one for this factory.
+    /// Number of this try; higher than that of every earlier one for this factory, also of those that failed before
+    /// anything was stored of them. So the caller stores the number before it starts the machine.
     pub attempt: u16,
     /// How long to wait for agreement, seconds.
     pub agree_secs: u32,
@@ -96,13 +97,15 @@ pub enum LspAdvancePhase {
     Asking,
     /// Waiting for the channels to be prepared.
     Preparing,
-    /// Waiting for companions, and for partial signatures of the inner transactions.
+    /// Waiting for companions.
     Covering,
-    /// Waiting for partial signatures of the outer transactions.
+    /// Waiting for partial signatures of the inner transactions.
+    Inner,
+    /// Waiting for partial signatures of the outer transactions. A client that is gone may come back.
     Outer,
     /// Waiting for the record to be stored.
     Recording,
-    /// Complete; waiting for every client to have stored it.
+    /// Complete; waiting for every client to have stored it. Has no end of its own: the machine may be dropped.
     Persisting,
     /// Over, everybody has it.
     Done,
@@ -215,7 +218,7 @@ pub enum LspAdvanceAction {
         /// The client's node id.
         client: PublicKey,
     },
-    /// A client failed or is missing.
+    /// A client failed or is missing. It is left out of whatever comes next until it is fit again.
     Blamed {
         /// The client's node id.
         client: PublicKey,
@@ -230,9 +233,14 @@ pub enum LspAdvanceAction {
     Failed {
         /// Why.
         reason: AdvanceFailReason,
-        /// Whether the position is used up, so that another try has to take a newer one. Then the channels stay as
-        /// they are until that one is complete.
+        /// Whether the position is used up, so that another try has to take a newer one.
         burnt: bool,
+        /// Clients that may have given their outer partial signatures for a state in which their channel is another
+        /// one: it stays as it is until a newer state is complete, or until the client says, by an `AdvanceResume` of
+        /// this try with 0, that it has not. To one that is away now, [`LspAdvanceState::abort`] is sent when it is
+        /// back. The client's word decides: it is what the client itself goes by. Channels that keep their capacity go on
+        /// in any case; their output in this try is one more that may confirm.
+        frozen: Vec<PublicKey>,
     },
 }
 

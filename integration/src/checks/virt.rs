@@ -1,0 +1,64 @@
+//! The rows of [`table`](super::table) for what lets a channel have several real outpoints.
+
+use super::table::test;
+use super::Check;
+
+const RANDOM: &str = "ldk::virt::tests::random::every_own_commitment_is_valid_on_every_outpoint_that_counts";
+const WRONG_COMPANION: &str = "ldk::virt::tests::a_wrong_companion_is_refused_and_nothing_is_revoked";
+const OWN_ON_REAL: &str =
+    "ldk::virt::on_chain::claims::our_own_commitment_leaves_on_the_outpoint_that_is_confirmed";
+const REVOKED_ON_REAL: &str =
+    "ldk::virt::on_chain::claims::a_revoked_commitment_is_punished_on_every_outpoint";
+const REVOKED_ON_RETIRED: &str =
+    "ldk::virt::on_chain::retired::a_revoked_commitment_on_a_retired_outpoint_is_punished";
+
+/// The checks of companions and of the translation.
+pub const VIRT: &[Check] = &[
+    test("companion.not_awaited", "ldk_node_ext", RANDOM, "an own commitment without a companion"),
+    test(
+        "companion.not_stored",
+        "ldk_node_ext",
+        "ldk::virt::tests::outpoints_are_covered_and_stay_so_through_payments_and_restarts",
+        "our newest commitment is on disk",
+    ),
+    test("companion.secret_not_held", "ldk_node_ext", WRONG_COMPANION, "revoked on a wrong companion"),
+    test("companion.unchecked", "ldk_node_ext", WRONG_COMPANION, "a wrong companion was taken"),
+    test(
+        "marker.newest_only",
+        "ldk_node_ext",
+        "ldk::virt::tests::a_marker_comes_with_every_commitment_that_is_not_revoked",
+        "both commitments",
+    ),
+    test("marker.newest_suffices", "ldk_node_ext", RANDOM, "an own commitment without a companion"),
+    test("virt.creation.unseen", "ldk_node_ext", OWN_ON_REAL, "nothing leaves though a leaf is confirmed"),
+    test("virt.spend.unseen", "ldk_node_ext", REVOKED_ON_REAL, "right: 1000000"),
+    test(
+        "virt.reorg.kept",
+        "ldk_node_ext",
+        "ldk::virt::on_chain::claims::a_reorganisation_to_another_leaf_state_is_followed",
+        "no leaf is confirmed any more",
+    ),
+    test("virt.sign.v_form", "ldk_node_ext", REVOKED_ON_REAL, "input 0 of"),
+    test("virt.bump.v_form", "ldk_node_ext", OWN_ON_REAL, "on what is confirmed"),
+    test("virt.sweep.v_form", "ldk_node_ext", OWN_ON_REAL, "which is not there"),
+    test(
+        "virt.retired.sent",
+        "ldk_node_ext",
+        "ldk::virt::on_chain::retired::a_commitment_of_ours_on_a_retired_outpoint_never_leaves",
+        "on a retired outpoint",
+    ),
+    test("virt.retired.none", "ldk_node_ext", REVOKED_ON_RETIRED, "no monitor was kept for the V before"),
+    test("virt.retired.ignorant", "ldk_node_ext", REVOKED_ON_RETIRED, "revoked after the lock true"),
+    test(
+        "virt.retired.awake",
+        "ldk_node_ext",
+        "ldk::virt::on_chain::retired::a_retired_monitor_sleeps_until_its_outpoint_is_spent",
+        "closed by the copy",
+    ),
+    test(
+        "virt.splice.sent",
+        "ldk_node_ext",
+        "ldk::virt::on_chain::retired::our_own_commitment_leaves_after_a_splice",
+        "nothing leaves though a leaf is confirmed",
+    ),
+];
