@@ -101,6 +101,8 @@ pub const POINTS: &[&str] = &[
     "node.channel.moved",
     "lsp.burnt.store",
     "lsp.burnt.stored",
+    "client.mark.store",
+    "client.mark.stored",
     "client.pending.store",
     "client.pending.stored",
     "lsp.advance.store",

@@ -32,6 +32,11 @@ fn long_odometer() -> Value {
     json!({ "arity": [2], "layers": [[], [[8, 4, 8], [8, 4, 0]]] })
 }
 
+/// A leaf whose outer layer ticks with every second update.
+fn short_inner_layer() -> Value {
+    json!({ "arity": [2], "layers": [[], [[8, 4, 8], [2, 4, 0]]] })
+}
+
 /// The code and the words of an answer that refuses.
 fn refused<T: std::fmt::Debug>(answer: Result<T>) -> (String, String) {
     let error = answer.unwrap_err();
@@ -212,10 +217,16 @@ const STEPS: [(&str, Place); 13] = [
     ("client.advance.stored", Place::Client),
 ];
 
+/// The same where the outer layer ticks, so that there are inner transactions.
+const MARK_STEPS: [(&str, Place); 2] =
+    [("client.mark.store", Place::Client), ("client.mark.stored", Place::Client)];
+
 /// A process dies there; afterwards both sides have the same state, the leaf rotates on, and the balances add up.
 fn dies_and_goes_on(name: &str, steps: &[(&str, Place)]) -> Result<()> {
     let mut world = World::start(name, 2)?;
-    let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(long_odometer()));
+    let marks = steps.iter().any(|step| MARK_STEPS.contains(step));
+    let params = if marks { short_inner_layer() } else { long_odometer() };
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params));
     let factory = world.create_factory(&request)?;
     let id = factory.instance_id.clone();
     let start = Snapshot::take(&world)?;
@@ -223,6 +234,9 @@ fn dies_and_goes_on(name: &str, steps: &[(&str, Place)]) -> Result<()> {
     let (mut paid, mut position) = (Vec::new(), 0);
     for (point, place) in steps {
         println!("{point} {place:?}");
+        if marks && position % 2 == 0 {
+            rotate::once(&world, &id, MOVER)?;
+        }
         let fault = format!("kill@{point}");
         // The answer may be lost with the process.
         match place {
@@ -258,6 +272,11 @@ fn the_lsp_dies_in_a_rotation() -> Result<()> {
 #[test]
 fn the_client_dies_in_a_rotation() -> Result<()> {
     dies_and_goes_on("rotate-client-dies", &[STEPS[4], STEPS[8], STEPS[12]])
+}
+
+#[test]
+fn the_client_dies_before_its_inner_signatures_leave() -> Result<()> {
+    dies_and_goes_on("rotate-mark-dies", &MARK_STEPS)
 }
 
 #[test]

@@ -33,6 +33,8 @@ const ELSEWHERE: &[&str] = &[
     "node.channel.moved",
     "lsp.burnt.store",
     "lsp.burnt.stored",
+    "client.mark.store",
+    "client.mark.stored",
     "client.pending.store",
     "client.pending.stored",
     "lsp.advance.store",

@@ -102,15 +102,15 @@ impl Advances {
     }
 
     /// Checks what was read, as the creation's record is checked.
-    fn check(&self) -> Result<(), Error> {
+    fn check(&self, signed: &Signed) -> Result<(), Error> {
         if let Some(tree) = &self.tree {
             tree.verify()?;
         }
         for record in &self.client {
             record.verify()?;
         }
-        if let Some(state) = &self.marks.client {
-            state.verify()?;
+        if let (Some(state), Signed::Client(born)) = (&self.marks.client, signed) {
+            state.verify(self.client.last().unwrap_or(born))?;
         }
         Ok(())
     }
@@ -153,7 +153,7 @@ pub(super) fn load(store: &Store, factories: &mut [Factory]) -> Result<(), Error
         let name = hex::encode(factory.id());
         let corrupt = |e: Error| Error::Corrupt { key: format!("{ADVANCES}/{name}"), reason: e.to_string() };
         factory.advances.rebuild(&factory.signed).map_err(corrupt)?;
-        factory.advances.check().map_err(corrupt)?;
+        factory.advances.check(&factory.signed).map_err(corrupt)?;
     }
     Ok(())
 }

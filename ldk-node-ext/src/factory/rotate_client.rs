@@ -7,7 +7,7 @@ use bitcoin::OutPoint;
 use bolt_tlv::blip56::FactoryChange;
 use bolt_tlv::payload::{self, Payload};
 use factory_core::advance::{
-    AdvancePolicy, ClientAdvance, ClientAdvanceAction, ClientAdvanceConfig, ClientAdvanceInput,
+    AdvancePolicy, Aftermath, ClientAdvance, ClientAdvanceAction, ClientAdvanceConfig, ClientAdvanceInput,
     ClientAdvancePhase,
 };
 use serde_json::json;
@@ -250,6 +250,14 @@ impl Service {
                 self.move_channel(id, lsp, &channel, (outpoint, output))?;
                 self.send_change(lsp, &Change::Funding(Self::outpoint_message(&channel, outpoint)));
             }
+            ClientAdvanceAction::PersistMark { attempt, state } => {
+                if let Some(factory) = self.factories.get_mut(id) {
+                    faults::point("client.mark.store");
+                    factory.mark(&self.parts.store, |marks| marks.client = Some(*state))?;
+                    faults::point("client.mark.stored");
+                }
+                return Ok(Some(ClientAdvanceInput::MarkPersisted { attempt }));
+            }
             ClientAdvanceAction::PersistInner { state, pending } => {
                 let attempt = pending.attempt;
                 if let Some(factory) = self.factories.get_mut(id) {
@@ -279,19 +287,21 @@ impl Service {
                 let data = json!({"instance_id": hex::encode(id), "position": record.path.updates});
                 self.parts.events.push("factory_rotated", data);
             }
-            ClientAdvanceAction::Refused { code, text, burnt } => {
-                self.following_failed(id, &format!("{code:?}: {text}"), burnt);
+            ClientAdvanceAction::Refused { attempt, code, text, left } => {
+                self.following_failed(id, attempt, &format!("{code:?}: {text}"), left);
             }
-            ClientAdvanceAction::Aborted { text, burnt, .. } => {
-                self.following_failed(id, &text, burnt);
+            ClientAdvanceAction::Aborted { attempt, text, left, .. } => {
+                self.following_failed(id, attempt, &text, left);
             }
         }
         Ok(None)
     }
 
-    fn following_failed(&self, id: &InstanceId, reason: &str, burnt: bool) {
-        let who = Vec::<String>::new();
-        let data = json!({"instance_id": hex::encode(id), "reason": reason, "who": who, "burnt": burnt});
+    fn following_failed(&self, id: &InstanceId, attempt: u16, reason: &str, left: Aftermath) {
+        let pending = left != Aftermath::Clear;
+        let data = json!({
+            "instance_id": hex::encode(id), "attempt": attempt, "reason": reason, "pending": pending,
+        });
         self.parts.events.push("rotation_failed", data);
     }
 }

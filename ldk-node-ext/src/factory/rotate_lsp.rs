@@ -45,7 +45,7 @@ impl LspRotating {
         match self.machine.phase() {
             LspAdvancePhase::Asking => "asking",
             LspAdvancePhase::Preparing | LspAdvancePhase::Covering => "preparing",
-            LspAdvancePhase::Outer | LspAdvancePhase::Recording => "signing",
+            LspAdvancePhase::Inner | LspAdvancePhase::Outer | LspAdvancePhase::Recording => "signing",
             LspAdvancePhase::Persisting => "persisting",
             LspAdvancePhase::Done => "done",
             LspAdvancePhase::Failed => "failed",
@@ -96,7 +96,9 @@ impl Service {
         let Signed::Lsp(record) = &factory.signed else { return };
         let Some(index) = record.index_of(&client) else { return };
         match answer_resume(&factory.advances.lsp, index, m) {
-            Ok(answer) => {
+            // It only says that it gave nothing away.
+            Ok(None) => {}
+            Ok(Some(answer)) => {
                 let signed = matches!(answer, Payload::AdvanceSigned(_));
                 self.send(client, answer);
                 let channel = factory.leaves().into_iter().flat_map(|l| l.channels);
@@ -313,7 +315,8 @@ impl Service {
                 let data = json!({"position": position});
                 self.push_rotation("factory_rotated", &id, attempt, rotating.first, data);
             }
-            LspAdvanceAction::Failed { reason, burnt } => {
+            // Capacities stay as they are, so no channel is frozen.
+            LspAdvanceAction::Failed { reason, burnt, .. } => {
                 let text = self.failure_text(key, &reason);
                 self.rotation_failed(key, &text, burnt);
             }

@@ -83,7 +83,7 @@ pub(crate) fn advanced() -> Advanced {
         record: client.clone(),
         state: None,
         secret_key: world::secret("factory", LAST),
-        policy: AdvancePolicy::default(),
+        policy: AdvancePolicy { allow: true, least_sat: 0, most_sat: u64::MAX },
     };
     let mut machine = ClientAdvance::new(config, &mut rand::rng()).unwrap();
     let (mut from_client, mut queue) = (Vec::new(), std::collections::VecDeque::new());
