@@ -1,7 +1,7 @@
 //! Payments between the parties of a world, one by one or many at a time.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
 
 use anyhow::{anyhow, Context, Result};
@@ -72,6 +72,47 @@ pub fn pay(world: &World, order: Order) -> Result<Settled> {
         return Err(anyhow!("{}: the payer says that it paid {} msat", what(), settled.amount_msat));
     }
     Ok(settled)
+}
+
+/// Makes payments of all these kinds over and over, each kind in a thread of its own, until `work`, which is told how
+/// many there were and is called again and again meanwhile, says that it is done. Returns all payments.
+///
+/// # Errors
+/// The first failure, of `work` or of a payment.
+pub fn pay_meanwhile(
+    world: &World,
+    kinds: &[fn(u64) -> Order],
+    amount_msat: u64,
+    mut work: impl FnMut(u64) -> Result<bool>,
+) -> Result<Vec<Settled>> {
+    let (over, count) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let (over, count) = (&over, &count);
+        let pays = |kind: &fn(u64) -> Order| {
+            let order = kind(amount_msat);
+            scope.spawn(move || {
+                let mut paid = Vec::new();
+                while !over.load(Ordering::SeqCst) {
+                    paid.push(pay(world, order)?);
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+                anyhow::Ok(paid)
+            })
+        };
+        let payers: Vec<_> = kinds.iter().map(pays).collect();
+        let worked = loop {
+            match work(count.load(Ordering::SeqCst)) {
+                Ok(false) if payers.iter().all(|payer| !payer.is_finished()) => {}
+                ended => break ended,
+            }
+        };
+        over.store(true, Ordering::SeqCst);
+        let mut all = Vec::new();
+        for payer in payers {
+            all.extend(payer.join().map_err(|_| anyhow!("a payment thread panicked"))??);
+        }
+        worked.map(|_| all)
+    })
 }
 
 /// Makes many payments, `at_once` of them at any moment.

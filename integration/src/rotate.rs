@@ -22,8 +22,16 @@ pub fn leaf(world: &World, id: &str, client: &str) -> Result<Leaf> {
 /// # Errors
 /// What the LSP answers.
 pub fn ask(world: &World, id: &str, client: &str) -> Result<u64> {
+    ask_at(world, id, client, &json!("leaf"))
+}
+
+/// As [`ask`], for a node above the client by its level.
+///
+/// # Errors
+/// What the LSP answers.
+pub fn ask_at(world: &World, id: &str, client: &str, level: &Value) -> Result<u64> {
     let path = format!("/v1/factories/{id}/rotate");
-    let answer: Value = world.lsp.api()?.post(&path, &json!({ "client": client }))?;
+    let answer: Value = world.lsp.api()?.post(&path, &json!({ "client": client, "level": level }))?;
     answer["attempt"].as_u64().context("attempt")
 }
 

@@ -1,15 +1,13 @@
 //! A leaf's state is replaced by a newer one under a live channel.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use anyhow::Result;
 use integration::crash::Place;
 use integration::hold::Held;
 use integration::http::ApiError;
 use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
 use integration::pace::{self, Leaving};
-use integration::payments::{pay, Order, Party};
+use integration::payments::{pay, pay_meanwhile, Order, Party};
 use integration::{exit, rotate, World};
 use serde_json::{json, Value};
 
@@ -167,35 +165,57 @@ fn an_odometer_ends() -> Result<()> {
 /// Payments run both ways without a pause while a leaf rotates again and again: none fails, and the sums are right.
 #[test]
 fn payments_run_through_rotations() -> Result<()> {
-    const ROTATIONS: u64 = 12;
+    const PAYMENTS: u64 = 12;
+    const ROTATIONS: u64 = 60;
     let world = World::start("rotate-traffic", 2)?;
     let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(long_odometer()));
     let id = world.create_factory(&request)?.instance_id;
     let start = Snapshot::take(&world)?;
-    let over = AtomicBool::new(false);
-    let paid = std::thread::scope(|scope| {
-        let pays = |order: fn(u64) -> Order| {
-            let (world, over) = (&world, &over);
-            scope.spawn(move || {
-                let mut paid = Vec::new();
-                while !over.load(Ordering::Relaxed) {
-                    paid.push(pay(world, order(1_000_001))?);
-                }
-                anyhow::Ok(paid)
-            })
-        };
-        let both = [pays(there), pays(back)];
-        let rotated = (0..ROTATIONS).try_for_each(|_| rotate::once(&world, &id, MOVER));
-        over.store(true, Ordering::Relaxed);
-        let mut all = Vec::new();
-        for payer in both {
-            all.extend(payer.join().expect("a payer's thread")?);
-        }
-        rotated.map(|()| all)
+    // A rotation takes much less time than a payment, which waits for the LSP to forward it.
+    let mut rotations = 0;
+    let paid = pay_meanwhile(&world, &[there, there, back, back], 1_000_001, |paid| {
+        rotate::once(&world, &id, MOVER)?;
+        rotations += 1;
+        Ok(paid >= PAYMENTS || rotations == ROTATIONS)
     })?;
-    println!("{} payments in {ROTATIONS} rotations", paid.len());
-    assert!(paid.len() > 2, "no traffic");
+    println!("{} payments in {rotations} rotations", paid.len());
+    assert!(paid.len() > 4, "no traffic");
     wait_for(&world, &start.after(&paid)?)?;
+    world.finish();
+    Ok(())
+}
+
+/// Leaves advance alone, then the branch above two of them, then the root above all: the levels inside begin anew, and
+/// money is paid all the while. In the end the client leaves by the newest path, with the LSP dead.
+#[test]
+fn leaf_branch_and_root_advance_in_turn() -> Result<()> {
+    let mut world = World::start("rotate-levels", 4)?;
+    let layers = json!([[[3, 2, 4]], [[3, 2, 4]], [[2, 4, 0]]]);
+    let params = json!({ "arity": [2, 2], "layers": layers });
+    let factory = world.create_factory(&world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params)))?;
+    let (id, node) = (factory.instance_id.clone(), world.client(MOVER)?.node_id().to_owned());
+    let start = Snapshot::take(&world)?;
+    let mut paid = vec![pay(&world, there(12_345_678))?];
+    // Positions count states of the leaf (2) inside states of the branch (3) inside states of the root (3).
+    let steps =
+        [("leaf", 1, 1), ("branch", 2, 2), ("leaf", 3, 1), ("root", 6, 4), ("branch", 8, 2), ("leaf", 9, 1)];
+    for (level, position, moved) in steps {
+        rotate::ask_at(&world, &id, &node, &json!(level))?;
+        for client in 0..moved {
+            rotate::wait_position(&world, &id, client, position)?;
+        }
+        paid.extend([pay(&world, there(3_000_001))?, pay(&world, back(2_000_003))?]);
+        wait_for(&world, &start.after(&paid)?)?;
+    }
+    let other = world.client(3)?.node_id().to_owned();
+    assert_eq!(rotate::leaf(&world, &id, &other)?.position, 6, "the other branch stays");
+    let (code, words) = refused(rotate::ask(&world, &id, &node));
+    assert!(code == "conflict" && words.contains("no update"), "{code}: {words}");
+    wait_at_rest(&world)?;
+
+    world.lsp.kill()?;
+    let report = exit::drive(&world, MOVER, &id, &mut |line| println!("{line}"))?;
+    report.check_wallet(CAPACITY)?;
     world.finish();
     Ok(())
 }

@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use clap::{ArgGroup, Args, Subcommand};
 use ldk_node_ext::api::{
-    ClientAdmission, ConnectRequest, CreateFactoryRequest, FactoryClientRequest, OpenChannelRequest,
-    ParamsOverride, ReadmitRequest, RotateRequest, Rotation, WaitingClient,
+    ClientAdmission, ConnectRequest, CreateFactoryRequest, FactoryClientRequest, NodeLevel,
+    OpenChannelRequest, ParamsOverride, ReadmitRequest, RotateRequest, Rotation, WaitingClient,
 };
 use ldk_node_ext::http::cli::{
     closing, creating, leaf_of, rotating, the_factory, ExitArgs, Output, WaitArgs,
@@ -37,13 +37,16 @@ pub enum LspCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Give a client's leaf a newer state, and wait until both sides have it; payments go on meanwhile
+    /// Give a client's leaf, or a node above it, a newer state, and wait until the client has it; payments go on meanwhile
     Rotate {
         /// Instance id, or the beginning of it; not needed if only one factory is alive
         instance_id: Option<String>,
         /// Node id of a client of the leaf
         #[arg(long, value_name = "NODE_ID")]
         client: String,
+        /// Which node above the client: leaf, branch, root, or its level, 0 for the root
+        #[arg(long, value_name = "LEVEL", default_value = "leaf")]
+        level: NodeLevel,
         /// Whether to wait.
         #[command(flatten)]
         wait: WaitArgs,
@@ -242,9 +245,9 @@ impl LspCommand {
                 let factory = closing(client, &id, wait)?;
                 output.show(&factory, |f| f.close.as_ref().map_or("closed".into(), show::close_text))
             }
-            Self::Rotate { instance_id, client: whose, wait } => {
+            Self::Rotate { instance_id, client: whose, level, wait } => {
                 let id = the_factory(client, instance_id.as_deref())?;
-                let request = RotateRequest { client: whose.clone() };
+                let request = RotateRequest { client: whose.clone(), level };
                 let begun: Rotation = client.post(&format!("/v1/factories/{id}/rotate"), &request)?;
                 if wait.no_wait {
                     return output.show(&begun, |_| format!("the leaf of {whose} is being rotated"));

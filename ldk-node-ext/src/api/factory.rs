@@ -394,12 +394,59 @@ pub struct LeafInfo {
     pub failure: Option<String>,
 }
 
-/// Request to rotate a leaf: its newest state replaces the one before, nothing else changes (LSP).
+/// Request to rotate a node of the tree: its newest state replaces the one before, nothing else changes (LSP).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RotateRequest {
-    /// Node id of a client of the leaf.
+    /// Node id of a client below the node.
     pub client: String,
+    /// Which node above the client; its leaf if not given.
+    #[serde(default)]
+    pub level: NodeLevel,
+}
+
+/// A node of the tree, as seen from a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeLevel {
+    /// Its leaf.
+    #[default]
+    Leaf,
+    /// The node that its leaf hangs below; the levels inside it begin anew.
+    Branch,
+    /// The root: all clients take part.
+    Root,
+    /// A node by its level: 0 is the root.
+    Number(u32),
+}
+
+impl NodeLevel {
+    /// The level in a tree whose leaves are at this one.
+    pub fn of(self, leaf: usize) -> usize {
+        match self {
+            Self::Leaf => leaf,
+            Self::Branch => leaf.saturating_sub(1),
+            Self::Root => 0,
+            Self::Number(number) => usize::try_from(number).unwrap_or(usize::MAX),
+        }
+    }
+}
+
+impl std::str::FromStr for NodeLevel {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        Ok(match word {
+            "leaf" => Self::Leaf,
+            "branch" => Self::Branch,
+            "root" => Self::Root,
+            number => {
+                let number =
+                    number.parse().map_err(|_| "leaf, branch, root, or a level from 0".to_owned())?;
+                Self::Number(number)
+            }
+        })
+    }
 }
 
 /// A rotation that has begun.
@@ -407,6 +454,6 @@ pub struct RotateRequest {
 pub struct Rotation {
     /// Number of the try, rising per factory.
     pub attempt: u16,
-    /// The position that the leaf is at, updates since the creation.
+    /// The position that the client's leaf is at, updates since the creation.
     pub from: u64,
 }

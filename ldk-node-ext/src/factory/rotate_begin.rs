@@ -11,7 +11,7 @@ use serde_json::json;
 use super::rotate_lsp::LspRotating;
 use super::stored::{Factory, Leaf, Signed};
 use super::Service;
-use crate::api::{RotateRequest, Rotation};
+use crate::api::{NodeLevel, RotateRequest, Rotation};
 use crate::error::Error;
 use crate::faults;
 use crate::ldk::{channel_id, InstanceId};
@@ -28,22 +28,36 @@ impl Service {
             return Err(Error::Conflict("rotations begin with the LSP".into()));
         }
         let client = parse_node_id(&request.client)?;
-        let rotation = self.begin_rotation(id, client)?;
+        let rotation = self.begin_rotation(id, client, request.level)?;
         self.parts.peers.process_events();
         Ok(rotation)
     }
 
-    /// Starts a rotation of a client's leaf, or says why it cannot be: nothing has happened then.
-    fn begin_rotation(&mut self, id: InstanceId, client: PublicKey) -> Result<Rotation, Error> {
+    /// Starts a rotation of a node above a client, or says why it cannot be: nothing has happened then.
+    fn begin_rotation(
+        &mut self,
+        id: InstanceId,
+        client: PublicKey,
+        level: NodeLevel,
+    ) -> Result<Rotation, Error> {
         let factory = self.live(&id)?;
         let Signed::Lsp(record) = &factory.signed else {
             return Err(Error::Conflict("rotations begin with the LSP".into()));
         };
         let index = record.index_of(&client);
         let index = index.ok_or_else(|| Error::not_found(format!("client {client} in this factory")))?;
-        let leaf = self.rotatable(factory, index)?;
-        let first = leaf.first;
-        let from = factory.position(first)?;
+        let place = u32::try_from(index).unwrap_or(u32::MAX);
+        let deepest = factory.params().shape.arity.len();
+        let level = level.of(deepest);
+        let node = record.nodes.iter().find(|n| {
+            usize::try_from(n.level).is_ok_and(|l| l == level) && (n.first..n.end).contains(&place)
+        });
+        let node = node.ok_or_else(|| Error::invalid("level", format!("must be from 0 to {deepest}")))?;
+        let span = node.first..node.end;
+        let leaves: Vec<Leaf> = factory.leaves().into_iter().filter(|l| span.contains(&l.first)).collect();
+        self.may_rotate(factory, &leaves)?;
+        let own = leaves.iter().rfind(|leaf| leaf.first <= place);
+        let from = own.map_or(Ok(0), |leaf| factory.position(leaf.first))?;
         let marks = &factory.advances.marks;
         let attempt = marks
             .attempts
@@ -56,7 +70,7 @@ impl Service {
             burnt: marks.burnt.clone(),
             secret_key: self.parts.keys.factory_key(&factory.state.salt)?.secret_bytes(),
             request: AdvanceRequest {
-                level: factory.params().shape.arity.len(),
+                level,
                 client: index,
                 changes: Vec::new(),
                 reason: AdvanceReason::Rotate,
@@ -76,21 +90,22 @@ impl Service {
             factory.mark(&self.parts.store, |marks| marks.attempts = attempt)?;
         }
         faults::point("lsp.rotation.begun");
-        self.rotation_failures.remove(&(id, first));
-        self.rotating.insert((id, attempt), LspRotating::new(machine, &leaf));
-        self.push_rotation("factory_rotating", &id, attempt, first, json!({"from": from}));
+        for leaf in &leaves {
+            self.rotation_failures.remove(&(id, leaf.first));
+        }
+        self.push_rotation("factory_rotating", &id, attempt, &span, json!({"from": from, "level": level}));
+        self.rotating.insert((id, attempt), LspRotating::new(machine, span, &leaves));
         self.run_rotation((id, attempt), actions);
         Ok(Rotation { attempt, from })
     }
 
-    /// The leaf of a client, if it may rotate now.
-    fn rotatable(&self, factory: &Factory, index: usize) -> Result<Leaf, Error> {
+    /// Whether leaves may rotate now.
+    fn may_rotate(&self, factory: &Factory, leaves: &[Leaf]) -> Result<(), Error> {
         let id = factory.id();
-        let leaf = self.leaf_with(factory, index)?;
         if self.is_closing(factory) {
             return Err(Error::Conflict("the factory is being closed".into()));
         }
-        if factory.exit_under_way(leaf.first).is_some() || factory.is_exiting() {
+        if leaves.iter().any(|l| factory.exit_under_way(l.first).is_some()) || factory.is_exiting() {
             return Err(Error::Conflict("a leaf of the factory is being left".into()));
         }
         if self.parts.index.spend(&factory.funding().outpoint).is_some() {
@@ -102,7 +117,7 @@ impl Service {
         }
         let ready = self.parts.factory_messages.ready_peers();
         let open = self.parts.manager.list_channels();
-        for (outpoint, client) in &leaf.channels {
+        for (outpoint, client) in leaves.iter().flat_map(|leaf| &leaf.channels) {
             let Some(client) = client else { continue };
             if factory.state.left.contains(client) {
                 return Err(Error::Conflict(format!("client {client} has left the factory")));
@@ -112,22 +127,11 @@ impl Service {
             }
             self.may_move(client, outpoint, &open)?;
         }
-        if let Some(((_, attempt), _)) =
-            self.rotating.iter().find(|((of, _), r)| *of == id && r.leaf() == leaf.first)
-        {
-            return Err(Error::Conflict(format!("rotation {attempt} of this leaf is under way")));
+        let overlaps = |r: &LspRotating| leaves.iter().any(|leaf| r.moves(leaf.first));
+        if let Some(((_, attempt), _)) = self.rotating.iter().find(|((of, _), r)| *of == id && overlaps(r)) {
+            return Err(Error::Conflict(format!("rotation {attempt} of this part is under way")));
         }
-        Ok(leaf)
-    }
-
-    fn leaf_with(&self, factory: &Factory, index: usize) -> Result<Leaf, Error> {
-        let index = u32::try_from(index).unwrap_or(u32::MAX);
-        let of = |l: &Leaf| {
-            let count = u32::try_from(l.channels.len()).unwrap_or(u32::MAX);
-            (l.first..l.first.saturating_add(count)).contains(&index)
-        };
-        let found = factory.leaves().into_iter().find(of);
-        found.ok_or_else(|| Error::not_found(format!("leaf of client {index}")))
+        Ok(())
     }
 
     /// Whether a channel can move: it is open, and no payment ends too soon.

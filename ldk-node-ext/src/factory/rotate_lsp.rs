@@ -1,6 +1,7 @@
 //! The LSP's side of a rotation: carries out what `LspAdvance` says.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, TxOut};
@@ -14,7 +15,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::rotate::Moving;
-use super::stored::{Leaf, Signed};
+use super::stored::{Factory, Leaf, Signed};
 use super::{Service, Timer};
 use crate::error::Error;
 use crate::faults;
@@ -23,10 +24,10 @@ use crate::ldk::{Change, InstanceId};
 /// A rotation under way.
 pub(super) struct LspRotating {
     machine: LspAdvance,
-    /// The leaf, by its first client.
-    first: u32,
+    /// The clients of the node that advances, by their places in tree order.
+    span: Range<u32>,
     timer: Option<Timer>,
-    /// The leaf's channels, by client.
+    /// Their channels.
     channels: HashMap<PublicKey, Moving>,
     /// Who failed, and why.
     blamed: Vec<(PublicKey, String)>,
@@ -34,10 +35,10 @@ pub(super) struct LspRotating {
 
 impl LspRotating {
     /// One that begins now.
-    pub(super) fn new(machine: LspAdvance, leaf: &Leaf) -> Self {
-        let members = leaf.channels.iter();
+    pub(super) fn new(machine: LspAdvance, span: Range<u32>, leaves: &[Leaf]) -> Self {
+        let members = leaves.iter().flat_map(|leaf| &leaf.channels);
         let channels = members.filter_map(|(o, c)| Some(((*c)?, Moving::new(*o)))).collect();
-        Self { machine, first: leaf.first, timer: None, channels, blamed: Vec::new() }
+        Self { machine, span, timer: None, channels, blamed: Vec::new() }
     }
 
     /// The phase in words.
@@ -52,9 +53,9 @@ impl LspRotating {
         }
     }
 
-    /// The leaf, by its first client.
-    pub(super) fn leaf(&self) -> u32 {
-        self.first
+    /// Whether it moves a leaf, by the leaf's first client.
+    pub(super) fn moves(&self, first: u32) -> bool {
+        self.span.contains(&first)
     }
 }
 
@@ -64,17 +65,12 @@ impl Service {
         kind: &str,
         id: &InstanceId,
         attempt: u16,
-        first: u32,
+        span: &Range<u32>,
         more: serde_json::Value,
     ) {
-        let leaf = self.factories.get(id).and_then(|f| f.leaves().into_iter().find(|l| l.first == first));
-        let own = self.parts.node_id;
-        let clients: Vec<String> = leaf
-            .map(|l| l.channels)
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(_, c)| c.unwrap_or(own).to_string())
-            .collect();
+        let leaves = self.factories.get(id).map(Factory::leaves).unwrap_or_default();
+        let channels = leaves.into_iter().filter(|l| span.contains(&l.first)).flat_map(|l| l.channels);
+        let clients: Vec<String> = channels.filter_map(|(_, c)| Some(c?.to_string())).collect();
         let mut data = json!({"instance_id": hex::encode(id), "attempt": attempt, "clients": clients});
         if let (Some(data), serde_json::Value::Object(more)) = (data.as_object_mut(), more) {
             data.extend(more);
@@ -186,7 +182,7 @@ impl Service {
 
     /// An exit of this leaf begins.
     pub(super) fn cancel_rotation(&mut self, id: &InstanceId, first: u32) {
-        let of_leaf = self.rotating.iter().filter(|((of, _), r)| of == id && r.first == first);
+        let of_leaf = self.rotating.iter().filter(|((of, _), r)| of == id && r.moves(first));
         let keys: Vec<_> = of_leaf.map(|(key, _)| *key).collect();
         for key in keys {
             self.rotation_input(key, LspAdvanceInput::Cancel);
@@ -311,9 +307,9 @@ impl Service {
             }
             LspAdvanceAction::Completed => {
                 let Some(rotating) = self.rotating.remove(&key) else { return Ok(Vec::new()) };
-                let position = self.factories.get(&id).and_then(|f| f.position(rotating.first).ok());
+                let position = self.factories.get(&id).and_then(|f| f.position(rotating.span.start).ok());
                 let data = json!({"position": position});
-                self.push_rotation("factory_rotated", &id, attempt, rotating.first, data);
+                self.push_rotation("factory_rotated", &id, attempt, &rotating.span, data);
             }
             // Capacities stay as they are, so no channel is frozen.
             LspAdvanceAction::Failed { reason, burnt, .. } => {
@@ -338,10 +334,13 @@ impl Service {
         let (id, attempt) = key;
         let Some(rotating) = self.rotating.remove(&key) else { return };
         tracing::warn!(instance = hex::encode(id), attempt, reason, burnt, "rotation failed");
-        self.rotation_failures.insert((id, rotating.first), reason.to_owned());
+        let leaves = self.factories.get(&id).map(Factory::leaves).unwrap_or_default();
+        for leaf in leaves.iter().filter(|leaf| rotating.moves(leaf.first)) {
+            self.rotation_failures.insert((id, leaf.first), reason.to_owned());
+        }
         let who: Vec<String> = rotating.blamed.iter().map(|(client, _)| client.to_string()).collect();
         let data = json!({"reason": reason, "who": who, "burnt": burnt});
-        self.push_rotation("rotation_failed", &id, attempt, rotating.first, data);
+        self.push_rotation("rotation_failed", &id, attempt, &rotating.span, data);
     }
 
     /// Sends a message of an advance in the form it travels in.
