@@ -90,6 +90,21 @@ impl FactoryClient {
         self.node.channels()
     }
 
+    /// Asks the LSP to change the capacity of the channel in a factory by so many sat of inbound liquidity; negative to
+    /// give some back. The event `factory_rotated` says that it has, `liquidity_declined` or `rotation_failed` that it
+    /// will not.
+    ///
+    /// # Errors
+    /// [`Error::Node`] if the LSP is not connected or nothing can change now.
+    pub async fn change_liquidity(
+        &self,
+        instance_id: &str,
+        change_sat: i64,
+    ) -> Result<LiquidityAnswer, Error> {
+        let request = LiquidityRequest { change_sat, ..LiquidityRequest::default() };
+        Ok(self.node.change_liquidity(instance_id, request).await?)
+    }
+
     /// Makes an invoice.
     ///
     /// # Errors

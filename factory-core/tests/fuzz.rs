@@ -204,6 +204,7 @@ proptest! {
         let (record, clients) = factory();
         let config = LspCloseConfig {
             record,
+            advances: Vec::new(),
             secret_key: secret("lsp", 0),
             lsp_script: payout(500),
             feerate_sat_per_kwu: 1000,

@@ -61,6 +61,9 @@ pub struct LspSettings {
     /// Let clients ask for the close of their factory. Who then does not sign costs all others their channels, until
     /// it signs or they leave.
     pub accept_close_asks: bool,
+    /// By how much a client may grow its channel out of its leaf's stock by asking, beyond what it had at the creation,
+    /// sat; nothing is charged for it. 0: only the operator sells.
+    pub free_liquidity_sat: u64,
 }
 
 /// Settings of a client.
@@ -273,6 +276,7 @@ impl Default for LspSettings {
             admission_window_blocks: 144,
             admission_pause_blocks: 6,
             accept_close_asks: true,
+            free_liquidity_sat: 0,
         }
     }
 }

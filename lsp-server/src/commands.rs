@@ -4,8 +4,9 @@ use std::str::FromStr;
 
 use clap::{ArgGroup, Args, Subcommand};
 use ldk_node_ext::api::{
-    ClientAdmission, ConnectRequest, CreateFactoryRequest, FactoryClientRequest, NodeLevel,
-    OpenChannelRequest, ParamsOverride, ReadmitRequest, RotateRequest, Rotation, WaitingClient,
+    ClientAdmission, ConnectRequest, CreateFactoryRequest, FactoryClientRequest, LiquidityAnswer,
+    LiquidityRequest, NodeLevel, OpenChannelRequest, ParamsOverride, ReadmitRequest, RotateRequest, Rotation,
+    WaitingClient,
 };
 use ldk_node_ext::http::cli::{
     closing, creating, leaf_of, rotating, the_factory, ExitArgs, Output, WaitArgs,
@@ -45,6 +46,26 @@ pub enum LspCommand {
         #[arg(long, value_name = "NODE_ID")]
         client: String,
         /// Which node above the client: leaf, branch, root, or its level, 0 for the root
+        #[arg(long, value_name = "LEVEL", default_value = "leaf")]
+        level: NodeLevel,
+        /// Whether to wait.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Give a client's channel more inbound liquidity or take some back, and wait until it has another capacity
+    Liquidity {
+        /// Instance id, or the beginning of it; not needed if only one factory is alive
+        instance_id: Option<String>,
+        /// Node id of the client
+        #[arg(long, value_name = "NODE_ID")]
+        client: String,
+        /// By how much the channel grows, sat; negative to take back
+        #[arg(long, value_name = "SAT", allow_hyphen_values = true)]
+        change_sat: i64,
+        /// Node id of the client whose channel it comes from or goes to; the stock of the leaf if not given
+        #[arg(long, value_name = "NODE_ID")]
+        from: Option<String>,
+        /// Which node above the client advances: leaf, branch, root, or its level, 0 for the root
         #[arg(long, value_name = "LEVEL", default_value = "leaf")]
         level: NodeLevel,
         /// Whether to wait.
@@ -254,6 +275,18 @@ impl LspCommand {
                 }
                 let factory = rotating(client, &id, (whose.as_str(), begun.from), wait)?;
                 output.show(&factory, |f| leaf_of(f, &whose).map_or("rotated".into(), show::leaf))
+            }
+            Self::Liquidity { instance_id, client: whose, change_sat, from, level, wait } => {
+                let id = the_factory(client, instance_id.as_deref())?;
+                let request = LiquidityRequest { client: Some(whose.clone()), change_sat, from, level };
+                let begun: LiquidityAnswer =
+                    client.post(&format!("/v1/factories/{id}/liquidity"), &request)?;
+                let text = format!("the channel of {whose}: {} sat", begun.capacity_sat);
+                if wait.no_wait {
+                    return output.show(&begun, |_| format!("{text}, under way"));
+                }
+                let factory = rotating(client, &id, (whose.as_str(), begun.from), wait)?;
+                output.show(&factory, |_| text)
             }
             Self::Exit { client: whose, args } => args.execute(client, output, Some(whose)),
             Self::Connect { peer } => {

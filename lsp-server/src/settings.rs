@@ -48,6 +48,9 @@ ldk_node_ext::settings! {
         /// Let clients ask for the close of their factory [default: true]
         #[arg(value_name = "BOOL")]
         pub accept_close_asks: bool,
+        /// By how much a client may grow its channel by asking, beyond its capacity at the creation, sat [default: 0]
+        #[arg(value_name = "SAT")]
+        pub free_liquidity_sat: u64,
     }
 }
 
@@ -100,6 +103,7 @@ fn apply(own: &LspServerSettings, lsp: &mut LspSettings) {
     set(&mut lsp.admission_window_blocks, own.admission_window_blocks);
     set(&mut lsp.admission_pause_blocks, own.admission_pause_blocks);
     set(&mut lsp.accept_close_asks, own.accept_close_asks);
+    set(&mut lsp.free_liquidity_sat, own.free_liquidity_sat);
 }
 
 #[cfg(test)]

@@ -132,3 +132,21 @@ message! {
         6 => text: String,
     }
 }
+
+message! {
+    /// Client to LSP: please give my channel another capacity. The answer is [`AdvancePropose`] or [`AdvanceDecline`].
+    43 AdvanceAsk of instance {
+        /// The capacity it shall have, sat.
+        4 => capacity_sat: u64,
+    }
+}
+
+message! {
+    /// LSP to client: what you asked for by [`AdvanceAsk`] will not be.
+    45 AdvanceDecline of instance {
+        /// Names the reason.
+        4 => code: u16,
+        /// The same for people; at most [`MAX_TEXT_LEN`](super::MAX_TEXT_LEN) bytes.
+        6 => text: String,
+    }
+}

@@ -23,8 +23,8 @@
 //! | 10 | [`Partials`] | C to S | 29 | [`CloseAbort`] | S to C | 39 | [`AdvancePersisted`] | C to S |
 //! | 11 | [`Signed`] | S to C | | | | 40 | [`AdvanceResume`] | C to S |
 //! | 12 | [`Persisted`] | C to S | | | | 41 | [`AdvanceAbort`] | S to C |
-//! | 13 | [`Funded`] | S to C | | | | | | |
-//! | 14 | [`Abort`] | S to C | | | | | | |
+//! | 13 | [`Funded`] | S to C | | | | 43 | [`AdvanceAsk`] | C to S |
+//! | 14 | [`Abort`] | S to C | | | | 45 | [`AdvanceDecline`] | S to C |
 //!
 //! Of a live channel, either way: 50 [`Marker`], 51 [`MarkerAck`], 52 [`Companions`].
 //!
@@ -43,8 +43,9 @@ mod transaction;
 use crate::tlv::Reader;
 use crate::Error;
 pub use advance::{
-    AdvanceAbort, AdvanceAggNonces, AdvanceAgree, AdvanceInner, AdvanceOuter, AdvancePartials,
-    AdvancePersisted, AdvancePropose, AdvanceRefuse, AdvanceResume, AdvanceSigned, AdvanceTree,
+    AdvanceAbort, AdvanceAggNonces, AdvanceAgree, AdvanceAsk, AdvanceDecline, AdvanceInner, AdvanceOuter,
+    AdvancePartials, AdvancePersisted, AdvancePropose, AdvanceRefuse, AdvanceResume, AdvanceSigned,
+    AdvanceTree,
 };
 pub use ceremony::{
     Abort, Accept, AggNonces, Decline, Funded, Invite, Join, LeafMember, Nonces, Partials, Path, Persisted,
@@ -132,7 +133,7 @@ payload! {
     CloseAsk ClosePropose CloseConsent CloseRefuse CloseTx CloseNonce CloseAggNonce ClosePartial CloseDone
     CloseAbort
     AdvancePropose AdvanceAgree AdvanceRefuse AdvanceTree AdvanceAggNonces AdvancePartials AdvanceInner AdvanceOuter
-    AdvanceSigned AdvancePersisted AdvanceResume AdvanceAbort
+    AdvanceSigned AdvancePersisted AdvanceResume AdvanceAbort AdvanceAsk AdvanceDecline
     Marker MarkerAck Companions
 }
 

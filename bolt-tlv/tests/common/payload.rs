@@ -191,6 +191,17 @@ fn advance() -> BoxedStrategy<Payload> {
         of_attempt!(AdvancePersisted),
         of_attempt!(AdvanceResume { pending: any::<u16>() }),
         of_attempt!(AdvanceAbort { code: any::<u16>(), text: text() }),
+        (bytes(), any::<u64>()).prop_map(|(instance_id, capacity_sat)| AdvanceAsk {
+            instance_id,
+            capacity_sat
+        }
+        .into()),
+        (bytes(), any::<u16>(), text()).prop_map(|(instance_id, code, text)| AdvanceDecline {
+            instance_id,
+            code,
+            text
+        }
+        .into()),
     ]
     .boxed()
 }

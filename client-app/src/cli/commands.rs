@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use ldk_node_ext::api::FactoryInfo;
-use ldk_node_ext::http::cli::{closing, the_factory, ExitArgs, Output, WaitArgs};
+use ldk_node_ext::api::{FactoryInfo, LiquidityAnswer, LiquidityRequest, NodeInfo};
+use ldk_node_ext::http::cli::{closing, rotating, the_factory, ExitArgs, Output, WaitArgs};
 use ldk_node_ext::http::{show, ApiClient, HttpError};
 use ldk_node_ext::watch::ExitFile;
 use serde_json::{json, Value};
@@ -21,6 +21,28 @@ pub enum ClientCommand {
         /// Instance id, or the beginning of it; not needed if only one factory is alive
         instance_id: Option<String>,
     },
+    /// Ask the LSP for inbound liquidity: the channel grows out of the stock of its leaf; waits until it has
+    BuyLiquidity {
+        /// How much, sat
+        #[arg(long, value_name = "SAT", value_parser = clap::value_parser!(u32).range(1..))]
+        sat: u32,
+        /// Instance id, or the beginning of it; not needed if only one factory is alive
+        instance_id: Option<String>,
+        /// Whether to wait.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Give inbound liquidity back to the LSP, and wait until the channel is smaller
+    GiveBackLiquidity {
+        /// How much, sat
+        #[arg(long, value_name = "SAT", value_parser = clap::value_parser!(u32).range(1..))]
+        sat: u32,
+        /// Instance id, or the beginning of it; not needed if only one factory is alive
+        instance_id: Option<String>,
+        /// Whether to wait.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Ask the LSP to close a factory, and wait until the closing transaction is confirmed
     Close {
         /// Instance id, or the beginning of it; not needed if only one factory is alive
@@ -29,6 +51,26 @@ pub enum ClientCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+}
+
+/// Asks for another capacity.
+fn ask(
+    client: &ApiClient,
+    output: Output,
+    change_sat: i64,
+    (instance_id, wait): (Option<&str>, WaitArgs),
+) -> Result<(), HttpError> {
+    let id = the_factory(client, instance_id)?;
+    let request = LiquidityRequest { change_sat, ..LiquidityRequest::default() };
+    let asked: LiquidityAnswer = client.post(&format!("/v1/factories/{id}/liquidity"), &request)?;
+    let text = format!("{} sat", asked.capacity_sat);
+    if wait.no_wait {
+        return output
+            .show(&asked, |a| format!("asked the LSP for a channel of {text}, at position {}", a.from));
+    }
+    let own = client.get::<NodeInfo>("/v1/info")?.node_id;
+    let factory = rotating(client, &id, (own.as_str(), asked.from), wait)?;
+    output.show(&factory, |_| format!("the channel has {text}"))
 }
 
 impl ClientCommand {
@@ -47,6 +89,12 @@ impl ClientCommand {
                 let height = exit.path.expiry_height;
                 let written = json!({"file": file, "instance_id": id, "expiry_height": height});
                 output.show(&written, |_| format!("wrote {}; next: client-app watch {0}", file.display()))
+            }
+            Self::BuyLiquidity { sat, instance_id, wait } => {
+                ask(client, output, i64::from(sat), (instance_id.as_deref(), wait))
+            }
+            Self::GiveBackLiquidity { sat, instance_id, wait } => {
+                ask(client, output, i64::from(sat).saturating_neg(), (instance_id.as_deref(), wait))
             }
             Self::Close { instance_id, wait } => {
                 let id = the_factory(client, instance_id.as_deref())?;

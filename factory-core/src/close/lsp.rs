@@ -10,6 +10,7 @@ use rand::{CryptoRng, RngCore, SeedableRng};
 
 use super::lsp_types::*;
 use super::transaction::{close_transaction, CloseTransaction, Payout};
+use crate::advance::NewestTree;
 use crate::ceremony::{ExcludeReason, Phase};
 use crate::faults::switch;
 use crate::musig::{
@@ -125,14 +126,17 @@ impl LspClose {
         if record.client_ids.len() != record.plan.members.len() {
             return Err(Error::Mismatch { what: "number of clients of the record" });
         }
+        let newest = NewestTree::new(record, &config.advances)?;
         let mut clients = Vec::with_capacity(record.client_ids.len());
         for (index, (id, member)) in record.client_ids.iter().zip(&record.plan.members).enumerate() {
             let path = record.leaf_path(index)?;
             let channel = path.leaf.iter().find(|c| c.key == member.key);
+            let leaf = newest.leaf(index)?;
+            let share = index.checked_sub(leaf.first).and_then(|place| leaf.members.get(place));
             clients.push(Client {
                 id: *id,
                 key: member.key,
-                capacity_sat: member.share.capacity_sat,
+                capacity_sat: share.ok_or_else(|| index_error(index, leaf.end))?.capacity_sat,
                 outpoint: channel.map(|c| c.outpoint).ok_or_else(|| index_error(index, path.leaf.len()))?,
                 payout: None,
                 client_msat: None,

@@ -5,6 +5,7 @@ use bitcoin::{OutPoint, ScriptBuf, Transaction};
 use bolt_tlv::payload::Payload;
 use serde::{Deserialize, Serialize};
 
+use crate::advance::LspAdvanceRecord;
 use crate::ceremony::ExcludeReason;
 use crate::record::LspFactoryRecord;
 use crate::Error;
@@ -13,6 +14,8 @@ use crate::Error;
 pub struct LspCloseConfig {
     /// The factory.
     pub record: LspFactoryRecord,
+    /// Its advances so far, in the order in which they were stored: they may have changed capacities.
+    pub advances: Vec<LspAdvanceRecord>,
     /// The provider's factory key.
     pub secret_key: [u8; 32],
     /// Where the provider's share goes: P2WPKH, P2WSH or P2TR.

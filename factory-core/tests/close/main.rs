@@ -55,6 +55,7 @@ struct Closing {
 fn lsp_config(world: &World) -> LspCloseConfig {
     LspCloseConfig {
         record: world.lsp_record.clone().unwrap(),
+        advances: Vec::new(),
         secret_key: secret("lsp", 0),
         lsp_script: payout(500),
         feerate_sat_per_kwu: 1000,

@@ -449,6 +449,36 @@ impl std::str::FromStr for NodeLevel {
     }
 }
 
+/// Request to change the capacity of a channel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LiquidityRequest {
+    /// LSP: node id of the client whose channel it is. Not given by a client, which asks for its own.
+    #[serde(default)]
+    pub client: Option<String>,
+    /// By how much its capacity changes, sat; not 0. It grows by inbound liquidity of the client, and shrinks by the
+    /// same: what is the client's stays.
+    pub change_sat: i64,
+    /// LSP: node id of the client out of whose channel it comes, or into which it goes; the stock of the leaf if not
+    /// given.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// LSP: which node above the client advances; its leaf if not given.
+    #[serde(default)]
+    pub level: NodeLevel,
+}
+
+/// A change of capacity that has begun, or that a client has asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiquidityAnswer {
+    /// Number of the try; none at a client.
+    pub attempt: Option<u16>,
+    /// The position that the client's leaf is at, updates since the creation.
+    pub from: u64,
+    /// The capacity that the channel is going to have, sat.
+    pub capacity_sat: u64,
+}
+
 /// A rotation that has begun.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rotation {

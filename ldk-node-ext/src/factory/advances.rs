@@ -377,6 +377,23 @@ impl Factory {
         last.map(|tx| tx.tx.clone()).ok_or_else(missing)
     }
 
+    /// The capacity of a channel by the newest complete state, sat.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    pub(crate) fn capacity_of(&self, channel: &OutPoint) -> Result<u64, Error> {
+        let missing = || Error::not_found(format!("channel on {channel}"));
+        let path = self.leaf_path(self.leaf_of(channel).ok_or_else(missing)?.first)?;
+        let share = path.leaf.get(usize::try_from(channel.vout).unwrap_or(usize::MAX));
+        share.map(|c| c.share.capacity_sat).ok_or_else(missing)
+    }
+
+    /// The newest try of a leaf whose position is used up, complete or not (LSP).
+    pub(super) fn tried(&self, first: u32) -> Option<&LspAdvanceState> {
+        let burnt = self.advances.marks.burnt.iter();
+        burnt.filter(|b| (b.first..b.end).contains(&first)).max_by_key(|b| b.position)
+    }
+
     /// The newest position of a leaf on the odometer.
     ///
     /// # Errors

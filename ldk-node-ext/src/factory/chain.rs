@@ -330,8 +330,7 @@ impl Service {
             Signed::Client(_) => factory.state.close.as_ref().is_some_and(|c| c.payout_script.is_some()),
         };
         if cooperative || (agreed && self.parts.is_quiet(&channel)) {
-            let outpoint = outpoint.unwrap_or(known.outpoint);
-            return self.channel_shut(&id, outpoint, local_msat, capacity_sat).await;
+            return self.channel_shut(&id, known.outpoint, local_msat, capacity_sat).await;
         }
         tracing::warn!(%channel, %reason, "factory channel closed");
         // The money in a closed channel comes home by its path only.

@@ -101,6 +101,7 @@ impl Service {
             }
             self.ask_for_pending();
             self.follow_all(&ClientAdvanceInput::Connected);
+            self.resume_all_resizes(peer);
             self.join_if_free();
         }
     }

@@ -48,6 +48,7 @@ impl Service {
         let seconds = u32::try_from(self.lsp_settings()?.phase_timeout.as_secs()).unwrap_or(u32::MAX);
         Ok(LspCloseConfig {
             record: record.as_ref().clone(),
+            advances: factory.advances.lsp.clone(),
             secret_key: self.parts.keys.factory_key(&factory.state.salt)?.secret_bytes(),
             lsp_script: self.parts.wallet.new_script()?,
             feerate_sat_per_kwu: self.parts.fees.normal().to_sat_per_kwu(),

@@ -188,12 +188,16 @@ impl Service {
                 .into_iter()
                 .zip(&r.plan.members)
                 .filter_map(|((outpoint, client), m)| {
-                    Some(member(client?, m.share.capacity_sat, m.share.push_msat, outpoint))
+                    let capacity_sat = factory.capacity_of(&outpoint).unwrap_or(m.share.capacity_sat);
+                    Some(member(client?, capacity_sat, m.share.push_msat, outpoint))
                 })
                 .collect(),
             Signed::Client(r) => r
                 .channel()
-                .map(|c| member(self.parts.node_id, c.share.capacity_sat, c.share.push_msat, c.outpoint))
+                .map(|c| {
+                    let capacity_sat = factory.capacity_of(&c.outpoint).unwrap_or(c.share.capacity_sat);
+                    member(self.parts.node_id, capacity_sat, c.share.push_msat, c.outpoint)
+                })
                 .into_iter()
                 .collect(),
         })

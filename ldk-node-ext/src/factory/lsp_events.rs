@@ -28,6 +28,7 @@ impl Service {
     pub(super) async fn client_connected(&mut self, client: PublicKey) {
         self.remind(client);
         self.remind_of_rotations(client);
+        self.resume_all_resizes(client);
     }
 
     pub(super) async fn client_gone(&mut self, client: PublicKey) {

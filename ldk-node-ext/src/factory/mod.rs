@@ -6,6 +6,7 @@
 
 mod admission;
 mod advances;
+mod capacity;
 mod chain;
 mod client;
 mod close;
@@ -24,6 +25,7 @@ mod rotate;
 mod rotate_begin;
 mod rotate_client;
 mod rotate_lsp;
+mod sell;
 mod stored;
 
 use std::collections::{HashMap, HashSet};
@@ -74,6 +76,7 @@ pub(crate) enum Command {
     Close(InstanceId, Answer<()>),
     Exit(InstanceId, api::ExitRequest, Answer<()>),
     Rotate(InstanceId, api::RotateRequest, Answer<api::Rotation>),
+    Liquidity(InstanceId, api::LiquidityRequest, Answer<api::LiquidityAnswer>),
     ExportExit(InstanceId, Answer<ExitFile>),
     /// An event of LDK; answered when what follows from it has been stored.
     Ldk(LdkEvent, Answer<()>),
@@ -95,6 +98,10 @@ pub(crate) enum LdkEvent {
         outpoint: OutPoint,
         redeem_script: Option<ScriptBuf>,
     },
+    /// A splice of a channel can be signed.
+    ReadyToSign { channel: ChannelId, unsigned: Transaction },
+    /// A splice of a channel came to nothing.
+    ChangeFailed { channel: ChannelId, reason: String },
     /// A channel is closed.
     ChannelClosed {
         channel: ChannelId,
@@ -155,6 +162,8 @@ pub(crate) struct Service {
     following: HashMap<InstanceId, rotate_client::Following>,
     /// Why the last rotation of a leaf came to nothing, until one succeeds.
     rotation_failures: HashMap<(InstanceId, u32), String>,
+    /// LSP: when clients last had their capacities changed because they asked, blocks.
+    asked: HashMap<PublicKey, u32>,
     /// Carries the tree's transactions into blocks.
     publisher: Publisher,
     /// Factories whose way out the wallet cannot pay for, and whose user has been told.
@@ -191,6 +200,7 @@ impl Loaded {
             rotating: HashMap::new(),
             following: HashMap::new(),
             rotation_failures: HashMap::new(),
+            asked: HashMap::new(),
             publisher,
             reserve_low: HashSet::new(),
             coins_seen: (0, 0),
@@ -262,6 +272,10 @@ impl Service {
                 let result = self.rotate_command(id, &request).await;
                 let _ = answer.send(result);
             }
+            Command::Liquidity(id, request, answer) => {
+                let result = self.liquidity_command(id, &request).await;
+                let _ = answer.send(result);
+            }
             Command::ExportExit(id, answer) => {
                 let _ = answer.send(self.export_exit(&id));
             }
@@ -308,6 +322,8 @@ impl Service {
             LdkEvent::ChannelClosed { channel, outpoint, reason, local_msat, capacity_sat } => {
                 return self.channel_closed(channel, outpoint, reason, local_msat, capacity_sat).await;
             }
+            LdkEvent::ReadyToSign { channel, unsigned } => self.ready_to_sign(channel, &unsigned).await,
+            LdkEvent::ChangeFailed { channel, reason } => self.resize_failed(channel, &reason),
             other if self.is_lsp() => self.lsp_ldk_event(other).await,
             other => self.client_ldk_event(other).await,
         }

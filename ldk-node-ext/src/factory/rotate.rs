@@ -12,8 +12,8 @@
 //! | `factory_change_continue` | with `AdvanceSigned`, its record is on disk | with `AdvancePersisted`, likewise |
 //! | `factory_change_locked` | in answer to the other's `continue` | the same |
 //!
-//! The newest DW state holds once it is complete, so `locked` follows at once. A channel keeps its capacity and its
-//! funding keys; a proposal that changes them is refused.
+//! The newest DW state holds once it is complete, so `locked` follows at once. A channel keeps its funding keys; where
+//! its capacity changes, the LSP adds or takes, and LDK's splice has keys of its own ([`capacity`](super::capacity)).
 //!
 //! An outpoint that has once been announced to a channel's peer stays so, also after a try that failed: another try
 //! for the same position has the same transactions, and companions on what never confirms cost nothing but a
@@ -25,6 +25,7 @@ use bolt_tlv::blip56::{FactoryChange, FactoryChangeLocked, FactoryOutpoint};
 use bolt_tlv::payload::Payload;
 use lightning::ln::channel_state::ChannelDetails;
 
+use super::capacity::Resize;
 use super::stored::{Factory, Leaf};
 use super::Service;
 use crate::api::LeafInfo;
@@ -41,11 +42,13 @@ pub(super) struct Moving {
     pub(super) place: Option<OutPoint>,
     /// Where the other side says that it is going to be.
     pub(super) theirs: Option<OutPoint>,
+    /// Its change of capacity, if there is one.
+    pub(super) resize: Option<Resize>,
 }
 
 impl Moving {
     pub(super) fn new(channel: OutPoint) -> Self {
-        Self { channel, place: None, theirs: None }
+        Self { channel, place: None, theirs: None, resize: None }
     }
 
     /// Whether both sides name a place, and not the same one.
@@ -60,16 +63,20 @@ impl Service {
         self.parts.mapping.current(&channel_id(*channel)).unwrap_or(*channel)
     }
 
-    /// Our side of a channel's change: no contribution, and the key that it has.
+    /// Our side of a channel's change: what we add, sat, and the key that it has.
     ///
     /// # Errors
     /// [`Error::Conflict`] for a channel without commitments.
-    pub(super) fn change_of(&self, channel: &OutPoint) -> Result<FactoryChange, Error> {
+    pub(super) fn change_of(
+        &self,
+        channel: &OutPoint,
+        funding_contribution_sat: i64,
+    ) -> Result<FactoryChange, Error> {
         let id = channel_id(*channel);
         let keys = self.parts.streams.funding_keys(&id, &self.virtual_of(channel));
         let (funding_pubkey, _) =
             keys.ok_or_else(|| Error::Conflict(format!("channel {id} has no commitment yet")))?;
-        Ok(FactoryChange { channel_id: id.0, funding_contribution_sat: 0, funding_pubkey })
+        Ok(FactoryChange { channel_id: id.0, funding_contribution_sat, funding_pubkey })
     }
 
     /// Checks the other side's part of a change.
@@ -80,18 +87,19 @@ impl Service {
         if change.channel_id != channel_id(*channel).0 {
             return Err(Error::invalid("channel_id", "another channel's"));
         }
-        if change.funding_contribution_sat != 0 {
-            return Err(Error::invalid("funding_contribution_sat", "must be 0: the capacity stays"));
+        if self.is_lsp() && change.funding_contribution_sat != 0 {
+            return Err(Error::invalid("funding_contribution_sat", "must be 0 for a client"));
         }
         let id = channel_id(*channel);
         let keys = self.parts.streams.funding_keys(&id, &self.virtual_of(channel));
         if keys.is_none_or(|(_, theirs)| theirs != change.funding_pubkey) {
-            return Err(Error::invalid("funding_pubkey", "must stay as it is: the capacity stays"));
+            return Err(Error::invalid("funding_pubkey", "must stay as it is"));
         }
         Ok(())
     }
 
-    /// Has a channel's commitments signed on its new output too, from now on; the chain is watched for it.
+    /// Has a channel's commitments signed on its new output too, from now on; the chain is watched for it. Returns V' if
+    /// the capacity changes.
     ///
     /// # Errors
     /// [`Error::Store`]; [`Error::Conflict`] for an output that is not the channel's.
@@ -99,25 +107,23 @@ impl Service {
         &self,
         id: &InstanceId,
         peer: PublicKey,
-        channel: &OutPoint,
+        moving: &Moving,
         (place, output): (OutPoint, TxOut),
-    ) -> Result<(), Error> {
-        let factory = self.found(id)?;
+    ) -> Result<Option<OutPoint>, Error> {
+        let channel = &moving.channel;
         let (name, v) = (channel_id(*channel), self.virtual_of(channel));
-        if v == *channel {
-            let creation = factory.creation_of(channel)?;
-            let born = creation.output.get(usize::try_from(channel.vout).unwrap_or(usize::MAX)).cloned();
-            let output = born.ok_or_else(|| Error::not_found(format!("output {channel}")))?;
-            let mapping = &self.parts.mapping;
-            mapping.add_channel(name, *channel, Real { outpoint: *channel, output })?;
-            mapping.set_creation(channel, creation)?;
-        }
+        self.map_channel(self.found(id)?, channel)?;
         self.parts.index.watch([place.txid], [place]);
         self.parts.outpoints.add_place(name, place);
         faults::point("node.channel.move");
-        self.parts.streams.announce(peer, &name, &v, Real { outpoint: place, output })?;
+        let new = if moving.resize.is_some() {
+            Some(self.move_resized(peer, channel, (place, output))?)
+        } else {
+            self.parts.streams.announce(peer, &name, &v, Real { outpoint: place, output })?;
+            None
+        };
         faults::point("node.channel.moved");
-        Ok(())
+        Ok(new)
     }
 
     /// A newer state is complete and on disk: the chain is watched for all of it, and the channels are there now.
@@ -129,6 +135,8 @@ impl Service {
         self.parts.index.watch(factory.watched_txids(), factory.watched_outpoints()?);
         for (channel, _) in factory.channels()? {
             self.parts.outpoints.set_place(&channel_id(channel), factory.newest_place(&channel));
+            // What the LSP sends is complete at the LSP.
+            self.finish_resize(id, &channel, !self.is_lsp());
         }
         Ok(())
     }
@@ -136,7 +144,11 @@ impl Service {
     /// Whether both sides name the same new place, and have companions on it on disk.
     pub(super) fn is_covered(&self, moving: &Moving) -> bool {
         let Some(place) = moving.place.filter(|place| moving.theirs == Some(*place)) else { return false };
-        let v = self.virtual_of(&moving.channel);
+        let v = match moving.resize {
+            Some(resize) => resize.v,
+            None => Some(self.virtual_of(&moving.channel)),
+        };
+        let Some(v) = v else { return false };
         self.parts.streams.covered(&channel_id(moving.channel), &v, &place)
     }
 
@@ -230,6 +242,7 @@ impl Service {
         let same = place.filter(|place| Self::outpoint_message(channel, *place) == *outpoint);
         match same {
             Some(place) => {
+                self.finish_resize(id, channel, true);
                 let locked =
                     FactoryChangeLocked { channel_id: outpoint.channel_id, funding_txid: place.txid };
                 self.send_change(peer, &Change::Locked(locked));
@@ -264,6 +277,7 @@ impl Service {
                 | Payload::AdvanceOuter(_)
                 | Payload::AdvancePersisted(_)
                 | Payload::AdvanceResume(_)
+                | Payload::AdvanceAsk(_)
         );
         let from_lsp = matches!(
             payload,
@@ -272,9 +286,16 @@ impl Service {
                 | Payload::AdvanceInner(_)
                 | Payload::AdvanceSigned(_)
                 | Payload::AdvanceAbort(_)
+                | Payload::AdvanceDecline(_)
         );
         let Some(id) = payload.instance_id().filter(|_| from_client || from_lsp) else { return false };
         match (self.is_lsp(), from_client) {
+            (true, true) if matches!(payload, Payload::AdvanceAsk(_)) => {
+                self.asked_for_capacity(id, peer, payload);
+            }
+            (false, false) if matches!(payload, Payload::AdvanceDecline(_)) => {
+                self.capacity_declined(id, payload);
+            }
             (true, true) => self.lsp_advance_message(id, peer, payload.clone()),
             (false, false) => self.client_advance_message(id, payload.clone()),
             _ => tracing::debug!(%peer, number = payload.number(), "advance message from the wrong side"),
@@ -293,10 +314,11 @@ impl Service {
 
     /// The script of a channel's output, as it is now.
     pub(super) fn script_of(factory: &Factory, channel: &OutPoint) -> Result<bitcoin::ScriptBuf, Error> {
-        let creation = factory.creation_of(channel)?;
-        let output = creation.output.get(usize::try_from(channel.vout).unwrap_or(usize::MAX));
-        let script = output.map(|o| o.script_pubkey.clone());
-        script.ok_or_else(|| Error::not_found(format!("output {channel}")))
+        let missing = || Error::not_found(format!("output {channel}"));
+        let path = factory.leaf_path(factory.leaf_of(channel).ok_or_else(missing)?.first)?;
+        let outputs = path.path.last().map(|tx| &tx.tx.output);
+        let output = outputs.and_then(|o| o.get(usize::try_from(channel.vout).unwrap_or(usize::MAX)));
+        output.map(|o| o.script_pubkey.clone()).ok_or_else(missing)
     }
 
     /// Where the leaves are on the odometer, for display.

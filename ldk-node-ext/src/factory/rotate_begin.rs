@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::OutPoint;
-use factory_core::advance::{AdvanceReason, AdvanceRequest, LspAdvance, LspAdvanceConfig};
+use factory_core::advance::{AdvanceReason, AdvanceRequest, LeafShares, LspAdvance, LspAdvanceConfig};
+use factory_core::record::LspFactoryRecord;
 use lightning::ln::channel_state::ChannelDetails;
 use serde_json::json;
 
@@ -17,6 +18,16 @@ use crate::faults;
 use crate::ldk::{channel_id, InstanceId};
 use crate::node::parse_node_id;
 
+/// What a rotation shall do.
+pub(super) struct Wish {
+    /// Which node above the client advances.
+    pub(super) level: NodeLevel,
+    /// Shares that change.
+    pub(super) changes: Vec<LeafShares>,
+    /// Why.
+    pub(super) reason: AdvanceReason,
+}
+
 impl Service {
     /// The API's `rotate`.
     pub(super) async fn rotate_command(
@@ -28,18 +39,20 @@ impl Service {
             return Err(Error::Conflict("rotations begin with the LSP".into()));
         }
         let client = parse_node_id(&request.client)?;
-        let rotation = self.begin_rotation(id, client, request.level)?;
+        let wish = Wish { level: request.level, changes: Vec::new(), reason: AdvanceReason::Rotate };
+        let rotation = self.begin_rotation(id, client, wish)?;
         self.parts.peers.process_events();
         Ok(rotation)
     }
 
     /// Starts a rotation of a node above a client, or says why it cannot be: nothing has happened then.
-    fn begin_rotation(
+    pub(super) fn begin_rotation(
         &mut self,
         id: InstanceId,
         client: PublicKey,
-        level: NodeLevel,
+        wish: Wish,
     ) -> Result<Rotation, Error> {
+        let Wish { level, changes, reason } = wish;
         let factory = self.live(&id)?;
         let Signed::Lsp(record) = &factory.signed else {
             return Err(Error::Conflict("rotations begin with the LSP".into()));
@@ -56,6 +69,14 @@ impl Service {
         let span = node.first..node.end;
         let leaves: Vec<Leaf> = factory.leaves().into_iter().filter(|l| span.contains(&l.first)).collect();
         self.may_rotate(factory, &leaves)?;
+        let rests = |(channel, _): &&(OutPoint, Option<PublicKey>)| self.is_resting(factory, channel);
+        if let Some((channel, _)) =
+            leaves.iter().flat_map(|l| &l.channels).find(rests).filter(|_| !changes.is_empty())
+        {
+            let text =
+                format!("a change of channel {} has failed: rotate its leaf first", channel_id(*channel));
+            return Err(Error::Conflict(text));
+        }
         let own = leaves.iter().rfind(|leaf| leaf.first <= place);
         let from = own.map_or(Ok(0), |leaf| factory.position(leaf.first))?;
         let marks = &factory.advances.marks;
@@ -69,13 +90,8 @@ impl Service {
             advances: factory.advances.lsp.clone(),
             burnt: marks.burnt.clone(),
             secret_key: self.parts.keys.factory_key(&factory.state.salt)?.secret_bytes(),
-            request: AdvanceRequest {
-                level,
-                client: index,
-                changes: Vec::new(),
-                reason: AdvanceReason::Rotate,
-            },
-            least_sat: BTreeMap::new(),
+            request: AdvanceRequest { level, client: index, changes, reason },
+            least_sat: self.least_capacities(record, &leaves),
             attempt,
             agree_secs: seconds,
             prepare_secs: seconds,
@@ -97,6 +113,18 @@ impl Service {
         self.rotating.insert((id, attempt), LspRotating::new(machine, span, &leaves));
         self.run_rotation((id, attempt), actions);
         Ok(Rotation { attempt, from })
+    }
+
+    /// What each channel needs at least, sat, by its client's place: all that we cannot take out of it.
+    fn least_capacities(&self, record: &LspFactoryRecord, leaves: &[Leaf]) -> BTreeMap<usize, u64> {
+        let open = self.parts.manager.list_channels();
+        let least = |(channel, client): &(OutPoint, Option<PublicKey>)| {
+            let index = record.index_of(client.as_ref()?)?;
+            let details = open.iter().find(|c| c.channel_id == channel_id(*channel))?;
+            let ours = details.outbound_capacity_msat / 1000;
+            Some((index, details.channel_value_satoshis.saturating_sub(ours)))
+        };
+        leaves.iter().flat_map(|leaf| &leaf.channels).filter_map(least).collect()
     }
 
     /// Whether leaves may rotate now.

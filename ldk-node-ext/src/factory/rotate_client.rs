@@ -13,6 +13,7 @@ use factory_core::advance::{
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::capacity::{difference, Resize};
 use super::rotate::Moving;
 use super::stored::{Factory, Stage};
 use super::Service;
@@ -31,12 +32,19 @@ pub(super) struct Following {
     attempt: u16,
     /// When it began.
     since: Instant,
+    /// What the LSP says that it adds to the channel, sat.
+    offered_sat: i64,
+    /// The capacity that the user has asked for, sat.
+    pub(super) wanted_sat: Option<u64>,
+    /// When.
+    pub(super) asked_at: Instant,
 }
 
 impl Following {
     /// The phase in words, while a try is under way.
     pub(super) fn phase(&self) -> Option<&'static str> {
         match self.machine.phase() {
+            ClientAdvancePhase::Idle if self.is_asking() => Some("asked"),
             ClientAdvancePhase::Idle => self.machine.unresolved().map(|_| "pending"),
             ClientAdvancePhase::Agreed | ClientAdvancePhase::Covering => Some("preparing"),
             _ => Some("signing"),
@@ -44,8 +52,15 @@ impl Following {
     }
 }
 
+impl Following {
+    /// Whether the user has asked for another capacity, and the LSP has not proposed anything.
+    pub(super) fn is_asking(&self) -> bool {
+        self.wanted_sat.is_some() && self.machine.phase() == ClientAdvancePhase::Idle
+    }
+}
+
 /// Whether a try that the LSP may complete is newer than everything complete.
-fn is_unresolved(factory: &Factory) -> bool {
+pub(super) fn is_unresolved(factory: &Factory) -> bool {
     let newest = factory.newest_record().map_or(0, |r| r.path.updates);
     let pending = factory.advances.marks.client.iter().flat_map(|state| &state.pending);
     pending.into_iter().any(|p| p.record.path.updates > newest)
@@ -61,11 +76,13 @@ impl Service {
         let begun = self.parts.index.spend(&factory.funding().outpoint).is_some();
         let quiet = !self.is_closing(factory) && !factory.is_exiting() && !over && !begun;
         let usable = details.is_some_and(|c| c.is_channel_ready);
+        // Its user has to ask for a smaller one, or one that is larger than any that it would take.
+        let wanted = self.following.get(&factory.id()).and_then(|f| f.wanted_sat).unwrap_or(capacity_sat);
+        let most = self.client_settings().map_or(0, |s| s.policy.max_capacity_sat);
         AdvancePolicy {
             allow: quiet && usable && self.ends_too_soon(channel, &open).is_none(),
-            // Changes of the capacity are not there yet.
-            least_sat: capacity_sat,
-            most_sat: capacity_sat,
+            least_sat: capacity_sat.min(wanted),
+            most_sat: most.max(capacity_sat).max(wanted),
         }
     }
 
@@ -74,7 +91,7 @@ impl Service {
     }
 
     /// Makes the machine of a factory, if it is not there.
-    fn following(&mut self, id: &InstanceId) -> Result<Option<&mut Following>, Error> {
+    pub(super) fn following(&mut self, id: &InstanceId) -> Result<Option<&mut Following>, Error> {
         if !self.following.contains_key(id) {
             let Some(factory) = self.factories.get(id).filter(|f| f.state.stage == Stage::Live) else {
                 return Ok(None);
@@ -89,7 +106,10 @@ impl Service {
             };
             let machine = ClientAdvance::new(config, &mut rand::rng())?;
             let (moving, since) = (Moving::new(channel), Instant::now());
-            self.following.insert(*id, Following { machine, moving, attempt: 0, since });
+            let (offered_sat, wanted_sat, asked_at) = (0, None, since);
+            let following =
+                Following { machine, moving, attempt: 0, since, offered_sat, wanted_sat, asked_at };
+            self.following.insert(*id, following);
         }
         Ok(self.following.get_mut(id))
     }
@@ -111,7 +131,7 @@ impl Service {
             return;
         }
         match self.following(&id) {
-            Ok(Some(_)) => {}
+            Ok(Some(following)) => following.offered_sat = change.funding_contribution_sat,
             Ok(None) => return,
             Err(e) => return tracing::error!(error = %e, "rotation"),
         }
@@ -138,12 +158,38 @@ impl Service {
 
     /// Tells machines of channels that have become covered.
     pub(super) fn client_covered(&mut self) {
+        self.client_prepared();
         let covering =
             self.following.iter().filter(|(_, f)| f.machine.phase() == ClientAdvancePhase::Covering);
         let covered = covering.filter(|(_, f)| self.is_covered(&f.moving));
         let list: Vec<_> = covered.map(|(id, f)| (*id, f.attempt)).collect();
         for (id, attempt) in list {
             self.follow(&id, ClientAdvanceInput::Covered { attempt });
+        }
+    }
+
+    /// Tells the machine that a channel has been prepared for its change of capacity.
+    fn client_prepared(&mut self) {
+        let mut ready = Vec::new();
+        for (id, following) in &self.following {
+            let waits = following.moving.resize.is_some_and(|resize| !resize.prepared);
+            if waits && following.machine.phase() == ClientAdvancePhase::Agreed {
+                let script = self.resized_script(&following.moving.channel);
+                ready.extend(script.map(|script| (*id, following.attempt, script)));
+            }
+        }
+        for (id, attempt, script) in ready {
+            if let Some(resize) = self.following.get_mut(&id).and_then(|f| f.moving.resize.as_mut()) {
+                resize.prepared = true;
+            }
+            self.follow(&id, ClientAdvanceInput::ChannelPrepared { attempt, script });
+        }
+    }
+
+    /// The channel cannot change as it should.
+    pub(super) fn resizing_failed(&mut self, id: &InstanceId, reason: &str) {
+        if self.following.get(id).is_some_and(|f| f.moving.resize.is_some()) {
+            self.cancel_following(id, reason);
         }
     }
 
@@ -221,7 +267,7 @@ impl Service {
         let Some(channel) = self.following.get(id).map(|f| f.moving.channel) else { return Ok(None) };
         match action {
             ClientAdvanceAction::Send(payload @ Payload::AdvanceAgree(_)) => {
-                let change = self.change_of(&channel)?;
+                let change = self.change_of(&channel, 0)?;
                 self.send_change(lsp, &Change::Ack(change, payload));
             }
             ClientAdvanceAction::Send(payload @ Payload::AdvancePersisted(_)) => {
@@ -231,10 +277,20 @@ impl Service {
             ClientAdvanceAction::Send(payload) => {
                 self.send(lsp, payload);
             }
-            ClientAdvanceAction::PrepareChannel { attempt, .. } => {
-                if let Some(following) = self.following.get_mut(id) {
-                    following.moving = Moving::new(channel);
-                    (following.attempt, following.since) = (attempt, Instant::now());
+            ClientAdvanceAction::PrepareChannel { attempt, from_sat, to_sat, .. } => {
+                let adds = difference(from_sat, to_sat)?;
+                let Some(following) = self.following.get_mut(id) else { return Ok(None) };
+                following.moving = Moving::new(channel);
+                (following.attempt, following.since) = (attempt, Instant::now());
+                if following.offered_sat != adds {
+                    let text = format!("funding_contribution_sat: must be {adds}");
+                    return Ok(Some(ClientAdvanceInput::Cancel { text }));
+                }
+                if adds != 0 {
+                    let resize = Resize::new(0, adds);
+                    following.moving.resize = Some(resize);
+                    let begun = self.begin_resize(id, &lsp, &channel, &resize);
+                    return Ok(begun.err().map(|e| ClientAdvanceInput::Cancel { text: e.to_string() }));
                 }
                 let script = Self::script_of(self.found(id)?, &channel)?;
                 return Ok(Some(ClientAdvanceInput::ChannelPrepared { attempt, script }));
@@ -247,7 +303,11 @@ impl Service {
                         return Ok(Some(ClientAdvanceInput::Cancel { text }));
                     }
                 }
-                self.move_channel(id, lsp, &channel, (outpoint, output))?;
+                let Some(moving) = self.following.get(id).map(|f| f.moving) else { return Ok(None) };
+                let v = self.move_channel(id, lsp, &moving, (outpoint, output))?;
+                if let Some(resize) = self.following.get_mut(id).and_then(|f| f.moving.resize.as_mut()) {
+                    resize.v = v;
+                }
                 self.send_change(lsp, &Change::Funding(Self::outpoint_message(&channel, outpoint)));
             }
             ClientAdvanceAction::PersistMark { attempt, state } => {
@@ -260,6 +320,9 @@ impl Service {
             }
             ClientAdvanceAction::PersistInner { state, pending } => {
                 let attempt = pending.attempt;
+                if let Some(resize) = self.following.get(id).and_then(|f| f.moving.resize) {
+                    self.bind_resized(&channel, &resize)?;
+                }
                 if let Some(factory) = self.factories.get_mut(id) {
                     faults::point("client.pending.store");
                     factory.mark(&self.parts.store, |marks| marks.client = Some(*state))?;
@@ -284,6 +347,9 @@ impl Service {
                 }
             }
             ClientAdvanceAction::Completed { record } => {
+                if let Some(following) = self.following.get_mut(id) {
+                    following.wanted_sat = None;
+                }
                 let data = json!({"instance_id": hex::encode(id), "position": record.path.updates});
                 self.parts.events.push("factory_rotated", data);
             }
@@ -297,8 +363,18 @@ impl Service {
         Ok(None)
     }
 
-    fn following_failed(&self, id: &InstanceId, attempt: u16, reason: &str, left: Aftermath) {
+    fn following_failed(&mut self, id: &InstanceId, attempt: u16, reason: &str, left: Aftermath) {
+        if let Some(following) = self.following.get_mut(id) {
+            let (lsp, moving) = (self.parts.config.lsp_node_id(), following.moving);
+            following.moving.resize = None;
+            following.wanted_sat = None;
+            // One that is bound rests.
+            if let (Some(lsp), Some(_)) = (lsp, moving.resize) {
+                self.abort_resize(&lsp, &moving.channel);
+            }
+        }
         let pending = left != Aftermath::Clear;
+        self.note_failure(id, reason);
         let data = json!({
             "instance_id": hex::encode(id), "attempt": attempt, "reason": reason, "pending": pending,
         });

@@ -14,6 +14,7 @@ use factory_core::advance::{
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::capacity::{difference, Resize};
 use super::rotate::Moving;
 use super::stored::{Factory, Leaf, Signed};
 use super::{Service, Timer};
@@ -51,6 +52,11 @@ impl LspRotating {
             LspAdvancePhase::Done => "done",
             LspAdvancePhase::Failed => "failed",
         }
+    }
+
+    /// Whether it moves a channel.
+    pub(super) fn has(&self, channel: &OutPoint) -> bool {
+        self.channels.values().any(|moving| moving.channel == *channel)
     }
 
     /// Whether it moves a leaf, by the leaf's first client.
@@ -93,7 +99,12 @@ impl Service {
         let Some(index) = record.index_of(&client) else { return };
         match answer_resume(&factory.advances.lsp, index, m) {
             // It only says that it gave nothing away.
-            Ok(None) => {}
+            Ok(None) => {
+                let channel = factory.channel_with(&client);
+                if let Some(channel) = channel {
+                    self.free_resize(&id, client, &channel, m.attempt);
+                }
+            }
             Ok(Some(answer)) => {
                 let signed = matches!(answer, Payload::AdvanceSigned(_));
                 self.send(client, answer);
@@ -145,6 +156,7 @@ impl Service {
 
     /// Tells machines of channels that have become covered.
     pub(super) fn lsp_covered(&mut self) {
+        self.lsp_prepared();
         let mut covered = Vec::new();
         for (key, rotating) in &self.rotating {
             if rotating.machine.phase() != LspAdvancePhase::Covering {
@@ -155,6 +167,19 @@ impl Service {
         }
         for (key, client) in covered {
             self.rotation_input(key, LspAdvanceInput::Covered { client, attempt: key.1 });
+        }
+    }
+
+    /// A channel cannot change as it should.
+    pub(super) fn moving_failed(&mut self, id: &InstanceId, channel: &OutPoint, reason: &str) {
+        let of = |(key, r): (&(InstanceId, u16), &LspRotating)| {
+            let mut moving = r.channels.iter().filter(|(_, m)| m.channel == *channel && m.resize.is_some());
+            (key.0 == *id).then(|| moving.next()).flatten().map(|(client, _)| (*key, *client))
+        };
+        let found = self.rotating.iter().find_map(of);
+        if let Some((key, client)) = found {
+            let input = LspAdvanceInput::ChannelFailed { client, attempt: key.1, reason: reason.to_owned() };
+            self.rotation_input(key, input);
         }
     }
 
@@ -202,6 +227,7 @@ impl Service {
             self.rotation_input(key, LspAdvanceInput::Timeout { id });
         }
         self.following_timers(now);
+        self.asking_timers(now);
     }
 
     fn rotation_input(&mut self, key: (InstanceId, u16), input: LspAdvanceInput) {
@@ -266,7 +292,11 @@ impl Service {
                 }
             }
             LspAdvanceAction::PrepareChannels(changes) => {
-                return changes.iter().map(|change| self.prepare_move(key, change)).collect();
+                let mut inputs = Vec::new();
+                for change in &changes {
+                    inputs.extend(self.prepare_move(key, change)?);
+                }
+                return Ok(inputs);
             }
             LspAdvanceAction::Rebuilt { client, outpoint, output } => {
                 return Ok(self.rebuilt(key, client, (outpoint, output)));
@@ -295,11 +325,25 @@ impl Service {
             }
             LspAdvanceAction::ClientPersisted { client } => {
                 tracing::debug!(%client, attempt, "the client has stored its new state");
+                let moving = self.rotating.get(&key).and_then(|r| r.channels.get(&client));
+                if let Some(channel) = moving.map(|moving| moving.channel) {
+                    self.finish_resize(&id, &channel, true);
+                }
             }
             LspAdvanceAction::Blamed { client, reason } => {
                 tracing::warn!(%client, %reason, "rotation fails for a client");
                 if let Some(rotating) = self.rotating.get_mut(&key) {
                     rotating.blamed.push((client, reason.to_string()));
+                }
+            }
+            LspAdvanceAction::Progress(LspAdvancePhase::Outer) => {
+                let moving: Vec<Moving> = self
+                    .rotating
+                    .get(&key)
+                    .map(|r| r.channels.values().copied().collect())
+                    .unwrap_or_default();
+                for (channel, resize) in moving.iter().filter_map(|m| Some((m.channel, m.resize?))) {
+                    self.bind_resized(&channel, &resize)?;
                 }
             }
             LspAdvanceAction::Progress(phase) => {
@@ -311,9 +355,13 @@ impl Service {
                 let data = json!({"position": position});
                 self.push_rotation("factory_rotated", &id, attempt, &rotating.span, data);
             }
-            // Capacities stay as they are, so no channel is frozen.
             LspAdvanceAction::Failed { reason, burnt, .. } => {
                 let text = self.failure_text(key, &reason);
+                let moving = self.rotating.get(&key).map(|r| r.channels.clone()).unwrap_or_default();
+                // One that is bound rests, until a newer state is complete or its client says that it can.
+                for (client, moving) in moving.iter().filter(|(_, moving)| moving.resize.is_some()) {
+                    self.abort_resize(client, &moving.channel);
+                }
                 self.rotation_failed(key, &text, burnt);
             }
         }
@@ -353,8 +401,9 @@ impl Service {
         let channel = self.rotating.get(&key).and_then(|r| r.channels.get(&client)).map(|m| m.channel);
         let Some(channel) = channel else { return Ok(false) };
         match payload {
-            payload @ Payload::AdvancePropose(_) => {
-                let change = self.change_of(&channel)?;
+            Payload::AdvancePropose(ref propose) => {
+                let adds = self.contribution(&key.0, &channel, propose)?;
+                let change = self.change_of(&channel, adds)?;
                 Ok(self.send_change(client, &Change::Init(change, payload)))
             }
             payload @ Payload::AdvanceSigned(_) => {
@@ -366,24 +415,64 @@ impl Service {
         }
     }
 
-    /// The channel as it is before the new transactions are built: it keeps its script.
+    /// The channel as it is before the new transactions are built: it keeps its script, unless its capacity changes;
+    /// then it takes a while.
     fn prepare_move(
-        &self,
+        &mut self,
         (id, attempt): (InstanceId, u16),
         change: &ChannelChange,
-    ) -> Result<LspAdvanceInput, Error> {
+    ) -> Result<Option<LspAdvanceInput>, Error> {
         let client = change.client;
         let factory = self.found(&id)?;
-        let channel = factory.channels()?.into_iter().find(|(_, c)| *c == Some(client)).map(|(o, _)| o);
+        let channel = factory.channel_with(&client);
         let channel = channel.ok_or_else(|| Error::not_found(format!("channel with {client}")))?;
         let open = self.parts.manager.list_channels();
-        Ok(match self.may_move(&client, &channel, &open) {
-            Ok(()) => {
-                let script = Self::script_of(factory, &channel)?;
-                LspAdvanceInput::ChannelPrepared { client, attempt, script }
+        let failed = |e: Error| LspAdvanceInput::ChannelFailed { client, attempt, reason: e.to_string() };
+        if let Err(e) = self.may_move(&client, &channel, &open) {
+            return Ok(Some(failed(e)));
+        }
+        if change.from_sat == change.to_sat {
+            let script = Self::script_of(factory, &channel)?;
+            return Ok(Some(LspAdvanceInput::ChannelPrepared { client, attempt, script }));
+        }
+        let resize = Resize::new(difference(change.from_sat, change.to_sat)?, 0);
+        if let Err(e) = self.begin_resize(&id, &client, &channel, &resize) {
+            return Ok(Some(failed(e)));
+        }
+        let moving = self.rotating.get_mut(&(id, attempt)).and_then(|r| r.channels.get_mut(&client));
+        if let Some(moving) = moving {
+            moving.resize = Some(resize);
+        }
+        Ok(None)
+    }
+
+    /// Tells machines of channels that have been prepared for a change of capacity.
+    fn lsp_prepared(&mut self) {
+        let mut ready = Vec::new();
+        for (key, rotating) in &self.rotating {
+            if rotating.machine.phase() != LspAdvancePhase::Preparing {
+                continue;
             }
-            Err(e) => LspAdvanceInput::ChannelFailed { client, attempt, reason: e.to_string() },
-        })
+            for (client, moving) in &rotating.channels {
+                let waits = moving.resize.is_some_and(|resize| !resize.prepared);
+                let script = waits.then(|| self.resized_script(&moving.channel)).flatten();
+                ready.extend(script.map(|script| (*key, *client, script)));
+            }
+        }
+        for (key, client, script) in ready {
+            let moving = self.rotating.get_mut(&key).and_then(|r| r.channels.get_mut(&client));
+            if let Some(resize) = moving.and_then(|moving| moving.resize.as_mut()) {
+                resize.prepared = true;
+            }
+            self.rotation_input(key, LspAdvanceInput::ChannelPrepared { client, attempt: key.1, script });
+        }
+    }
+
+    fn set_resized(&mut self, key: (InstanceId, u16), client: PublicKey, v: Option<OutPoint>) {
+        let moving = self.rotating.get_mut(&key).and_then(|r| r.channels.get_mut(&client));
+        if let Some(resize) = moving.and_then(|moving| moving.resize.as_mut()) {
+            resize.v = v;
+        }
     }
 
     /// The new transactions are known: the channel's commitments are signed for its new output too.
@@ -402,8 +491,10 @@ impl Service {
         if disagrees {
             return failed("factory_change_funding: not the channel's new output".into());
         }
-        if let Err(e) = self.move_channel(&id, client, &channel, (outpoint, output)) {
-            return failed(e.to_string());
+        let moving = *moving;
+        match self.move_channel(&id, client, &moving, (outpoint, output)) {
+            Ok(v) => self.set_resized(key, client, v),
+            Err(e) => return failed(e.to_string()),
         }
         self.send_change(client, &Change::Funding(Self::outpoint_message(&channel, outpoint)));
         Vec::new()

@@ -369,6 +369,12 @@ impl Factory {
         Ok(self.leaves().into_iter().flat_map(|l| l.channels).collect())
     }
 
+    /// The channel of a client (LSP).
+    pub(crate) fn channel_with(&self, client: &PublicKey) -> Option<OutPoint> {
+        let channels = self.channels().ok()?;
+        channels.into_iter().find(|(_, c)| c.as_ref() == Some(client)).map(|(outpoint, _)| outpoint)
+    }
+
     pub(crate) fn channel_ids(&self) -> Result<Vec<ChannelId>, Error> {
         Ok(self.channels()?.into_iter().map(|(o, _)| channel_id(o)).collect())
     }

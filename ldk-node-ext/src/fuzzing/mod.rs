@@ -129,6 +129,7 @@ fn close(stored: &StoredFactory) {
     let crate::factory::Signed::Lsp(record) = &stored.signed else { return };
     let config = LspCloseConfig {
         record: record.as_ref().clone(),
+        advances: Vec::new(),
         secret_key: SECRET,
         lsp_script: state.lsp_script.clone(),
         feerate_sat_per_kwu: 1000,

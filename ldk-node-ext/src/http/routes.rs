@@ -12,7 +12,8 @@ use serde_json::{json, Value};
 use super::{ApiCode, ApiError, Body, Empty, Params, Shutdown};
 use crate::api::{
     Balance, ChannelInfo, ClaimRequest, ConnectRequest, EventRecord, ExitRequest, FactoryInfo, FailRequest,
-    Invoice, InvoiceRequest, NodeInfo, PayRequest, Payment, RotateRequest, Rotation,
+    Invoice, InvoiceRequest, LiquidityAnswer, LiquidityRequest, NodeInfo, PayRequest, Payment, RotateRequest,
+    Rotation,
 };
 use crate::watch::ExitFile;
 use crate::{Error, Node};
@@ -76,6 +77,7 @@ pub(super) fn quick(node: Node, shutdown: Shutdown) -> Router {
         .route("/v1/factories/{instance_id}/close", post(close_factory))
         .route("/v1/factories/{instance_id}/exit", post(exit_factory))
         .route("/v1/factories/{instance_id}/rotate", post(rotate))
+        .route("/v1/factories/{instance_id}/liquidity", post(liquidity))
         .route("/v1/factories/{instance_id}/exit-file", get(exit_file))
         .route("/v1/stop", post(stop))
         .with_state(Api { node, shutdown })
@@ -170,6 +172,14 @@ async fn rotate(
     Body(request): Body<RotateRequest>,
 ) -> Answer<Rotation> {
     Ok(Json(detached(async move { api.node.rotate(&instance_id, request).await }).await?))
+}
+
+async fn liquidity(
+    State(api): State<Api>,
+    Path(instance_id): Path<String>,
+    Body(request): Body<LiquidityRequest>,
+) -> Answer<LiquidityAnswer> {
+    Ok(Json(detached(async move { api.node.change_liquidity(&instance_id, request).await }).await?))
 }
 
 async fn events(State(api): State<Api>, mut params: Params) -> Answer<EventPage> {

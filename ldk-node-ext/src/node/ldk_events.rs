@@ -374,6 +374,18 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             amount_msat: expected_outbound_amount_msat,
             outgoing_expiry: outgoing_htlc_expiry_block_height,
         }),
+        Event::FundingTransactionReadyForSigning { channel_id, unsigned_transaction, .. } => {
+            if p.outpoints.is_factory(&channel_id) {
+                let (channel, unsigned) = (channel_id, unsigned_transaction);
+                p.tell_service(LdkEvent::ReadyToSign { channel, unsigned }).await?;
+            }
+        }
+        Event::SpliceNegotiationFailed { channel_id, reason, .. } => {
+            if p.outpoints.is_factory(&channel_id) {
+                let reason = format!("{reason:?}");
+                p.tell_service(LdkEvent::ChangeFailed { channel: channel_id, reason }).await?;
+            }
+        }
         Event::DiscardFunding { funding_info: FundingInfo::Tx { transaction }, .. } => {
             p.wallet.release(&transaction)
         }
@@ -385,8 +397,6 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
         | Event::ProbeSuccessful { .. }
         | Event::ProbeFailed { .. }
         | Event::SpliceNegotiated { .. }
-        | Event::SpliceNegotiationFailed { .. }
-        | Event::FundingTransactionReadyForSigning { .. }
         | Event::HTLCHandlingFailed { .. }
         | Event::OnionMessageIntercepted { .. }
         | Event::OnionMessagePeerConnected { .. }

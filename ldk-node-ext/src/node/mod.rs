@@ -313,6 +313,21 @@ impl Node {
         self.ask(|a| Command::Rotate(id, request, a)).await
     }
 
+    /// Changes the capacity of a client's channel (LSP), or asks the LSP to change that of the own one (client). It begins;
+    /// an event says how it ends.
+    ///
+    /// # Errors
+    /// As [`Self::rotate`]; [`Error::InvalidArgument`] if nothing changes or the leaf's stock, the channel or LDK do not
+    /// allow it.
+    pub async fn change_liquidity(
+        &self,
+        instance_id: &str,
+        request: api::LiquidityRequest,
+    ) -> Result<api::LiquidityAnswer, Error> {
+        let id = parse_instance(instance_id)?;
+        self.ask(|a| Command::Liquidity(id, request, a)).await
+    }
+
     /// What a watcher needs to guard the own leaf of a factory (client). It holds no secret.
     ///
     /// # Errors

@@ -99,6 +99,7 @@ fn index(id: &PublicKey) -> usize {
 fn lsp_config() -> LspCloseConfig {
     LspCloseConfig {
         record: factory().0.clone(),
+        advances: Vec::new(),
         secret_key: secret("lsp", 0),
         lsp_script: payout(500),
         feerate_sat_per_kwu: 1000,
