@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ldk_node_ext::api::{
     Balance, ChannelInfo, ClaimRequest, Deadline, EventRecord, ExitRequest, FactoryInfo, FailRequest,
-    Invoice, InvoiceRequest, NodeInfo, PayRequest, Payment,
+    Invoice, InvoiceRequest, LiquidityAnswer, LiquidityRequest, NodeInfo, PayRequest, Payment,
 };
 use ldk_node_ext::watch::ExitFile;
 use ldk_node_ext::{Node, NodeConfig};

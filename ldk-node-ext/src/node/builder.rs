@@ -256,6 +256,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let (ended, _) = watch::channel(false);
     let (payments_changed, _) = watch::channel(0);
     let synced = Arc::new(AtomicBool::new(true));
+    let changes =
+        Changes::new(Arc::clone(&manager), Arc::clone(&monitor), Arc::clone(&streams), Arc::clone(&retired));
     let parts = Arc::new(Parts {
         node_id: keys.node_id(),
         payments,
@@ -274,6 +276,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         outward,
         mapping: Arc::clone(&mapping),
         streams,
+        changes,
         manager,
         monitor,
         retired,

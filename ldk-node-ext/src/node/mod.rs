@@ -71,6 +71,7 @@ pub(crate) struct Parts {
     pub(crate) outward: Arc<Outward>,
     pub(crate) mapping: Arc<Mapping>,
     pub(crate) streams: Arc<Streams>,
+    pub(crate) changes: Changes,
     pub(crate) manager: Arc<ChannelManager>,
     pub(crate) monitor: Arc<ChainMonitor>,
     pub(crate) retired: Arc<Retired>,
