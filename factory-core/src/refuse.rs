@@ -123,7 +123,7 @@ impl Refusal {
 }
 
 /// A text cut to what a message may carry.
-pub(crate) fn clip(text: impl std::fmt::Display) -> String {
+pub fn clip(text: impl std::fmt::Display) -> String {
     let mut text = text.to_string();
     let mut end = bolt_tlv::payload::MAX_TEXT_LEN.min(text.len());
     while !text.is_char_boundary(end) {

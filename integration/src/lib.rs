@@ -24,6 +24,7 @@ pub mod hold;
 pub mod htlc_exit;
 pub mod http;
 pub mod ledger;
+pub mod liquidity;
 pub mod noise;
 pub mod pace;
 pub mod payments;

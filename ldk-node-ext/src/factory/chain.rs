@@ -297,7 +297,6 @@ impl Service {
     pub(super) async fn channel_closed(
         &mut self,
         channel: ChannelId,
-        outpoint: Option<OutPoint>,
         reason: ClosureReason,
         local_msat: Option<u64>,
         capacity_sat: Option<u64>,

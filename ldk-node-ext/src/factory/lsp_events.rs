@@ -146,7 +146,10 @@ impl Service {
                 let reason = "this channel id belongs to a plan".to_owned();
                 let _ = self.parts.manager.force_close_broadcasting_latest_txn(&temporary, &peer, reason);
             }
-            LdkEvent::ChannelPending { .. } | LdkEvent::ChannelClosed { .. } => {}
+            LdkEvent::ChannelPending { .. }
+            | LdkEvent::ReadyToSign { .. }
+            | LdkEvent::ChangeFailed { .. }
+            | LdkEvent::ChannelClosed { .. } => {}
         }
     }
 

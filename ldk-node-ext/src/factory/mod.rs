@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{OutPoint, ScriptBuf};
+use bitcoin::{OutPoint, ScriptBuf, Transaction};
 use lightning::events::ClosureReason;
 use lightning::ln::types::ChannelId;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -105,7 +105,6 @@ pub(crate) enum LdkEvent {
     /// A channel is closed.
     ChannelClosed {
         channel: ChannelId,
-        outpoint: Option<OutPoint>,
         reason: ClosureReason,
         local_msat: Option<u64>,
         capacity_sat: Option<u64>,
@@ -319,8 +318,8 @@ impl Service {
 
     async fn ldk_event(&mut self, event: LdkEvent) -> Result<(), Error> {
         match event {
-            LdkEvent::ChannelClosed { channel, outpoint, reason, local_msat, capacity_sat } => {
-                return self.channel_closed(channel, outpoint, reason, local_msat, capacity_sat).await;
+            LdkEvent::ChannelClosed { channel, reason, local_msat, capacity_sat } => {
+                return self.channel_closed(channel, reason, local_msat, capacity_sat).await;
             }
             LdkEvent::ReadyToSign { channel, unsigned } => self.ready_to_sign(channel, &unsigned).await,
             LdkEvent::ChangeFailed { channel, reason } => self.resize_failed(channel, &reason),

@@ -364,8 +364,9 @@ impl Service {
     }
 
     fn following_failed(&mut self, id: &InstanceId, attempt: u16, reason: &str, left: Aftermath) {
+        let lsp = self.client_settings().map(|s| s.lsp_node_id);
         if let Some(following) = self.following.get_mut(id) {
-            let (lsp, moving) = (self.parts.config.lsp_node_id(), following.moving);
+            let moving = following.moving;
             following.moving.resize = None;
             following.wanted_sat = None;
             // One that is bound rests.

@@ -36,9 +36,9 @@ use crate::faults;
 use crate::keys::{self, Keys};
 use crate::ldk::virt::{InVForm, RetiredListener};
 use crate::ldk::{
-    AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, ChannelMessages, Commitments, FactoryMessages,
-    FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter, MonitorStore, OnionMessenger, Outgoing,
-    Outpoints, Outward, PeerManager, Retired, Router, Streams, WholeBlocks,
+    AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, Changes, ChannelMessages, Commitments,
+    FactoryMessages, FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter, MonitorStore,
+    OnionMessenger, Outgoing, Outpoints, Outward, PeerManager, Retired, Router, Streams, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::publish::Publisher;

@@ -241,7 +241,6 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             if p.concerns_factory(&channel_id, None, user_channel_id) {
                 p.tell_service(LdkEvent::ChannelClosed {
                     channel: channel_id,
-                    outpoint: channel_funding_txo.map(|o| o.into_bitcoin_outpoint()),
                     reason,
                     local_msat: last_local_balance_msat,
                     capacity_sat: channel_capacity_sats,

@@ -36,8 +36,8 @@ use crate::error::Error;
 use crate::factory::Command;
 use crate::keys::Keys;
 use crate::ldk::{
-    Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth, HeldHtlcs,
-    Mapping, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Streams, Sweeper,
+    Broadcaster, ChainMonitor, Changes, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth,
+    HeldHtlcs, Mapping, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Streams, Sweeper,
 };
 use crate::logger::Logger;
 use crate::store::events::Events;

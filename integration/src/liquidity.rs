@@ -1,0 +1,48 @@
+//! Changes of capacity, as the scenarios ask for them and wait for them.
+
+use anyhow::{Context, Result};
+use serde_json::{json, Value};
+
+use crate::wait;
+use crate::world::{factory_channel, World, PATIENCE};
+
+/// Has a client ask for a change of its capacity, sat.
+///
+/// # Errors
+/// What the client answers.
+pub fn ask(world: &World, id: &str, index: usize, change_sat: i64) -> Result<Value> {
+    world.client(index)?.api()?.post(&path(id), &json!({ "change_sat": change_sat }))
+}
+
+/// Has the LSP change the capacity of a client, sat.
+///
+/// # Errors
+/// What the LSP answers.
+pub fn sell(world: &World, id: &str, index: usize, change_sat: i64) -> Result<Value> {
+    let client = world.client(index)?.node_id();
+    world.lsp.api()?.post(&path(id), &json!({ "client": client, "change_sat": change_sat }))
+}
+
+fn path(id: &str) -> String {
+    format!("/v1/factories/{id}/liquidity")
+}
+
+/// Waits until LDK has this capacity for a client's channel on both sides, and it can be used.
+///
+/// # Errors
+/// If it has not in time, with what the two say.
+pub fn wait_capacity(world: &World, id: &str, index: usize, capacity_sat: u64) -> Result<()> {
+    let client = world.client(index)?;
+    wait::until_value(
+        &format!("both sides to have a channel of {capacity_sat} sat"),
+        PATIENCE,
+        || {
+            let own = factory_channel(&client.channels()?, id, world.lsp.node_id())?;
+            let theirs =
+                factory_channel(&world.lsp.channels()?, id, client.node_id()).context("at the LSP")?;
+            Ok((own, theirs))
+        },
+        |(own, theirs)| [own, theirs].iter().all(|c| c.capacity_sat == capacity_sat && c.usable),
+    )?;
+    Ok(())
+}
