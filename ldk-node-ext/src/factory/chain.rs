@@ -154,6 +154,7 @@ impl Service {
         let Some(rival) = self.factories.get(id).and_then(|f| self.funding_rival(f)) else { return };
         let reason = format!("the funding transaction was double-spent by {rival}");
         self.closing.remove(id);
+        self.forget_rotations(id);
         if self.is_lsp() {
             self.creating.remove(id);
             return self.make_void(id, &reason);
@@ -217,6 +218,7 @@ impl Service {
                 let data = json!({"instance_id": hex::encode(id), "txid": spend.txid.to_string()});
                 self.parts.events.push("factory_closed", data);
                 self.closing.remove(id);
+                self.forget_rotations(id);
                 return Ok(());
             }
         }
@@ -247,6 +249,7 @@ impl Service {
                 factory.state.stage = Stage::Exited;
                 factory.store_state(&self.parts.store)?;
                 self.parts.events.push("factory_exited", json!({"instance_id": hex::encode(id)}));
+                self.forget_rotations(id);
                 return Ok(());
             }
         }

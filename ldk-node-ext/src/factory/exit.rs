@@ -425,6 +425,9 @@ impl Service {
                 "fees_sat": cost.so_far_sat, "distribution": distribution.map(|d| d.to_string())});
             self.parts.events.push("exit_done", data);
             self.join_sent = false;
+            if self.factories.get(id).is_some_and(|f| f.state.stage == Stage::Exited) {
+                self.forget_rotations(id);
+            }
         }
         Ok(())
     }

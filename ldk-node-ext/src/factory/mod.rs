@@ -23,6 +23,7 @@ mod registry;
 mod rotate;
 mod rotate_begin;
 mod rotate_client;
+mod rotate_end;
 mod rotate_lsp;
 mod stored;
 

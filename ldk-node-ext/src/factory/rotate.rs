@@ -306,7 +306,8 @@ impl Service {
             let position = factory.position(leaf.first)?;
             let params = factory.params();
             let left = params.remaining(position)?;
-            let running = self.rotating.iter().find(|((of, _), r)| *of == id && r.moves(leaf.first));
+            let running = self.rotating.iter().filter(|((of, _), r)| *of == id && r.moves(leaf.first));
+            let running = running.max_by_key(|((_, attempt), _)| *attempt);
             let following = self.following.get(&id).and_then(|f| f.phase());
             let node_of = |c: Option<PublicKey>| c.unwrap_or(self.parts.node_id).to_string();
             Ok(LeafInfo {

@@ -127,7 +127,7 @@ impl Service {
             }
             self.may_move(client, outpoint, &open)?;
         }
-        let overlaps = |r: &LspRotating| leaves.iter().any(|leaf| r.moves(leaf.first));
+        let overlaps = |r: &LspRotating| !r.is_complete() && leaves.iter().any(|leaf| r.moves(leaf.first));
         if let Some(((_, attempt), _)) = self.rotating.iter().find(|((of, _), r)| *of == id && overlaps(r)) {
             return Err(Error::Conflict(format!("rotation {attempt} of this part is under way")));
         }

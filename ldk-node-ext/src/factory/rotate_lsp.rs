@@ -11,6 +11,7 @@ use factory_core::advance::{
     answer_resume, AdvanceFailReason, ChannelChange, LspAdvance, LspAdvanceAction, LspAdvanceInput,
     LspAdvancePhase, LspAdvanceRecord,
 };
+use factory_core::refuse::RefuseCode;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -23,14 +24,16 @@ use crate::ldk::{Change, InstanceId};
 
 /// A rotation under way.
 pub(super) struct LspRotating {
-    machine: LspAdvance,
+    pub(super) machine: LspAdvance,
     /// The clients of the node that advances, by their places in tree order.
-    span: Range<u32>,
+    pub(super) span: Range<u32>,
     timer: Option<Timer>,
     /// Their channels.
-    channels: HashMap<PublicKey, Moving>,
+    pub(super) channels: HashMap<PublicKey, Moving>,
     /// Who failed, and why.
     blamed: Vec<(PublicKey, String)>,
+    /// Since when the clients have been told that the new state is complete.
+    pub(super) told: Option<Instant>,
 }
 
 impl LspRotating {
@@ -38,7 +41,7 @@ impl LspRotating {
     pub(super) fn new(machine: LspAdvance, span: Range<u32>, leaves: &[Leaf]) -> Self {
         let members = leaves.iter().flat_map(|leaf| &leaf.channels);
         let channels = members.filter_map(|(o, c)| Some(((*c)?, Moving::new(*o)))).collect();
-        Self { machine, span, timer: None, channels, blamed: Vec::new() }
+        Self { machine, span, timer: None, channels, blamed: Vec::new(), told: None }
     }
 
     /// The phase in words.
@@ -51,6 +54,11 @@ impl LspRotating {
             LspAdvancePhase::Done => "done",
             LspAdvancePhase::Failed => "failed",
         }
+    }
+
+    /// Complete, and on this node's disk: nothing waits for what clients still have to say.
+    pub(super) fn is_complete(&self) -> bool {
+        self.machine.phase() >= LspAdvancePhase::Persisting
     }
 
     /// Whether it moves a leaf, by the leaf's first client.
@@ -83,6 +91,13 @@ impl Service {
         if let (Payload::AdvanceResume(m), false) = (&payload, self.rotating.contains_key(&(id, attempt))) {
             return self.answer_pending(id, client, m);
         }
+        if let Payload::AdvanceRefuse(m) = &payload {
+            // It lacks the state that the try was to start from.
+            let asked = self.rotating.get(&(id, attempt)).is_some_and(|r| r.channels.contains_key(&client));
+            if asked && m.code == RefuseCode::AdvanceBase.number() {
+                self.tell_newest(id, client);
+            }
+        }
         self.rotation_input((id, attempt), LspAdvanceInput::Message { client, payload });
     }
 
@@ -97,9 +112,7 @@ impl Service {
             Ok(Some(answer)) => {
                 let signed = matches!(answer, Payload::AdvanceSigned(_));
                 self.send(client, answer);
-                let channel = factory.leaves().into_iter().flat_map(|l| l.channels);
-                let channel = channel.into_iter().find(|(_, c)| *c == Some(client)).map(|(o, _)| o);
-                if let Some(channel) = channel.filter(|_| signed) {
+                if let Some(channel) = factory.channel_with(&client).filter(|_| signed) {
                     self.tell_continue(&id, client, &channel);
                 }
             }
@@ -129,8 +142,10 @@ impl Service {
 
     /// The client says where its channel is going to be.
     pub(super) fn lsp_heard_place(&mut self, id: InstanceId, client: PublicKey, place: OutPoint) {
-        let found =
-            self.rotating.iter_mut().find(|((of, _), r)| *of == id && r.channels.contains_key(&client));
+        let found = self
+            .rotating
+            .iter_mut()
+            .find(|((of, _), r)| *of == id && !r.is_complete() && r.channels.contains_key(&client));
         let Some((key, rotating)) = found else { return };
         let key = *key;
         let Some(moving) = rotating.channels.get_mut(&client) else { return };
@@ -165,6 +180,7 @@ impl Service {
         for key in keys {
             self.rotation_input(key, LspAdvanceInput::ClientGone { client });
         }
+        self.stop_waiting_for_absent();
     }
 
     /// A client that is back is told again of a rotation that it may not have stored yet.
@@ -201,6 +217,7 @@ impl Service {
         for (key, id) in due {
             self.rotation_input(key, LspAdvanceInput::Timeout { id });
         }
+        self.stop_waiting(now);
         self.following_timers(now);
     }
 
@@ -304,13 +321,11 @@ impl Service {
             }
             LspAdvanceAction::Progress(phase) => {
                 tracing::debug!(instance = hex::encode(id), attempt, ?phase, "rotation");
+                if let (LspAdvancePhase::Persisting, Some(rotating)) = (phase, self.rotating.get_mut(&key)) {
+                    rotating.told = Some(Instant::now());
+                }
             }
-            LspAdvanceAction::Completed => {
-                let Some(rotating) = self.rotating.remove(&key) else { return Ok(Vec::new()) };
-                let position = self.factories.get(&id).and_then(|f| f.position(rotating.span.start).ok());
-                let data = json!({"position": position});
-                self.push_rotation("factory_rotated", &id, attempt, &rotating.span, data);
-            }
+            LspAdvanceAction::Completed => self.rotated(key),
             // Capacities stay as they are, so no channel is frozen.
             LspAdvanceAction::Failed { reason, burnt, .. } => {
                 let text = self.failure_text(key, &reason);
@@ -374,7 +389,7 @@ impl Service {
     ) -> Result<LspAdvanceInput, Error> {
         let client = change.client;
         let factory = self.found(&id)?;
-        let channel = factory.channels()?.into_iter().find(|(_, c)| *c == Some(client)).map(|(o, _)| o);
+        let channel = factory.channel_with(&client);
         let channel = channel.ok_or_else(|| Error::not_found(format!("channel with {client}")))?;
         let open = self.parts.manager.list_channels();
         Ok(match self.may_move(&client, &channel, &open) {

@@ -342,6 +342,12 @@ impl Factory {
         self.leaves().into_iter().find(|l| l.channels.iter().any(|(o, _)| o == outpoint))
     }
 
+    /// The channel with a client (LSP).
+    pub(crate) fn channel_with(&self, client: &PublicKey) -> Option<OutPoint> {
+        let mut all = self.leaves().into_iter().flat_map(|l| l.channels);
+        all.find(|(_, c)| c.as_ref() == Some(client)).map(|(o, _)| o)
+    }
+
     /// An exit that is under way.
     pub(crate) fn exit_under_way(&self, first: u32) -> Option<&StoredExit> {
         self.state.exits.get(&first).filter(|e| !e.done)
