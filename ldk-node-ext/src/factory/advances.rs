@@ -273,6 +273,18 @@ impl Factory {
         Ok(self.leaf_path(first)?.exit_plan()?)
     }
 
+    /// The plans of all paths of a leaf that might confirm, the newest first.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    pub(crate) fn plans(&self, first: u32) -> Result<Vec<ExitPlan>, Error> {
+        let mut plans = vec![self.exit_plan(first)?];
+        for path in self.other_paths(first)? {
+            plans.push(path.exit_plan()?);
+        }
+        Ok(plans)
+    }
+
     /// The exit that is to be followed: over the newest path, or over another one that has won on the chain.
     ///
     /// # Errors

@@ -206,8 +206,7 @@ impl Service {
             if !is_root && index.depth(spend.height) >= FINAL_DEPTH {
                 // All that follows from it first: nobody looks at a closed factory again.
                 for first in factory.state.exits.keys() {
-                    self.publisher
-                        .drop_lost(&factory.followed_plan(*first, index, self.parts.height())?, &**index)?;
+                    self.publisher.drop_all_lost(&factory.plans(*first)?, &**index)?;
                 }
                 for channel in factory.channel_ids()? {
                     mark_void(&self.parts.store, &channel, "factory closed")?;
