@@ -227,6 +227,41 @@ fn leaf_branch_and_root_advance_in_turn() -> Result<()> {
     Ok(())
 }
 
+/// One leaf is brought to the chain, and the static levels above it with it: the others rotate on, below them too.
+#[test]
+fn a_leaf_rotates_while_another_is_on_the_chain() -> Result<()> {
+    const LEAVER: usize = 2;
+    let mut world = World::start("rotate-published", 3)?;
+    let params = json!({ "arity": [3], "layers": [[], [[2, 4, 4], [2, 4, 0]]] });
+    let factory = world.create_factory(&world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params)))?;
+    let (id, node) = (factory.instance_id.clone(), world.client(MOVER)?.node_id().to_owned());
+    rotate::once(&world, &id, MOVER)?;
+    wait_at_rest(&world)?;
+    world.client(LEAVER)?.exit(&id)?;
+    let leaving = Leaving::client(&world, LEAVER, &id)?;
+    pace::drive(&world, std::slice::from_ref(&leaving), LIMIT, &mut |_| Ok(()))?;
+    let root = world.client(MOVER)?.factory(&id)?.tree.first().map(|step| step.txid).expect("a root");
+    assert!(world.bitcoind.confirmed(root)?.is_some(), "the root is not on the chain");
+
+    let start = Snapshot::take(&world)?;
+    let (from, paid) = (rotate::leaf(&world, &id, &node)?.position, pay(&world, there(12_345_678))?);
+    rotate::once(&world, &id, MOVER)?;
+    rotate::once(&world, &id, OTHER)?;
+    let paid = [paid, pay(&world, back(2_000_003))?];
+    wait_for(&world, &start.after(&paid)?)?;
+    assert_eq!(rotate::leaf(&world, &id, &node)?.position, from + 1);
+    let left = world.client(LEAVER)?.node_id().to_owned();
+    let (code, words) = refused(rotate::ask(&world, &id, &left));
+    assert!(code == "conflict", "{code}: {words}");
+    wait_at_rest(&world)?;
+
+    world.lsp.kill()?;
+    let report = exit::drive(&world, MOVER, &id, &mut |line| println!("{line}"))?;
+    report.check_wallet(CAPACITY)?;
+    world.finish();
+    Ok(())
+}
+
 /// A client does not say that it has its new state: the rotation ends without its word, by name, and holds up neither the
 /// close of the factory nor anything else.
 #[test]

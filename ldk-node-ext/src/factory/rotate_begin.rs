@@ -105,16 +105,7 @@ impl Service {
         if self.is_closing(factory) {
             return Err(Error::Conflict("the factory is being closed".into()));
         }
-        if leaves.iter().any(|l| factory.exit_under_way(l.first).is_some()) || factory.is_exiting() {
-            return Err(Error::Conflict("a leaf of the factory is being left".into()));
-        }
-        if self.parts.index.spend(&factory.funding().outpoint).is_some() {
-            return Err(Error::Conflict("the factory's funding output has been spent".into()));
-        }
-        let until = factory.lifetime()?.dying_until();
-        if self.parts.height() >= until {
-            return Err(Error::Conflict(format!("the factory is settled from height {until} on")));
-        }
+        self.may_advance(factory, leaves)?;
         let ready = self.parts.factory_messages.ready_peers();
         let open = self.parts.manager.list_channels();
         for (outpoint, client) in leaves.iter().flat_map(|leaf| &leaf.channels) {
@@ -130,6 +121,24 @@ impl Service {
         let overlaps = |r: &LspRotating| !r.is_complete() && leaves.iter().any(|leaf| r.moves(leaf.first));
         if let Some(((_, attempt), _)) = self.rotating.iter().find(|((of, _), r)| *of == id && overlaps(r)) {
             return Err(Error::Conflict(format!("rotation {attempt} of this part is under way")));
+        }
+        Ok(())
+    }
+
+    /// Whether the chain lets leaves have newer states: none of them is being left, and no clock of theirs runs. What
+    /// happens to other leaves of the factory does not matter.
+    pub(super) fn may_advance(&self, factory: &Factory, leaves: &[Leaf]) -> Result<(), Error> {
+        for leaf in leaves {
+            if factory.exit_under_way(leaf.first).is_some() {
+                return Err(Error::Conflict("the leaf is being left".into()));
+            }
+            if let Some(spent) = factory.begun(leaf.first, &*self.parts.index)? {
+                return Err(Error::Conflict(format!("the leaf's path has begun: {spent} has been spent")));
+            }
+        }
+        let until = factory.lifetime()?.dying_until();
+        if self.parts.height() >= until {
+            return Err(Error::Conflict(format!("the factory is settled from height {until} on")));
         }
         Ok(())
     }

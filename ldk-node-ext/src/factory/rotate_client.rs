@@ -57,9 +57,7 @@ impl Service {
         let open = self.parts.manager.list_channels();
         let details = open.iter().find(|c| c.channel_id == channel_id(*channel));
         let capacity_sat = details.map_or(0, |c| c.channel_value_satoshis);
-        let over = self.lifetime_over(factory);
-        let begun = self.parts.index.spend(&factory.funding().outpoint).is_some();
-        let quiet = !self.is_closing(factory) && !factory.is_exiting() && !over && !begun;
+        let quiet = !self.is_closing(factory) && self.may_advance(factory, &factory.leaves()).is_ok();
         let usable = details.is_some_and(|c| c.is_channel_ready);
         AdvancePolicy {
             allow: quiet && usable && self.ends_too_soon(channel, &open).is_none(),
@@ -67,10 +65,6 @@ impl Service {
             least_sat: capacity_sat,
             most_sat: capacity_sat,
         }
-    }
-
-    fn lifetime_over(&self, factory: &Factory) -> bool {
-        factory.lifetime().is_ok_and(|life| self.parts.height() >= life.dying_until())
     }
 
     /// Makes the machine of a factory, if it is not there.
