@@ -237,7 +237,7 @@ fn a_leaf_rotates_while_another_is_on_the_chain() -> Result<()> {
     let (id, node) = (factory.instance_id.clone(), world.client(MOVER)?.node_id().to_owned());
     rotate::once(&world, &id, MOVER)?;
     wait_at_rest(&world)?;
-    world.client(LEAVER)?.exit(&id)?;
+    world.client(LEAVER)?.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &json!({}))?;
     let leaving = Leaving::client(&world, LEAVER, &id)?;
     pace::drive(&world, std::slice::from_ref(&leaving), LIMIT, &mut |_| Ok(()))?;
     let root = world.client(MOVER)?.factory(&id)?.tree.first().map(|step| step.txid).expect("a root");
