@@ -55,6 +55,8 @@ impl Service {
                 tracing::error!(instance = hex::encode(id), error = %e, "factory");
             }
         }
+        self.look_at_rotations();
+        self.look_at_following();
         let exits = self.exits_under_way();
         self.run_exits(exits).await;
         self.check_reserves();

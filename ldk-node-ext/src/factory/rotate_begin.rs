@@ -125,6 +125,27 @@ impl Service {
         Ok(())
     }
 
+    /// A block has come: what may not begin any more is called off, as long as no outer partial signature has been asked
+    /// for.
+    pub(super) fn look_at_rotations(&mut self) {
+        let open = self.parts.manager.list_channels();
+        let mut over = Vec::new();
+        for (key, rotating) in self.rotating.iter().filter(|(_, r)| r.is_early()) {
+            let Some(factory) = self.factories.get(&key.0) else { continue };
+            let leaves = factory.leaves().into_iter().filter(|leaf| rotating.moves(leaf.first));
+            let leaves: Vec<Leaf> = leaves.collect();
+            let channels = leaves.iter().flat_map(|leaf| &leaf.channels);
+            let mut members = channels.filter_map(|(outpoint, client)| Some((outpoint, (*client)?)));
+            let may = self
+                .may_advance(factory, &leaves)
+                .and_then(|()| members.try_for_each(|(o, client)| self.may_move(&client, o, &open)));
+            over.extend(may.err().map(|e| (*key, e.to_string())));
+        }
+        for (key, why) in over {
+            self.call_off(key, why);
+        }
+    }
+
     /// Whether the chain lets leaves have newer states: none of them is being left, and no clock of theirs runs. What
     /// happens to other leaves of the factory does not matter.
     pub(super) fn may_advance(&self, factory: &Factory, leaves: &[Leaf]) -> Result<(), Error> {

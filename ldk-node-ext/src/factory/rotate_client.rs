@@ -34,6 +34,11 @@ pub(super) struct Following {
 }
 
 impl Following {
+    /// Whether the outer partial signatures may have left: there is no way back then.
+    fn is_late(&self) -> bool {
+        matches!(self.machine.phase(), ClientAdvancePhase::Outer | ClientAdvancePhase::Recording)
+    }
+
     /// The phase in words, while a try is under way.
     pub(super) fn phase(&self) -> Option<&'static str> {
         match self.machine.phase() {
@@ -109,9 +114,6 @@ impl Service {
             Ok(None) => return,
             Err(e) => return tracing::error!(error = %e, "rotation"),
         }
-        let Some(factory) = self.factories.get(&id) else { return };
-        let policy = self.advance_policy(factory, channel);
-        self.follow(&id, ClientAdvanceInput::Policy(policy));
         self.follow(&id, ClientAdvanceInput::Message(payload));
     }
 
@@ -178,8 +180,33 @@ impl Service {
         }
     }
 
+    /// What the client wants as things are now, if there is a machine to be told.
+    fn policy_now(&self, id: &InstanceId) -> Option<ClientAdvanceInput> {
+        let (factory, following) = (self.factories.get(id)?, self.following.get(id)?);
+        Some(ClientAdvanceInput::Policy(self.advance_policy(factory, &following.moving.channel)))
+    }
+
+    /// A block has come: a try that is not wanted any more ends, as far as it can.
+    pub(super) fn look_at_following(&mut self) {
+        let under_way =
+            |f: &&Following| !matches!(f.machine.phase(), ClientAdvancePhase::Idle) && !f.is_late();
+        let ids: Vec<InstanceId> =
+            self.following.iter().filter(|(_, f)| under_way(f)).map(|(id, _)| *id).collect();
+        for id in ids {
+            let Some(ClientAdvanceInput::Policy(policy)) = self.policy_now(&id) else { continue };
+            if !policy.allow {
+                self.cancel_following(&id, "the channel cannot move any more");
+            }
+        }
+    }
+
     fn follow(&mut self, id: &InstanceId, input: ClientAdvanceInput) {
-        let mut inputs = VecDeque::from([input]);
+        let mut inputs = VecDeque::new();
+        // What may not be signed now was perhaps fine when the try began.
+        if matches!(input, ClientAdvanceInput::Message(_) | ClientAdvanceInput::Covered { .. }) {
+            inputs.extend(self.policy_now(id));
+        }
+        inputs.push_back(input);
         while let Some(input) = inputs.pop_front() {
             let actions = match self.following(id) {
                 Ok(Some(following)) => following.machine.handle(input),

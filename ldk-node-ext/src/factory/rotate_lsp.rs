@@ -32,6 +32,8 @@ pub(super) struct LspRotating {
     pub(super) channels: HashMap<PublicKey, Moving>,
     /// Who failed, and why.
     blamed: Vec<(PublicKey, String)>,
+    /// Why this node calls it off.
+    called_off: Option<String>,
     /// Since when the clients have been told that the new state is complete.
     pub(super) told: Option<Instant>,
 }
@@ -41,7 +43,7 @@ impl LspRotating {
     pub(super) fn new(machine: LspAdvance, span: Range<u32>, leaves: &[Leaf]) -> Self {
         let members = leaves.iter().flat_map(|leaf| &leaf.channels);
         let channels = members.filter_map(|(o, c)| Some(((*c)?, Moving::new(*o)))).collect();
-        Self { machine, span, timer: None, channels, blamed: Vec::new(), told: None }
+        Self { machine, span, timer: None, channels, blamed: Vec::new(), called_off: None, told: None }
     }
 
     /// The phase in words.
@@ -54,6 +56,11 @@ impl LspRotating {
             LspAdvancePhase::Done => "done",
             LspAdvancePhase::Failed => "failed",
         }
+    }
+
+    /// No outer partial signature has been asked for.
+    pub(super) fn is_early(&self) -> bool {
+        self.machine.phase() < LspAdvancePhase::Outer
     }
 
     /// Complete, and on this node's disk: nothing waits for what clients still have to say.
@@ -201,8 +208,16 @@ impl Service {
         let of_leaf = self.rotating.iter().filter(|((of, _), r)| of == id && r.moves(first));
         let keys: Vec<_> = of_leaf.map(|(key, _)| *key).collect();
         for key in keys {
-            self.rotation_input(key, LspAdvanceInput::Cancel);
+            self.call_off(key, "the leaf is being left".to_owned());
         }
+    }
+
+    /// Ends a try, if that is still possible.
+    pub(super) fn call_off(&mut self, key: (InstanceId, u16), why: String) {
+        if let Some(rotating) = self.rotating.get_mut(&key) {
+            rotating.called_off = Some(why);
+        }
+        self.rotation_input(key, LspAdvanceInput::Cancel);
     }
 
     /// Timers of rotations; a client's patience with its LSP.
@@ -337,9 +352,11 @@ impl Service {
 
     /// Why a try failed, with the names of those at whom it failed.
     fn failure_text(&self, key: (InstanceId, u16), reason: &AdvanceFailReason) -> String {
-        let blamed = self.rotating.get(&key).map(|r| r.blamed.as_slice()).unwrap_or_default();
+        let rotating = self.rotating.get(&key);
+        let blamed = rotating.map(|r| r.blamed.as_slice()).unwrap_or_default();
         if blamed.is_empty() {
-            return reason.to_string();
+            let why = rotating.and_then(|r| r.called_off.as_ref());
+            return why.map_or_else(|| reason.to_string(), |why| format!("{reason}: {why}"));
         }
         let one = |(client, why): &(PublicKey, String)| format!("client {client}: {why}");
         blamed.iter().map(one).collect::<Vec<_>>().join("; ")
