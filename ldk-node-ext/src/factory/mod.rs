@@ -24,6 +24,7 @@ mod rotate;
 mod rotate_begin;
 mod rotate_client;
 mod rotate_end;
+mod rotate_limits;
 mod rotate_lsp;
 mod stored;
 
@@ -154,6 +155,8 @@ pub(crate) struct Service {
     rotating: HashMap<(InstanceId, u16), rotate_lsp::LspRotating>,
     /// Client: the machine of each factory that has rotated since the start.
     following: HashMap<InstanceId, rotate_client::Following>,
+    /// Client: tries of each factory that came to nothing.
+    tries: HashMap<InstanceId, rotate_limits::Tries>,
     /// Why the last rotation of a leaf came to nothing, until one succeeds.
     rotation_failures: HashMap<(InstanceId, u32), String>,
     /// Carries the tree's transactions into blocks.
@@ -191,6 +194,7 @@ impl Loaded {
             closing: HashMap::new(),
             rotating: HashMap::new(),
             following: HashMap::new(),
+            tries: HashMap::new(),
             rotation_failures: HashMap::new(),
             publisher,
             reserve_low: HashSet::new(),

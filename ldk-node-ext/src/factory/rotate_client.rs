@@ -10,10 +10,12 @@ use factory_core::advance::{
     AdvancePolicy, Aftermath, ClientAdvance, ClientAdvanceAction, ClientAdvanceConfig, ClientAdvanceInput,
     ClientAdvancePhase,
 };
+use factory_core::refuse::RefuseCode;
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::rotate::Moving;
+use super::rotate_limits::{MAX_TRIES, WINDOW};
 use super::stored::{Factory, Stage};
 use super::Service;
 use crate::error::Error;
@@ -103,11 +105,12 @@ impl Service {
     ) {
         let Some(attempt) = payload.attempt().filter(|_| payload.instance_id() == Some(id)) else { return };
         if let Err(e) = self.check_change(channel, change) {
-            let Some(lsp) = self.client_settings().map(|s| s.lsp_node_id) else { return };
-            let text: String = format!("factory_change_init: {e}").chars().take(200).collect();
-            let code = factory_core::refuse::RefuseCode::Internal.number();
-            self.send(lsp, payload::AdvanceRefuse { instance_id: id, attempt, code, text });
-            return;
+            return self.refuse_try(id, attempt, RefuseCode::Internal, &format!("factory_change_init: {e}"));
+        }
+        let known = self.factories.get(&id).is_some_and(|f| f.state.stage == Stage::Live);
+        if known && !self.tries.entry(id).or_default().begin(Instant::now()) {
+            let text = format!("more than {MAX_TRIES} tries in {} s came to nothing", WINDOW.as_secs());
+            return self.refuse_try(id, attempt, RefuseCode::AdvanceMany, &text);
         }
         match self.following(&id) {
             Ok(Some(_)) => {}
@@ -115,6 +118,13 @@ impl Service {
             Err(e) => return tracing::error!(error = %e, "rotation"),
         }
         self.follow(&id, ClientAdvanceInput::Message(payload));
+    }
+
+    /// Refuses a try of which the machine has not heard.
+    fn refuse_try(&self, instance_id: InstanceId, attempt: u16, code: RefuseCode, text: &str) {
+        let Some(lsp) = self.client_settings().map(|s| s.lsp_node_id) else { return };
+        let (code, text) = (code.number(), text.chars().take(200).collect());
+        self.send(lsp, payload::AdvanceRefuse { instance_id, attempt, code, text });
     }
 
     pub(super) fn client_advance_message(&mut self, id: InstanceId, payload: Payload) {
@@ -307,6 +317,7 @@ impl Service {
             ClientAdvanceAction::Completed { record } => {
                 let data = json!({"instance_id": hex::encode(id), "position": record.path.updates});
                 self.parts.events.push("factory_rotated", data);
+                self.tries.entry(*id).or_default().completed();
             }
             ClientAdvanceAction::Refused { attempt, code, text, left } => {
                 self.following_failed(id, attempt, &format!("{code:?}: {text}"), left);
@@ -318,7 +329,10 @@ impl Service {
         Ok(None)
     }
 
-    fn following_failed(&self, id: &InstanceId, attempt: u16, reason: &str, left: Aftermath) {
+    fn following_failed(&mut self, id: &InstanceId, attempt: u16, reason: &str, left: Aftermath) {
+        if !self.tries.entry(*id).or_default().is_news(attempt, reason) {
+            return;
+        }
         let pending = left != Aftermath::Clear;
         let data = json!({
             "instance_id": hex::encode(id), "attempt": attempt, "reason": reason, "pending": pending,

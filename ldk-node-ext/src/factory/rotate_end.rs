@@ -74,5 +74,6 @@ impl Service {
     pub(super) fn forget_rotations(&mut self, id: &InstanceId) {
         self.rotating.retain(|(of, _), _| of != id);
         self.following.remove(id);
+        self.tries.remove(id);
     }
 }
