@@ -19,6 +19,8 @@
 //! for the same position has the same transactions, and companions on what never confirms cost nothing but a
 //! signature. So the two sides need not agree on when to stop.
 
+use std::time::Duration;
+
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, TxOut};
 use bolt_tlv::blip56::{FactoryChange, FactoryChangeLocked, FactoryOutpoint};
@@ -31,6 +33,12 @@ use crate::api::LeafInfo;
 use crate::error::Error;
 use crate::faults;
 use crate::ldk::{channel_id, Change, InstanceId, Real};
+
+/// How long a client waits for its LSP in one phase; then it gives the try up, if that is still possible.
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
+/// The longest that the LSP takes for one phase: a client's phase may span two of the LSP's, and to give up late
+/// costs a position.
+pub(super) const LONGEST_PHASE: Duration = Duration::from_secs(PATIENCE.as_secs() / 3);
 
 /// A channel that moves with its leaf.
 #[derive(Clone, Copy, Debug)]

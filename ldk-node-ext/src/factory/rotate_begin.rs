@@ -8,6 +8,7 @@ use factory_core::advance::{AdvanceReason, AdvanceRequest, LspAdvance, LspAdvanc
 use lightning::ln::channel_state::ChannelDetails;
 use serde_json::json;
 
+use super::rotate::LONGEST_PHASE;
 use super::rotate_lsp::LspRotating;
 use super::stored::{Factory, Leaf, Signed};
 use super::Service;
@@ -63,7 +64,8 @@ impl Service {
             .attempts
             .checked_add(1)
             .ok_or_else(|| Error::Conflict(format!("{} tries to rotate, no more numbers", marks.attempts)))?;
-        let seconds = u32::try_from(self.lsp_settings()?.phase_timeout.as_secs()).unwrap_or(u32::MAX);
+        let phase = self.lsp_settings()?.phase_timeout.min(LONGEST_PHASE);
+        let seconds = u32::try_from(phase.as_secs()).unwrap_or(u32::MAX);
         let config = LspAdvanceConfig {
             record: record.as_ref().clone(),
             advances: factory.advances.lsp.clone(),

@@ -1,7 +1,6 @@
 //! A client's side of rotations: carries out what `ClientAdvance` says.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use bitcoin::OutPoint;
 use bolt_tlv::blip56::FactoryChange;
@@ -14,7 +13,7 @@ use factory_core::refuse::RefuseCode;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::rotate::Moving;
+use super::rotate::{Moving, PATIENCE};
 use super::rotate_limits::{MAX_TRIES, WINDOW};
 use super::stored::{Factory, Stage};
 use super::Service;
@@ -22,20 +21,26 @@ use crate::error::Error;
 use crate::faults;
 use crate::ldk::{channel_id, Change, InstanceId};
 
-/// How long a client waits for its LSP in one try; then it gives the try up, if that is still possible.
-const PATIENCE: Duration = Duration::from_secs(600);
-
 /// A factory whose state this client has advanced, or is advancing.
 pub(super) struct Following {
     machine: ClientAdvance,
     moving: Moving,
     /// The try that `moving` is of.
     attempt: u16,
-    /// When it began.
+    /// When its phase began.
     since: Instant,
 }
 
 impl Following {
+    fn handle(&mut self, input: ClientAdvanceInput) -> Result<Vec<ClientAdvanceAction>, factory_core::Error> {
+        let before = self.machine.phase();
+        let actions = self.machine.handle(input);
+        if self.machine.phase() != before {
+            self.since = Instant::now();
+        }
+        actions
+    }
+
     /// Whether the outer partial signatures may have left: there is no way back then.
     fn is_late(&self) -> bool {
         matches!(self.machine.phase(), ClientAdvancePhase::Outer | ClientAdvancePhase::Recording)
@@ -219,7 +224,7 @@ impl Service {
         inputs.push_back(input);
         while let Some(input) = inputs.pop_front() {
             let actions = match self.following(id) {
-                Ok(Some(following)) => following.machine.handle(input),
+                Ok(Some(following)) => following.handle(input),
                 Ok(None) => return,
                 Err(e) => return tracing::error!(error = %e, "rotation"),
             };
@@ -265,7 +270,7 @@ impl Service {
             ClientAdvanceAction::PrepareChannel { attempt, .. } => {
                 if let Some(following) = self.following.get_mut(id) {
                     following.moving = Moving::new(channel);
-                    (following.attempt, following.since) = (attempt, Instant::now());
+                    following.attempt = attempt;
                 }
                 let script = Self::script_of(self.found(id)?, &channel)?;
                 return Ok(Some(ClientAdvanceInput::ChannelPrepared { attempt, script }));
