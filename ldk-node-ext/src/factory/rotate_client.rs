@@ -236,14 +236,35 @@ impl Service {
                 match self.follow_action(id, action) {
                     Ok(next) => inputs.extend(next),
                     Err(e) => {
-                        // Not stored, so nothing that depends on it is sent; another machine begins from what is.
                         tracing::error!(error = %e, "rotation");
-                        self.following.remove(id);
+                        self.broken_off(id, &e);
                         return;
                     }
                 }
             }
         }
+        self.parts.peers.process_events();
+    }
+
+    /// Not stored or not moved, so nothing that depends on it is sent; another machine begins from what is on disk. The
+    /// LSP is told, as far as the try has not gone too far for that.
+    fn broken_off(&mut self, id: &InstanceId, error: &Error) {
+        let Some(following) = self.following.get_mut(id) else { return };
+        let cancel = ClientAdvanceInput::Cancel { text: error.to_string() };
+        let actions = following.handle(cancel).unwrap_or_default();
+        let lsp = self.client_settings().map(|s| s.lsp_node_id);
+        for action in actions {
+            match (action, lsp) {
+                (ClientAdvanceAction::Send(payload), Some(lsp)) => {
+                    self.send(lsp, payload);
+                }
+                (ClientAdvanceAction::Refused { attempt, code, text, left }, _) => {
+                    self.following_failed(id, attempt, &format!("{code:?}: {text}"), left);
+                }
+                _ => {}
+            }
+        }
+        self.following.remove(id);
         self.parts.peers.process_events();
     }
 
