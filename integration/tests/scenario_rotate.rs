@@ -262,6 +262,33 @@ fn a_leaf_rotates_while_another_is_on_the_chain() -> Result<()> {
     Ok(())
 }
 
+/// A client that cannot store what it has to says so at once, and is named with the reason.
+#[test]
+fn a_client_without_room_says_so() -> Result<()> {
+    let world = World::start("rotate-no-room", 2)?;
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(long_odometer()));
+    let id = world.create_factory(&request)?.instance_id;
+    let start = Snapshot::take(&world)?;
+    let mover = world.client(MOVER)?;
+    let node = mover.node_id().to_owned();
+    mover.faults().set("on@store.full")?;
+    rotate::ask(&world, &id, &node)?;
+    let failed = until_value(
+        "the rotation to fail",
+        PATIENCE,
+        || world.lsp.events("rotation_failed"),
+        |events| !events.is_empty(),
+    )?;
+    mover.faults().clear()?;
+    let (who, reason) = (&failed[0].data["who"], failed[0].data["reason"].as_str().unwrap_or_default());
+    assert!(*who == json!([node]) && reason.contains("refused"), "{failed:?}");
+    rotate::go_on(&world, &id, MOVER, 0)?;
+    let paid = [pay(&world, there(3_000_001))?];
+    wait_for(&world, &start.after(&paid)?)?;
+    world.finish();
+    Ok(())
+}
+
 /// A client does not say that it has its new state: the rotation ends without its word, by name, and holds up neither the
 /// close of the factory nor anything else.
 #[test]
