@@ -159,6 +159,8 @@ pub(crate) struct Service {
     tries: HashMap<InstanceId, rotate_limits::Tries>,
     /// Why the last rotation of a leaf came to nothing, until one succeeds.
     rotation_failures: HashMap<(InstanceId, u32), String>,
+    /// LSP: clients at whom a rotation failed lately that had used a position up.
+    wasteful: HashMap<(InstanceId, PublicKey), rotate_limits::Wasteful>,
     /// Carries the tree's transactions into blocks.
     publisher: Publisher,
     /// Factories whose way out the wallet cannot pay for, and whose user has been told.
@@ -196,6 +198,7 @@ impl Loaded {
             following: HashMap::new(),
             tries: HashMap::new(),
             rotation_failures: HashMap::new(),
+            wasteful: HashMap::new(),
             publisher,
             reserve_low: HashSet::new(),
             coins_seen: (0, 0),

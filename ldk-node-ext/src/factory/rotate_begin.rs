@@ -7,12 +7,14 @@ use bitcoin::OutPoint;
 use factory_core::advance::{AdvanceReason, AdvanceRequest, LspAdvance, LspAdvanceConfig};
 use lightning::ln::channel_state::ChannelDetails;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::rotate::LONGEST_PHASE;
+use super::rotate_limits::PAUSE;
 use super::rotate_lsp::LspRotating;
 use super::stored::{Factory, Leaf, Signed};
 use super::Service;
-use crate::api::{NodeLevel, RotateRequest, Rotation};
+use crate::api::{RotateRequest, Rotation};
 use crate::error::Error;
 use crate::faults;
 use crate::ldk::{channel_id, InstanceId};
@@ -29,7 +31,7 @@ impl Service {
             return Err(Error::Conflict("rotations begin with the LSP".into()));
         }
         let client = parse_node_id(&request.client)?;
-        let rotation = self.begin_rotation(id, client, request.level)?;
+        let rotation = self.begin_rotation(id, client, request)?;
         self.parts.peers.process_events();
         Ok(rotation)
     }
@@ -39,7 +41,7 @@ impl Service {
         &mut self,
         id: InstanceId,
         client: PublicKey,
-        level: NodeLevel,
+        request: &RotateRequest,
     ) -> Result<Rotation, Error> {
         let factory = self.live(&id)?;
         let Signed::Lsp(record) = &factory.signed else {
@@ -49,7 +51,7 @@ impl Service {
         let index = index.ok_or_else(|| Error::not_found(format!("client {client} in this factory")))?;
         let place = u32::try_from(index).unwrap_or(u32::MAX);
         let deepest = factory.params().shape.arity.len();
-        let level = level.of(deepest);
+        let level = request.level.of(deepest);
         let node = record.nodes.iter().find(|n| {
             usize::try_from(n.level).is_ok_and(|l| l == level) && (n.first..n.end).contains(&place)
         });
@@ -57,6 +59,10 @@ impl Service {
         let span = node.first..node.end;
         let leaves: Vec<Leaf> = factory.leaves().into_iter().filter(|l| span.contains(&l.first)).collect();
         self.may_rotate(factory, &leaves)?;
+        let left = factory.params().remaining(factory.position(place)?)?.leaf();
+        if !request.force {
+            self.check_wasteful(&id, &leaves, left)?;
+        }
         let own = leaves.iter().rfind(|leaf| leaf.first <= place);
         let from = own.map_or(Ok(0), |leaf| factory.position(leaf.first))?;
         let marks = &factory.advances.marks;
@@ -98,7 +104,23 @@ impl Service {
         self.push_rotation("factory_rotating", &id, attempt, &span, json!({"from": from, "level": level}));
         self.rotating.insert((id, attempt), LspRotating::new(machine, span, &leaves));
         self.run_rotation((id, attempt), actions);
-        Ok(Rotation { attempt, from })
+        Ok(Rotation { attempt, from, left })
+    }
+
+    /// Whether a client of these leaves has just wasted a position: another try may cost another one.
+    fn check_wasteful(&self, id: &InstanceId, leaves: &[Leaf], left: u64) -> Result<(), Error> {
+        let now = Instant::now();
+        let members = leaves.iter().flat_map(|leaf| &leaf.channels).filter_map(|(_, client)| *client);
+        let mut known = members.filter_map(|client| Some((client, self.wasteful.get(&(*id, client))?)));
+        match known.find(|(_, wasteful)| wasteful.pauses(now)) {
+            None => Ok(()),
+            Some((client, wasteful)) => Err(Error::Unavailable(format!(
+                "the last rotation failed at client {client} and used an update up, {left} of the leaf are left: \
+                 {}; tried again after {} s, or at once with force",
+                wasteful.why,
+                PAUSE.as_secs()
+            ))),
+        }
     }
 
     /// Whether leaves may rotate now.

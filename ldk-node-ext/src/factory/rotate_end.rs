@@ -48,6 +48,9 @@ impl Service {
     pub(super) fn rotated(&mut self, key: (InstanceId, u16)) {
         let (id, attempt) = key;
         let Some(rotating) = self.rotating.remove(&key) else { return };
+        for client in rotating.channels.keys() {
+            self.wasteful.remove(&(id, *client));
+        }
         let position = self.factories.get(&id).and_then(|f| f.position(rotating.span.start).ok());
         let unconfirmed: Vec<String> = rotating.machine.missing().iter().map(PublicKey::to_string).collect();
         let data = json!({"position": position, "unconfirmed": unconfirmed});
@@ -75,5 +78,6 @@ impl Service {
         self.rotating.retain(|(of, _), _| of != id);
         self.following.remove(id);
         self.tries.remove(id);
+        self.wasteful.retain(|(of, _), _| of != id);
     }
 }

@@ -1,5 +1,5 @@
-//! What tries to rotate that come to nothing may cost a client: nonces, a checked tree, companions, and room in its list
-//! of events. Those that complete use the odometer up and need no other limit.
+//! What tries to rotate that come to nothing may cost. A client: nonces, a checked tree, companions, and room in its list of
+//! events. A leaf: its positions. Those that complete use the odometer up and need no other limit.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -15,6 +15,26 @@ pub(super) const WINDOW: Duration = Duration::from_secs(60);
 const MAX_TOLD: usize = 2 * MAX_KEPT_TRIES;
 /// Reasons of one try that are told.
 const MAX_REASONS: usize = 4;
+
+/// How long a client is left alone by itself at whom a rotation has failed after its position was used up.
+pub(super) const PAUSE: Duration = Duration::from_secs(300);
+
+/// What a client has cost its leaf, at the LSP. An odometer has so many positions and no more, and a client that covers
+/// and then keeps its signatures to itself uses one up each time.
+#[derive(Debug)]
+pub(super) struct Wasteful {
+    /// When it was.
+    pub(super) at: Instant,
+    /// What it did.
+    pub(super) why: String,
+}
+
+impl Wasteful {
+    /// Whether it is too early for another try.
+    pub(super) fn pauses(&self, now: Instant) -> bool {
+        self.at + PAUSE > now
+    }
+}
 
 /// A client's tries of one factory.
 #[derive(Debug, Default)]
@@ -73,6 +93,14 @@ mod tests {
         assert!(!tries.begin(start + WINDOW));
         tries.completed();
         assert!(tries.begin(start + WINDOW));
+    }
+
+    #[test]
+    fn who_wastes_a_position_is_left_alone_for_a_while() {
+        let at = Instant::now();
+        let wasteful = Wasteful { at, why: "no answer".into() };
+        assert!(wasteful.pauses(at) && wasteful.pauses(at + PAUSE - Duration::from_secs(1)));
+        assert!(!wasteful.pauses(at + PAUSE));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::rotate::Moving;
+use super::rotate_limits::Wasteful;
 use super::stored::{Factory, Leaf, Signed};
 use super::{Service, Timer};
 use crate::error::Error;
@@ -369,6 +370,10 @@ impl Service {
         let leaves = self.factories.get(&id).map(Factory::leaves).unwrap_or_default();
         for leaf in leaves.iter().filter(|leaf| rotating.moves(leaf.first)) {
             self.rotation_failures.insert((id, leaf.first), reason.to_owned());
+        }
+        for (client, why) in rotating.blamed.iter().filter(|_| burnt) {
+            let wasteful = Wasteful { at: Instant::now(), why: why.clone() };
+            self.wasteful.insert((id, *client), wasteful);
         }
         let who: Vec<String> = rotating.blamed.iter().map(|(client, _)| client.to_string()).collect();
         let data = json!({"reason": reason, "who": who, "burnt": burnt});
