@@ -281,7 +281,7 @@ fn a_client_without_room_says_so() -> Result<()> {
     )?;
     mover.faults().clear()?;
     let (who, reason) = (&failed[0].data["who"], failed[0].data["reason"].as_str().unwrap_or_default());
-    assert!(*who == json!([node]) && reason.contains("refused"), "{failed:?}");
+    assert!(*who == json!([node]) && reason.contains("declined") && reason.contains("store"), "{failed:?}");
     rotate::go_on(&world, &id, MOVER, 0)?;
     let paid = [pay(&world, there(3_000_001))?];
     wait_for(&world, &start.after(&paid)?)?;

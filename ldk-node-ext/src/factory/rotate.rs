@@ -64,7 +64,7 @@ impl Moving {
 
 impl Service {
     /// LDK's outpoint of a channel.
-    fn virtual_of(&self, channel: &OutPoint) -> OutPoint {
+    pub(super) fn virtual_of(&self, channel: &OutPoint) -> OutPoint {
         self.parts.mapping.current(&channel_id(*channel)).unwrap_or(*channel)
     }
 

@@ -17,7 +17,7 @@ use super::Service;
 use crate::api::{RotateRequest, Rotation};
 use crate::error::Error;
 use crate::faults;
-use crate::ldk::{channel_id, InstanceId};
+use crate::ldk::{channel_id, InstanceId, MAX_REALS};
 use crate::node::parse_node_id;
 
 impl Service {
@@ -200,6 +200,11 @@ impl Service {
         let usable = details.is_some_and(|c| c.is_channel_ready);
         if !usable {
             return Err(Error::Conflict(format!("the channel with {client} is not open")));
+        }
+        if self.parts.mapping.is_full(&self.virtual_of(channel)) {
+            let text =
+                format!("the channel with {client} has been at {MAX_REALS} places, the most there may be");
+            return Err(Error::Conflict(text));
         }
         if let Some(expiry) = self.ends_too_soon(channel, open) {
             let text = format!(

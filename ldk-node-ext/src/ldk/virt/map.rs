@@ -336,6 +336,11 @@ impl Mapping {
         read(&self.inner).virtual_ref(v).map(|(_, known)| known.reals.clone()).unwrap_or_default()
     }
 
+    /// Whether V takes no more real outpoints.
+    pub(crate) fn is_full(&self, v: &OutPoint) -> bool {
+        read(&self.inner).virtual_ref(v).is_some_and(|(_, known)| known.reals.len() >= MAX_REALS)
+    }
+
     /// The V that a real outpoint is under.
     pub(crate) fn virtual_of(&self, real: &OutPoint) -> Option<OutPoint> {
         read(&self.inner).by_real.get(real).copied()
@@ -454,6 +459,9 @@ mod tests {
         for n in 1..u32::try_from(MAX_REALS).unwrap() {
             map.add_real(&first.outpoint, nth(n)).unwrap();
         }
+        assert!(map.is_full(&first.outpoint) && !map.is_full(&nth(9_999).outpoint));
         assert!(matches!(map.add_real(&first.outpoint, nth(9_999)), Err(Error::Conflict(_))));
+        map.drop_real(&first.outpoint, &nth(7).outpoint).unwrap();
+        assert!(!map.is_full(&first.outpoint));
     }
 }

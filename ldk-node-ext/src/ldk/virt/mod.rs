@@ -75,6 +75,7 @@ pub(crate) use chain::InVForm;
 pub use commitments::Commitments;
 pub(super) use commitments::NAMESPACE as COMMITMENTS;
 pub(crate) use events::Bump;
+pub(crate) use map::MAX_REALS;
 pub use map::{Mapping, Real};
 pub(super) use messages::Deliver;
 pub(crate) use messages::Needs;
