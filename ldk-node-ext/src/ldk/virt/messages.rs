@@ -124,10 +124,12 @@ impl Streams {
         real: Real,
     ) -> Result<(), Error> {
         let outpoint = real.outpoint;
+        // Held until the marker is queued: a commitment that leaves meanwhile would come with a companion on an outpoint
+        // that the peer has not heard of.
+        let mut inner = lock(&self.inner);
         self.mapping.add_real(v, real)?;
         let mut out = Vec::new();
         self.mark(channel, |on, real| on == v && *real == outpoint, &mut out);
-        let mut inner = lock(&self.inner);
         inner.outbox.extend(out.into_iter().map(|payload| (peer, payload)));
         Ok(())
     }
@@ -181,6 +183,8 @@ impl Streams {
 
     /// A channel message is about to leave: what has to follow it.
     pub(in crate::ldk) fn leaving(&self, event: &MessageSendEvent) {
+        // As in `announce`.
+        let mut inner = lock(&self.inner);
         let mut out = Vec::new();
         let peer = match event {
             MessageSendEvent::UpdateHTLCs { node_id, channel_id, updates } => {
@@ -196,7 +200,6 @@ impl Streams {
             MessageSendEvent::SendTxAbort { msg, .. } => return self.aborted(&msg.channel_id),
             _ => return,
         };
-        let mut inner = lock(&self.inner);
         inner.outbox.extend(out.into_iter().map(|payload| (*peer, payload)));
     }
 
