@@ -23,9 +23,9 @@ use lightning::ln::chan_utils::{
 use super::companion::{self, Signed};
 use super::map::MAX_REALS;
 
-/// Companions of one channel that may wait for their commitment: of the one in flight and the one before, on every
-/// outpoint there may be.
-const MAX_WAITING: usize = 3 * MAX_REALS;
+/// Bytes of the companions of one channel that may wait for their commitment: those of one in flight on every outpoint
+/// there may be, with as many HTLCs as such channels take, and as much again.
+const MAX_WAITING: usize = 4 << 20;
 
 /// A commitment of the peer's.
 #[derive(Clone, Debug)]
@@ -91,6 +91,14 @@ pub(super) struct Waiting {
     pub(super) commitment: Signature,
     pub(super) real: OutPoint,
     pub(super) signed: Signed,
+}
+
+impl Waiting {
+    /// About what it takes, bytes.
+    fn size(&self) -> usize {
+        let signatures = self.signed.htlcs.len().saturating_add(1);
+        size_of::<Self>().saturating_add(signatures.saturating_mul(64))
+    }
 }
 
 /// See the module's description.
@@ -244,7 +252,8 @@ impl Channel {
         });
     }
 
-    /// The peer announces an outpoint.
+    /// The peer announces an outpoint. Of Vs without a commitment of ours there is but one, that of a splice: the newest
+    /// takes the place of one that came to nothing.
     ///
     /// # Errors
     /// If that is one more than there may be.
@@ -255,9 +264,36 @@ impl Channel {
         if self.announced.iter().filter(|a| a.v == v).count() >= MAX_REALS {
             return Err(format!("real: more than {MAX_REALS} outpoints announced for one channel"));
         }
+        if self.parameters(&v).is_none() {
+            let parameters = self.parameters.iter();
+            let known = parameters.filter_map(|p| p.funding_outpoint.map(|o| o.into_bitcoin_outpoint()));
+            let known: Vec<OutPoint> = known.chain([v]).collect();
+            self.announced.retain(|a| a.covered || known.contains(&a.v));
+            self.inbox.retain(|w| known.contains(&w.v));
+        }
         self.announced.push(Announced { v, real, covered: false });
         self.changed();
         Ok(())
+    }
+
+    /// The connection has ended: what has not come to its end is announced and sent again after the next one.
+    pub(super) fn disconnected(&mut self) {
+        self.inbox.clear();
+        let before = self.announced.len();
+        self.announced.retain(|a| a.covered);
+        if self.announced.len() != before {
+            self.changed();
+        }
+    }
+
+    /// Whether a companion for the commitment of ours with this number can be of use: it is not revoked, or it is the
+    /// next one.
+    fn is_of_use(&self, number: u64) -> bool {
+        let newest = self.own.iter().map(Own::number).min();
+        let oldest = self.own.iter().map(Own::number).max();
+        newest
+            .zip(oldest)
+            .is_some_and(|(newest, oldest)| (newest.saturating_sub(1)..=oldest).contains(&number))
     }
 
     /// An outpoint that the peer was bound to can no longer confirm, or never could.
@@ -281,12 +317,14 @@ impl Channel {
         secp: &Secp256k1<All>,
     ) -> Result<(), String> {
         for new in waiting {
-            if !self.announced.iter().any(|a| a.v == new.v && a.real == new.real) {
+            let announced = self.announced.iter().any(|a| a.v == new.v && a.real == new.real);
+            if !announced || !self.is_of_use(new.number) {
                 continue;
             }
             self.inbox.retain(|w| (w.v, w.number, w.real) != (new.v, new.number, new.real));
-            if self.inbox.len() >= MAX_WAITING {
-                return Err(format!("companions: more than {MAX_WAITING} without their commitment"));
+            let waiting = self.inbox.iter().map(Waiting::size).fold(new.size(), usize::saturating_add);
+            if waiting > MAX_WAITING {
+                return Err(format!("companions: more than {MAX_WAITING} bytes without their commitment"));
             }
             self.inbox.push(new);
         }

@@ -295,6 +295,16 @@ impl Commitments {
         }
     }
 
+    /// The connection to the peer of these channels has ended.
+    pub(super) fn disconnected(&self, channels: Vec<ChannelId>) {
+        let mut inner = lock(&self.inner);
+        for id in channels {
+            if let Some(channel) = inner.channels.get_mut(&id) {
+                channel.disconnected();
+            }
+        }
+    }
+
     /// Takes companions of the peer's in.
     pub(super) fn receive(
         &self,

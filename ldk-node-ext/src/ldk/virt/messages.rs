@@ -31,7 +31,7 @@ use tokio::sync::watch;
 use super::channel::Waiting;
 use super::commitments::{Accompanied, Commitments};
 use super::companion::Signed;
-use super::map::{Mapping, Real};
+use super::map::{Mapping, Real, MAX_REALS};
 use crate::error::Error;
 use crate::keys::Keys;
 use crate::ldk::{channel_id, ChannelManager};
@@ -39,6 +39,8 @@ use crate::util::lock;
 
 /// Messages of one channel that may be parked: a full round of updates of a channel, twice.
 const MAX_PARKED: usize = 1024;
+/// Markers of one channel that may wait for their companions: of the live V, of the next, and of one before.
+const MAX_DUE: usize = 3 * MAX_REALS;
 /// Bytes of a [`Companions`] message beside the companions: well above what they take.
 const OVERHEAD: usize = 256;
 /// The first commitment's number as LDK counts, down; BOLT 3 counts up from 0.
@@ -324,7 +326,11 @@ impl Streams {
             Payload::Marker(m) => {
                 let channel = ChannelId(m.channel_id);
                 self.commitments.announce(&channel, m.funding, m.real)?;
-                lock(&self.inner).due.insert(((peer, channel), m.funding, m.real));
+                let mut inner = lock(&self.inner);
+                if inner.due.iter().filter(|((_, c), ..)| *c == channel).count() >= MAX_DUE {
+                    return Err(format!("marker: more than {MAX_DUE} wait for their companions"));
+                }
+                inner.due.insert(((peer, channel), m.funding, m.real));
                 channel
             }
             Payload::MarkerAck(m) => {
@@ -410,6 +416,9 @@ impl Streams {
 
     /// The connection ended: what was under way is lost, and is repeated after the next one.
     pub(in crate::ldk) fn disconnected(&self, peer: &PublicKey) {
+        let owned =
+            lock(&self.inner).owners.iter().filter(|(_, (p, _))| p == peer).map(|(id, _)| *id).collect();
+        self.commitments.disconnected(owned);
         let mut inner = lock(&self.inner);
         inner.parked.retain(|(p, _), _| p != peer);
         inner.outbox.retain(|(p, _)| p != peer);

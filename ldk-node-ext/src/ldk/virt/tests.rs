@@ -400,23 +400,43 @@ fn what_a_peer_may_say_has_limits() {
     }
     let said = say(marker(99_999).into());
     assert!(said.contains("more than 256 outpoints announced"), "{said:?}");
-    let companion = |real| bolt_tlv::payload::Companion { real, signature: [1; 64], htlc_signatures: vec![] };
+    let announced = || pair.b.commitments.announced(&pair.channel);
+    // Of Vs that are not there, only the newest is remembered.
+    for nth in 0..300 {
+        let other = OutPoint { txid: Txid::from_byte_array([7; 32]), vout: nth };
+        assert_eq!(say(Marker { funding: other, ..marker(nth) }.into()), "");
+        assert_eq!(announced().len(), MAX_REALS + 1);
+    }
     let companions = |number: u64, real| Companions {
         channel_id,
         funding,
         number,
         commitment: [1; 64],
-        companions: vec![companion(real)],
+        companions: vec![bolt_tlv::payload::Companion {
+            real,
+            signature: [1; 64],
+            htlc_signatures: vec![[1; 64]; 483],
+        }],
     };
     assert_eq!(say(companions(5, OutPoint::null()).into()), "", "of no outpoint that was announced");
     assert!(say(companions(1 << 48, OutPoint::null()).into()).contains("above 2^48 - 1"));
-    let mut refused = String::new();
-    for number in 1..=8 {
-        for nth in 0..u32::try_from(MAX_REALS).unwrap() {
-            refused += &say(companions(number, marker(nth).real).into());
-        }
+    let fill = |number: u64| {
+        let all = (0..u32::try_from(MAX_REALS).unwrap()).map(|nth| marker(nth).real);
+        all.map(|real| say(companions(number, real).into())).collect::<String>()
+    };
+    // LDK counts down.
+    let [(_, newest, _)] = pair.b.commitments.own_commitments(&pair.channel)[..] else {
+        panic!("one commitment")
+    };
+    let newest = (1 << 48) - 1 - newest;
+    for useless in [newest + 2, newest + 1_000] {
+        assert_eq!(fill(useless), "", "of no commitment that can come");
     }
-    assert!(refused.contains("without their commitment"), "{refused:?}");
+    let refused = fill(newest + 1);
+    assert!(refused.contains("bytes without their commitment"), "{refused:?}");
+    // With the connection all of it goes.
+    pair.b.streams.disconnected(&pair.a.id);
+    assert_eq!(announced(), []);
 }
 
 #[test]
