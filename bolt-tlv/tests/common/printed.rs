@@ -21,7 +21,8 @@ fn path(file: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(file)
 }
 
-fn draft() -> String {
+/// The draft as it is.
+pub fn draft() -> String {
     fs::read_to_string(path("blip-draft.md")).unwrap()
 }
 

@@ -8,9 +8,10 @@ mod printed;
 mod refused;
 mod shown;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bolt_tlv::payload::Payload;
+use bolt_tlv::tlv::Reader;
 use printed::{brief, line, Printed};
 use refused::Case;
 use serde_json::{json, Value};
@@ -114,6 +115,48 @@ fn cases_end_as_they_say() {
             (_, other) => panic!("{}: {other:?}", case.name),
         }
     }
+}
+
+/// Types of the records of an encoded message.
+fn types(payload: &Payload) -> BTreeSet<u64> {
+    let bytes = payload.encode();
+    let mut reader = Reader::new("payload", &bytes[2..]);
+    let mut types = BTreeSet::new();
+    while reader.left() > 0 {
+        types.insert(reader.bigsize().unwrap());
+        let length = reader.bigsize().unwrap();
+        reader.take(length).unwrap();
+    }
+    types
+}
+
+/// The table of messages in the draft: numbers, names, who sends them, records.
+#[test]
+fn the_drafts_table_has_these_messages_and_records() {
+    let mut coded: BTreeMap<u16, (String, BTreeSet<u64>)> = BTreeMap::new();
+    for v in messages::all() {
+        let entry = coded.entry(v.payload.number()).or_insert((v.message.to_owned(), BTreeSet::new()));
+        entry.1.extend(types(&v.payload));
+    }
+    let draft = printed::draft();
+    let mut printed = BTreeMap::new();
+    for row in draft.lines().filter(|row| row.starts_with("| ")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [number, name, way, records] = cells[..] else { continue };
+        let Ok(number) = number.parse::<u16>() else { continue };
+        if !["C to S", "S to C", "both"].iter().any(|w| way.starts_with(w)) {
+            continue;
+        }
+        let first = |record: &str| record.trim().split(' ').next().unwrap().parse().ok();
+        let mut types: BTreeSet<u64> = records.trim_end_matches('|').split(';').filter_map(first).collect();
+        match number {
+            1 | 50..=52 => {}
+            20 => types.extend([0]),
+            _ => types.extend([0, 2]),
+        }
+        printed.insert(number, (name.to_owned(), types));
+    }
+    assert_eq!(printed, coded);
 }
 
 #[test]
