@@ -34,10 +34,10 @@ pub fn limits() -> Vec<Case> {
         case(name, &[(&message(number, head), 1), (item, times)], error)
     };
     let propose = "04020001 06080000000000000000 08080000000000000001";
-    let after = format!("0c00 0e080000000000000000 10020001");
+    let after = "0c00 0e080000000000000000 10020001";
     let keys = |name, length: &str, times, error| {
         let head = message("001e", &format!("{propose} 0afd{length}"));
-        case(name, &[(&head, 1), (G, times), (&after, 1)], error)
+        case(name, &[(&head, 1), (G, times), (after, 1)], error)
     };
     let shares = |name, length: &str, times, error| {
         let head = message("001e", &format!("{propose} 0a00 0cfd{length}"));
