@@ -91,3 +91,5 @@ mod on_chain;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;
