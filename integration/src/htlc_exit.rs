@@ -20,7 +20,7 @@ use crate::payments::{Order, Party};
 use crate::types::Exit;
 use crate::wait::{self, Seen};
 use crate::world::PATIENCE;
-use crate::{Daemon, World};
+use crate::{rotate, Daemon, World};
 
 use settle::Commitment;
 
@@ -62,6 +62,8 @@ pub struct Plan {
     pub small: bool,
     /// On a user's order; else by itself, when an HTLC comes near its expiry.
     pub asked: bool,
+    /// How often the leaf rotates before that, the last time with the payments on the channel.
+    pub rotations: u64,
 }
 
 struct Scene {
@@ -122,6 +124,10 @@ impl Scene {
         world.add_peer(4_000_000)?;
         let params = plan.small.then(|| json!({ "layers": [[], SMALL] }));
         let factory = world.create_factory(&world.factory_request(CAPACITY, SHARE, 0, params))?;
+        let id = factory.instance_id;
+        for _ in 1..plan.rotations {
+            rotate::once(&world, &id, LEAVER)?;
+        }
         let before = wait_at_rest(&world)?;
         let hold = |from, to, amount_msat| Held::start(&world, Order { from, to, amount_msat });
         let client = Party::Client(LEAVER);
@@ -140,7 +146,9 @@ impl Scene {
         world.mine(1)?;
         let outgoing = [one, hold(client, Party::Peer, OUT[1])?];
         let claim_budget = claim_budget(plan.small)?;
-        let id = factory.instance_id;
+        if plan.rotations > 0 {
+            rotate::once(&world, &id, LEAVER)?;
+        }
         Ok(Self {
             plan,
             world,

@@ -32,6 +32,7 @@ pub mod process;
 pub mod rotate;
 pub mod scale;
 pub mod signed;
+pub mod superseded;
 pub mod traffic;
 pub mod types;
 pub mod wait;

@@ -98,6 +98,12 @@ pub(super) fn outgoing(on: &[String], peer: &PublicKey, payload: &Payload) -> Ve
             }
             out.push(m.into());
         }
+        Payload::AdvanceInner(_) if is("lsp.advance.withholds_inner") => {}
+        Payload::AdvanceSigned(_) if is("lsp.advance.withholds_signed") => {}
+        Payload::AdvanceSigned(m) if is("lsp.advance.aborts") => {
+            let (instance_id, attempt, text) = (m.instance_id, m.attempt, "changed my mind".to_owned());
+            out.push(payload::AdvanceAbort { instance_id, attempt, code: 1, text }.into());
+        }
         other => out.push(other),
     }
     out.iter().map(Payload::encode).collect()
