@@ -293,6 +293,16 @@ impl Factory {
         Ok(paths.followed(index, height).1.clone())
     }
 
+    /// The exits over all paths of a leaf, one of which is followed.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    pub(crate) fn all_plans(&self, first: u32) -> Result<Vec<ExitPlan>, Error> {
+        let others = self.other_paths(first)?;
+        let all = others.iter().map(|path| Ok(path.exit_plan()?)).chain([self.exit_plan(first)]);
+        all.collect()
+    }
+
     /// Nodes of the tree as they were signed at the creation and since (LSP).
     pub(super) fn nodes(&self) -> Vec<&SignedNode> {
         match &self.signed {

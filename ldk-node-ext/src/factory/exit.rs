@@ -251,9 +251,11 @@ impl Service {
         let life = factory.lifetime()?;
         self.close_leaving(id, &before);
         let plan = factory.followed_plan(first, &self.parts.index, self.parts.height())?;
-        // What was overtaken gives its coin back: the next step may have no other.
+        // What was overtaken gives its coin back, also on a path that has lost as a whole: the next step may have no other.
         if !switch("exit.overtaken_kept") {
-            self.publisher.drop_lost(&plan, &*self.parts.index)?;
+            for plan in factory.all_plans(first)? {
+                self.publisher.drop_lost(&plan, &*self.parts.index)?;
+            }
         }
         let mut exit = before.clone();
         (exit.waits_until, exit.needs_coin_sat, exit.over_budget_sat) = (None, None, None);
