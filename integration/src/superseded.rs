@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, ensure, Context, Result};
 use bitcoin::{OutPoint, Transaction};
+use factory_core::advance::LspAdvanceRecord;
 
 use crate::cpfp::{Purse, CHILD_FEE};
 use crate::watcher::ExitFile;
@@ -39,6 +40,22 @@ impl OldPath {
     pub fn of(world: &World, client: usize) -> Result<Self> {
         let file = world.path().join(format!("old-path-{:08x}", rand::random::<u32>()));
         Ok(Self(ExitFile::export(world.client(client)?, &file)?.path))
+    }
+
+    /// The path of the state that the LSP has completed and hidden, on the switch `lsp.advance.hides`; its leaf is that of
+    /// `client`.
+    ///
+    /// # Errors
+    /// If it has hidden none.
+    pub fn hidden(world: &World, client: usize) -> Result<Self> {
+        let file = world.lsp.faults().folder().join("hidden");
+        let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let record: LspAdvanceRecord = serde_json::from_str(text.lines().last().context("nothing hidden")?)?;
+        let leaf = record.nodes.last().context("a leaf")?;
+        let mut path = Self::of(world, client)?.0;
+        path.truncate(path.len() - leaf.txs.len());
+        path.extend(leaf.txs.iter().map(|signed| signed.tx.clone()));
+        Ok(Self(path))
     }
 
     /// Its transactions, in order.

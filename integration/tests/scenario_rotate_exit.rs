@@ -5,7 +5,7 @@ use anyhow::Result;
 use integration::htlc_exit::{play, Exiter, Plan};
 
 fn leaves(name: &'static str, exiter: Exiter, rotations: u64) -> Result<()> {
-    play(Plan { name, exiter, small: true, asked: true, rotations })
+    play(Plan { name, exiter, small: true, asked: true, rotations, slept: false })
 }
 
 #[test]
@@ -34,5 +34,29 @@ fn the_lsp_leaves_after_one() -> Result<()> {
 #[test]
 #[ignore = "long: make adversaries"]
 fn the_client_is_warned_after_two() -> Result<()> {
-    play(Plan { name: "rotate-warned", exiter: Exiter::Client, small: true, asked: false, rotations: 2 })
+    play(Plan {
+        name: "rotate-warned",
+        exiter: Exiter::Client,
+        small: true,
+        asked: false,
+        rotations: 2,
+        slept: false,
+    })
+}
+
+/// The commitment goes over a state that has won although it was superseded.
+fn leaves_over_an_older_state(name: &'static str, exiter: Exiter) -> Result<()> {
+    play(Plan { name, exiter, small: true, asked: true, rotations: 2, slept: true })
+}
+
+#[test]
+#[ignore = "long: make adversaries"]
+fn the_client_leaves_over_an_older_state() -> Result<()> {
+    leaves_over_an_older_state("older-client", Exiter::Client)
+}
+
+#[test]
+#[ignore = "long: make adversaries"]
+fn the_lsp_leaves_over_an_older_state() -> Result<()> {
+    leaves_over_an_older_state("older-lsp", Exiter::Lsp)
 }

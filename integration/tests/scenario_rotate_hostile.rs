@@ -5,14 +5,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use bitcoin::{OutPoint, Transaction};
-use integration::ledger::{check_conserved, wait_at_rest, wait_for, Settled, Snapshot};
+use integration::ledger::{wait_at_rest, wait_for, Settled, Snapshot};
 use integration::pace::{self, Leaving};
 use integration::payments::{pay, Order, Party};
-use integration::signed::spender;
-use integration::superseded::OldPath;
-use integration::types::{Factory, Leaf};
+use integration::signed::{spender, wait_spent};
+use integration::superseded::{Cheater, OldPath};
+use integration::types::{Factory, Leaf, TreeTx};
 use integration::wait::{self, Seen};
 use integration::world::{factory_channel, PATIENCE};
 use integration::{rotate, World};
@@ -108,9 +108,15 @@ impl Scene {
     }
 
     /// One side leaves with the other dead, over this state; the other comes back to its money.
-    fn leaves_by(mut self, by: Party, place: OutPoint) -> Result<()> {
+    fn leaves_by(self, by: Party, place: OutPoint) -> Result<()> {
+        let before = wait_at_rest(&self.world)?;
+        self.leaves_since(before, by, place, 0)
+    }
+
+    /// The same, counted from `before`; a stranger has paid fees since.
+    fn leaves_since(mut self, before: Snapshot, by: Party, place: OutPoint, stranger_sat: u64) -> Result<()> {
         let world = &mut self.world;
-        let before = wait_at_rest(world)?;
+        wait_at_rest(world)?;
         let share = {
             let channels = world.client(MOVER)?.channels()?;
             factory_channel(&channels, &self.id, world.lsp.node_id())?.local_msat
@@ -133,23 +139,21 @@ impl Scene {
             Party::Lsp => world.client_mut(MOVER)?.start()?,
             _ => world.lsp.start()?,
         }
-        self.whole(&before, share, place)
+        self.whole(&before, share, place, stranger_sat)
     }
 
-    /// Everything is in wallets, over this state, and nobody has paid more than his own fees.
-    fn whole(self, before: &Snapshot, share: u64, place: OutPoint) -> Result<()> {
+    /// Everything is in wallets, over this state, and nobody has paid more than his own fees. A stranger has paid some, too.
+    fn whole(self, before: &Snapshot, share: u64, place: OutPoint, stranger_sat: u64) -> Result<()> {
         let world = &self.world;
         let after = pace::rest_until(world, |after| {
-            let conserved = check_conserved(world, before, after);
             // An anchor holds the rest of two amounts in msat, which goes to whoever bumps.
-            let lost = before.total().saturating_sub(after.total());
-            let fees = world.bitcoind.fees(before.height + 1, after.height)? * 1000;
-            let near = (fees..=fees + 2_000).contains(&lost);
-            if near {
-                Ok(())
-            } else {
-                conserved
-            }
+            let lost = before.total().checked_sub(after.total()).context("more than before")?;
+            let fees = (world.bitcoind.fees(before.height + 1, after.height)? - stranger_sat) * 1000;
+            ensure!(
+                (fees..=fees + 2_000).contains(&lost),
+                "{lost} msat less, {fees} msat of fees: {after:?}"
+            );
+            Ok(())
         })?;
         let commitment = spender(&world.bitcoind, place, before.height, after.height)?;
         ensure!(paid_sat(&commitment) == due_sat(share), "{commitment:?}, {share} msat");
@@ -183,18 +187,17 @@ fn newest(world: &World) -> Result<OutPoint> {
     Ok(OutPoint::new(OldPath::of(world, MOVER)?.state()?.compute_txid(), 0))
 }
 
-/// The same of the LSP's newest state.
-fn newest_of_lsp(scene: &Scene) -> Result<OutPoint> {
+/// The LSP's newest path to the mover's leaf.
+fn steps_of_lsp(scene: &Scene) -> Result<Vec<TreeTx>> {
     let factory = scene.world.lsp.factory(&scene.id)?;
-    let place = factory.clients.iter().position(|member| member.node_id == scene.node).context("member")?;
-    let below = |tx: &&integration::types::TreeTx| tx.clients == (place, place + 1);
-    let last = factory
-        .tree
-        .iter()
-        .filter(below)
-        .next_back()
-        .ok_or_else(|| anyhow!("no leaf: {:?}", factory.tree))?;
-    Ok(OutPoint::new(last.txid, 0))
+    let place =
+        factory.clients.iter().position(|member| member.node_id == scene.node).context("no member")?;
+    Ok(factory.tree.into_iter().filter(|tx| (tx.clients.0..tx.clients.1).contains(&place)).collect())
+}
+
+/// The mover's channel output of the LSP's newest state.
+fn newest_of_lsp(scene: &Scene) -> Result<OutPoint> {
+    Ok(OutPoint::new(steps_of_lsp(scene)?.last().context("an empty path")?.txid, 0))
 }
 
 /// The client stops at each step; each time it is named, payments go on, and a later rotation works. In the end the LSP
@@ -333,9 +336,22 @@ fn the_kept_state_wins(name: &str, switch: &str) -> Result<()> {
     let before = wait_at_rest(&scene.world)?;
     let share = scene.share()?;
     scene.world.client(MOVER)?.exit(&scene.id)?;
-    let leaving = Leaving::client(&scene.world, MOVER, &scene.id)?;
-    pace::drive(&scene.world, &[leaving], LIMIT, &mut |_| Ok(()))?;
-    scene.whole(&before, share, place)
+    let world = &scene.world;
+    for step in steps_of_lsp(&scene)? {
+        let parent = world.bitcoind.confirmed(step.parent_txid)?.context("its parent")?.height;
+        let due = parent + u32::from(step.delay_blocks).max(1);
+        if world.bitcoind.height()? + 1 < due {
+            world.bitcoind.mine_to(due - 1)?;
+            world.sync()?;
+        }
+        world.bitcoind.wait_seen(step.txid, PATIENCE)?;
+        world.mine(1)?;
+        ensure!(world.bitcoind.confirmed(step.txid)?.is_some(), "{} is not there", step.kind);
+    }
+    // Either side's commitment.
+    wait_spent(&world.bitcoind, place)?;
+    world.mine(1)?;
+    scene.whole(&before, share, place, 0)
 }
 
 #[test]
@@ -364,5 +380,121 @@ fn a_kept_state_is_handed_over_after_all() -> Result<()> {
     scene.pays()?;
     let place = newest(&scene.world)?;
     ensure!(place == newest_of_lsp(&scene)?);
+    scene.leaves_by(Party::Client(MOVER), place)
+}
+
+/// A rotation that the LSP has completed and says has failed: where the channel would be, if that state confirmed.
+fn hidden(scene: &mut Scene) -> Result<OldPath> {
+    scene.rotates_on()?;
+    scene.pays()?;
+    scene.world.lsp.faults().set("on@lsp.advance.hides")?;
+    rotate::ask(&scene.world, &scene.id, &scene.node)?;
+    wait::until_value(
+        "the rotation to fail, and to be pending at the client",
+        PATIENCE,
+        || scene.leaves(),
+        |(lsp, own)| {
+            let failed = lsp.failure.as_ref().is_some_and(|f| f.contains("changed my mind"));
+            failed && lsp.rotating.is_none() && own.rotating.as_deref() == Some("pending")
+        },
+    )?;
+    scene.world.lsp.faults().clear()?;
+    scene.pays()?;
+    OldPath::hidden(&scene.world, MOVER)
+}
+
+/// Where a path's leaf has the mover's channel.
+fn place_of(path: &OldPath) -> Result<OutPoint> {
+    Ok(OutPoint::new(path.state()?.compute_txid(), 0))
+}
+
+/// The client leaves, and somebody publishes a state of which the client was told that it failed. It wins, and the client
+/// goes on over that one.
+#[test]
+fn a_hidden_state_comes_out_in_the_clients_exit() -> Result<()> {
+    let mut scene = Scene::start("rotate-hidden", 2)?;
+    let mut cheater = Cheater::new(&scene.world, 8)?;
+    let hidden = hidden(&mut scene)?;
+    let before = wait_at_rest(&scene.world)?;
+    let share = scene.share()?;
+    scene.world.lsp.kill()?;
+    scene.world.client(MOVER)?.exit(&scene.id)?;
+    cheater.publish(&scene.world, &hidden, hidden.transactions().len() - 1)?;
+    let leaving = Leaving::client(&scene.world, MOVER, &scene.id)?;
+    pace::drive(&scene.world, &[leaving], LIMIT, &mut |_| Ok(()))?;
+    scene.world.lsp.start()?;
+    let place = place_of(&hidden)?;
+    scene.whole(&before, share, place, cheater.fees_sat)
+}
+
+/// The leaf has rotated on since, and all sleep while the hidden state confirms: payments go on over it, and the client
+/// leaves over it.
+#[test]
+fn a_hidden_state_is_slept_through() -> Result<()> {
+    let mut scene = Scene::start("rotate-hidden-slept", 2)?;
+    let mut cheater = Cheater::new(&scene.world, 8)?;
+    let hidden = hidden(&mut scene)?;
+    scene.rotates_on()?;
+    scene.pays()?;
+    let before = wait_at_rest(&scene.world)?;
+    let paid = scene.paid.len();
+    for client in &mut scene.world.clients {
+        client.kill()?;
+    }
+    scene.world.lsp.kill()?;
+    cheater.publish(&scene.world, &hidden, hidden.transactions().len() - 1)?;
+    scene.world.lsp.start()?;
+    for client in &mut scene.world.clients {
+        client.start()?;
+    }
+    scene.world.sync()?;
+    scene.world.wait_usable(&scene.factory)?;
+    scene.pays()?;
+    let before = before.after(&scene.paid[paid..])?;
+    let place = place_of(&hidden)?;
+    scene.leaves_since(before, Party::Client(MOVER), place, cheater.fees_sat)
+}
+
+/// A leaf of two clients: one of them stops, the other's channel goes on, the leaf rotates later, and the other leaves it.
+#[test]
+fn a_neighbour_stops() -> Result<()> {
+    let phase = PHASE.to_string();
+    let world = World::start_with_lsp("rotate-neighbour", 4, &["--phase-timeout-secs", &phase])?;
+    let params = json!({ "clients_per_leaf": 2, "arity": [2], "layers": [[], [[8, 4, 8], [2, 4, 0]]] });
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, 20_000, Some(params));
+    let factory = world.create_factory(&request)?;
+    let start = Snapshot::take(&world)?;
+    let node = world.client(MOVER)?.node_id().to_owned();
+    let mut scene = Scene { id: factory.instance_id.clone(), world, factory, node, start, paid: Vec::new() };
+    scene.rotates_on()?;
+    scene.pays()?;
+    for step in ["partials", "outer", "persisted"] {
+        println!("{step}");
+        while scene.leaves()?.0.position % 2 == 0 {
+            scene.rotates_on()?;
+        }
+        let neighbour = scene.world.client(OTHER)?;
+        neighbour.faults().set(&format!("on@client.advance.withholds_{step}"))?;
+        let named = neighbour.node_id().to_owned();
+        let seen = scene.world.lsp.events("rotation_failed")?.len();
+        rotate::ask(&scene.world, &scene.id, &scene.node)?;
+        if step != "persisted" {
+            let event = wait::until("the rotation to fail", IN_TIME, || {
+                match scene.world.lsp.events("rotation_failed")?.get(seen) {
+                    Some(event) => Ok(Seen::Done(event.clone())),
+                    None => Ok(Seen::NotYet(format!("{:?}", scene.leaves()))),
+                }
+            })?;
+            ensure!(event.data["who"] == json!([named]), "who? {event:?}");
+        }
+        scene.pays()?;
+        scene.rotates_on()?;
+        scene.world.client(OTHER)?.faults().clear()?;
+        scene.pays()?;
+    }
+    let channel =
+        factory_channel(&scene.world.client(MOVER)?.channels()?, &scene.id, scene.world.lsp.node_id())?;
+    let funding: OutPoint = channel.funding.context("funding")?.into();
+    let place = OutPoint { vout: funding.vout, ..newest(&scene.world)? };
     scene.leaves_by(Party::Client(MOVER), place)
 }

@@ -3,14 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use anyhow::{anyhow, ensure, Context, Result};
-use bitcoin::{OutPoint, Transaction};
+use bitcoin::{OutPoint, Transaction, Txid};
+use integration::hold::Held;
 use integration::ledger::{wait_at_rest, wait_for, Snapshot};
 use integration::pace::{self, Leaving, Stand};
 use integration::payments::{pay, Order, Party};
-use integration::signed::spender;
+use integration::signed::{output_worth, spender, wait_spent};
 use integration::superseded::{Cheater, OldCopy, OldPath};
 use integration::types::Factory;
-use integration::wait;
+use integration::wait::{self, Seen};
 use integration::world::{factory_channel, PATIENCE};
 use integration::{rotate, World};
 use serde_json::{json, Value};
@@ -106,18 +107,18 @@ fn due_sat(share: u64) -> Vec<u64> {
 }
 
 /// All money that was there is there, but for the fees of others than the cheater's, and but for what went into a
-/// commitment's anchor; and nobody paid more than a claim or two.
-fn whole(world: &World, before: &Snapshot, after: &Snapshot, commitments: u64, cheater: u64) -> Result<()> {
+/// commitment's anchor; and nobody paid more than `most_sat`.
+fn whole(world: &World, before: &Snapshot, after: &Snapshot, most_sat: u64, cheater: u64) -> Result<()> {
     let fees = world.bitcoind.fees(before.height + 1, after.height)? - cheater;
     // An anchor holds the rest of two amounts in msat: less than 2 sat, and whoever bumps gets it.
     let lost = before.total().checked_sub(after.total()).context("more than before")?;
     ensure!(
-        (fees * 1000..=(fees + 2 * commitments) * 1000).contains(&lost),
+        (fees * 1000..=(fees + 2) * 1000).contains(&lost),
         "{lost} msat less, {fees} sat of fees: {before:?} {after:?}"
     );
     for (party, held) in &before.parties {
         let now = after.of(party)?;
-        ensure!(now + FEES * 1000 >= *held, "{party} held {held} msat, now {now}");
+        ensure!(now + most_sat * 1000 >= *held, "{party} held {held} msat, now {now}");
         ensure!(now <= *held, "{party} held {held} msat, now {now}");
     }
     Ok(())
@@ -178,7 +179,7 @@ fn loses_its_race(name: &str, inner: u16, rotations: u64) -> Result<()> {
         "not on the newest state: {commitment:?}"
     );
     ensure!(paid_sat(&commitment) == due_sat(share), "{commitment:?}, {share} msat");
-    pace::rest_until(&world, |after| whole(&world, &before, after, 1, cheater.fees_sat))?;
+    pace::rest_until(&world, |after| whole(&world, &before, after, FEES, cheater.fees_sat))?;
     world.finish();
     Ok(())
 }
@@ -244,7 +245,7 @@ fn slept_through(name: &str, by: Party, inner: u16) -> Result<()> {
         Party::Lsp => world.client_mut(MOVER)?.start()?,
         _ => world.lsp.start()?,
     }
-    pace::rest_until(&world, |after| whole(&world, &before, after, 1, cheater.fees_sat))?;
+    pace::rest_until(&world, |after| whole(&world, &before, after, FEES, cheater.fees_sat))?;
     world.finish();
     Ok(())
 }
@@ -259,9 +260,13 @@ fn the_lsp_leaves_over_a_state_that_won() -> Result<()> {
     slept_through("slept-lsp", Party::Lsp, 2)
 }
 
+/// A payment to the mover that is on its channel in the old commitment, msat; the mover gives it back later.
+const HELD: u64 = 50_000_000;
+
 /// One side starts again from an old copy of its data, while the other sleeps, and leaves: a commitment that it has
-/// revoked, on the newest state, or, where it has rotated since, on an older one. The other side wakes and takes all.
-fn punished(name: &str, by: Party, rotates_on: bool) -> Result<()> {
+/// revoked, on the newest state, or, where it has rotated since, on an older one. The other side wakes and takes all. If
+/// there is a payment on the old commitment, the cheater, a client, has claimed it on the chain by then.
+fn punished(name: &str, by: Party, rotates_on: bool, with_payment: bool) -> Result<()> {
     let (mut world, factory, start) = start(name, 8)?;
     let id = &factory.instance_id;
     let mut paid = vec![pay(&world, there(12_345_678))?];
@@ -270,6 +275,7 @@ fn punished(name: &str, by: Party, rotates_on: bool) -> Result<()> {
     paid.push(pay(&world, back(5_000_001))?);
     wait_for(&world, &start.after(&paid)?)?;
     wait_at_rest(&world)?;
+    let held = with_payment.then(|| Held::start(&world, back(HELD))).transpose()?;
     let old_share = share(&world, id)?;
     let old = OldPath::of(&world, MOVER)?;
     let copy = match by {
@@ -291,6 +297,10 @@ fn punished(name: &str, by: Party, rotates_on: bool) -> Result<()> {
     if rotates_on {
         rotate::once(&world, id, MOVER)?;
     }
+    if let Some(held) = &held {
+        held.fail(&world)?;
+        held.given_back(&world)?;
+    }
     // What the cheater takes back.
     let order = if by == Party::Lsp { back(100_000_000) } else { there(100_000_000) };
     paid.push(pay(&world, order)?);
@@ -309,10 +319,28 @@ fn punished(name: &str, by: Party, rotates_on: bool) -> Result<()> {
         _ => world.client_mut(MOVER)?.start()?,
     }
     world.sync()?;
+    if let Some(held) = &held {
+        held.claim(&world)?;
+    }
     ask(&world, by, id)?;
-    let (commitment, height) = to_commitment(&world, &leaving)?;
+    let (commitment, first) = to_commitment(&world, &leaving)?;
+    let mut height = first;
     ensure!(commitment.input[0].previous_output == place(&old)?, "another place: {commitment:?}");
-    ensure!(paid_sat(&commitment) == due_sat(old_share), "not the old commitment: {commitment:?}");
+    let mut due = due_sat(old_share);
+    if held.is_some() {
+        due = vec![old_share / 1000, (CAPACITY * 1000 - old_share - HELD) / 1000, HELD / 1000];
+        due.sort_unstable();
+    }
+    ensure!(paid_sat(&commitment) == due, "not the old commitment: {commitment:?}");
+    if held.is_some() {
+        let output = output_worth(&commitment, HELD / 1000)?;
+        world.mine(1)?;
+        wait_spent(&world.bitcoind, output)?;
+        while world.bitcoind.unspent(output)?.is_some() {
+            world.mine(1)?;
+        }
+        height = world.bitcoind.height()?;
+    }
 
     // It has no more to say.
     let name = match by {
@@ -337,44 +365,63 @@ fn punished(name: &str, by: Party, rotates_on: bool) -> Result<()> {
         ensure!(fees <= FEES, "{fees} sat of fees");
         Ok(())
     })?;
-    // By a penalty: at once, and not after a delay.
+    // By penalties: what the cheater claimed is taken from the transaction that claimed it.
+    let tip = world.bitcoind.height()?;
     let mut penalties = 0;
-    for vout in (0u32..).zip(&commitment.output).filter(|(_, o)| o.value.to_sat() > 240).map(|(vout, _)| vout)
-    {
-        let tx = spender(
-            &world.bitcoind,
-            OutPoint::new(commitment.compute_txid(), vout),
-            height,
-            world.bitcoind.height()?,
-        )?;
-        let input = tx.input.iter().find(|i| i.previous_output.txid == commitment.compute_txid()).unwrap();
+    for (vout, output) in (0u32..).zip(&commitment.output).filter(|(_, o)| o.value.to_sat() > 240) {
+        let mut outpoint = OutPoint::new(commitment.compute_txid(), vout);
+        if held.is_some() && output.value.to_sat() == HELD / 1000 {
+            outpoint = output_worth(&spender(&world.bitcoind, outpoint, first, tip)?, HELD / 1000)?;
+        }
+        let tx = spender(&world.bitcoind, outpoint, first, tip)?;
+        let input = tx.input.iter().find(|i| i.previous_output == outpoint).unwrap();
         penalties += usize::from(input.witness.len() == 3 && input.witness.nth(1) == Some(&[1]));
     }
-    ensure!(penalties == 1, "{penalties} penalties");
+    ensure!(penalties == 1 + usize::from(held.is_some()), "{penalties} penalties");
     world.finish();
     Ok(())
 }
 
 #[test]
 fn a_clients_revoked_commitment_on_the_newest_state_is_punished() -> Result<()> {
-    punished("revoked-client", Party::Client(MOVER), false)
+    punished("revoked-client", Party::Client(MOVER), false, false)
 }
 
 #[test]
 fn an_lsps_revoked_commitment_on_an_older_state_is_punished() -> Result<()> {
-    punished("revoked-lsp-old", Party::Lsp, true)
+    punished("revoked-lsp-old", Party::Lsp, true, false)
 }
 
 #[test]
 #[ignore = "long: make adversaries"]
 fn a_clients_revoked_commitment_on_an_older_state_is_punished() -> Result<()> {
-    punished("revoked-client-old", Party::Client(MOVER), true)
+    punished("revoked-client-old", Party::Client(MOVER), true, false)
 }
 
 #[test]
 #[ignore = "long: make adversaries"]
 fn an_lsps_revoked_commitment_on_the_newest_state_is_punished() -> Result<()> {
-    punished("revoked-lsp", Party::Lsp, false)
+    punished("revoked-lsp", Party::Lsp, false, false)
+}
+
+#[test]
+fn a_clients_claim_on_a_revoked_commitment_on_an_older_state_is_punished() -> Result<()> {
+    punished("revoked-claim-old", Party::Client(MOVER), true, true)
+}
+
+#[test]
+#[ignore = "long: make adversaries"]
+fn a_clients_claim_on_a_revoked_commitment_is_punished() -> Result<()> {
+    punished("revoked-claim", Party::Client(MOVER), false, true)
+}
+
+/// Waits until something in the mempool spends an output: what.
+fn offered(world: &World, outpoint: OutPoint) -> Result<Txid> {
+    let wanted = format!("a transaction that spends {outpoint}");
+    wait::until(&wanted, PATIENCE, || match world.bitcoind.mempool_spender(outpoint)? {
+        Some(txid) => Ok(Seen::Done(txid)),
+        None => Ok(Seen::not_yet("none")),
+    })
 }
 
 /// A leaf is left after three rotations with all awake, and each transaction is taken off the chain again, at depths that
@@ -393,24 +440,31 @@ fn undone(name: &str, by: Party, depths: impl Fn(u32) -> Vec<u32>) -> Result<()>
     let newest = OldPath::of(&world, MOVER)?;
     let leaving = leaving(&world, by, id)?;
     ask(&world, by, id)?;
-    let (mut number, end) = (0, world.bitcoind.height()? + LIMIT);
+    let place = place(&newest)?;
+    let (mut number, mut undone, end) = (0, 0, world.bitcoind.height()? + LIMIT);
     loop {
         ensure!(world.bitcoind.height()? < end, "not done after {LIMIT} blocks: {:?}", leaving.exit(&world)?);
         world.sync()?;
-        let txid = match leaving.settle(&world)? {
-            Stand::Done => break,
-            Stand::Stuck => return Err(anyhow!("stuck: {:?}", leaving.exit(&world)?)),
-            Stand::Idle(blocks) => {
-                world.bitcoind.mine(blocks)?;
-                continue;
-            }
-            Stand::Offered(txid) => txid,
+        // The commitment may be either side's.
+        let is_there = world.bitcoind.confirmed(place.txid)?.is_some();
+        let mut txid = match is_there && world.bitcoind.unspent(place)?.is_some() {
+            true => offered(&world, place)?,
+            false => match leaving.settle(&world)? {
+                Stand::Done => break,
+                Stand::Stuck => return Err(anyhow!("stuck: {:?}", leaving.exit(&world)?)),
+                Stand::Idle(blocks) => {
+                    world.bitcoind.mine(blocks)?;
+                    continue;
+                }
+                Stand::Offered(txid) => txid,
+            },
         };
         world.mine(1)?;
-        ensure!(world.bitcoind.confirmed(txid)?.is_some(), "{txid} has not confirmed");
         number += 1;
-        println!("transaction {number} confirmed at {}: {txid}", world.bitcoind.height()?);
         for depth in depths(number) {
+            let there =
+                world.bitcoind.confirmed(txid)?.with_context(|| format!("{txid} has not confirmed"))?;
+            println!("transaction {number} confirmed at {}: {txid}", there.height);
             world.bitcoind.mine_empty(depth - 1)?;
             world.sync()?;
             world.bitcoind.reorganize(depth)?;
@@ -419,15 +473,17 @@ fn undone(name: &str, by: Party, depths: impl Fn(u32) -> Vec<u32>) -> Result<()>
                 world.bitcoind.confirmed(txid)?.is_none(),
                 "{txid} is in the chain after {depth} blocks fell"
             );
-            world.bitcoind.wait_seen(txid, PATIENCE)?;
+            txid = offered(&world, there.tx.input[0].previous_output)?;
             world.mine(1)?;
-            ensure!(world.bitcoind.confirmed(txid)?.is_some(), "{txid} has not confirmed again");
+            undone += 1;
         }
+        ensure!(world.bitcoind.confirmed(txid)?.is_some(), "{txid} has not confirmed");
     }
     let tip = world.bitcoind.height()?;
-    let commitment = spender(&world.bitcoind, place(&newest)?, before.height, tip)?;
+    let commitment = spender(&world.bitcoind, place, before.height, tip)?;
     ensure!(paid_sat(&commitment) == due_sat(share), "{commitment:?}, {share} msat");
-    pace::rest_until(&world, |after| whole(&world, &before, after, 1, 0))?;
+    // Each time it pays for its transaction again.
+    pace::rest_until(&world, |after| whole(&world, &before, after, FEES * (1 + undone), 0))?;
     // Both sides say that it has been left.
     wait::until_value(
         "both sides to be at the end",

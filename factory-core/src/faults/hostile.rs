@@ -34,6 +34,7 @@ pub const HOSTILE: &[(&str, &str)] = &[
     ("client.withholds.plan_ok", "no answer to the plan"),
     ("client.wrong_key", "a key it has no secret of"),
     ("lsp.advance.aborts", "calls an advance off that it has completed"),
+    ("lsp.advance.hides", "completes an advance, keeps it for later and says that it failed"),
     ("lsp.advance.withholds_inner", "keeps the inner signatures of an advance"),
     ("lsp.advance.withholds_signed", "keeps the outer signatures of an advance: it alone has the new state"),
     ("lsp.channel.capacity", "opens a channel of another capacity than planned"),

@@ -31,6 +31,8 @@ pub(super) struct LspRotating {
     channels: HashMap<PublicKey, Moving>,
     /// Who failed, and why.
     blamed: Vec<(PublicKey, String)>,
+    /// Since when the clients have been told that the new state is complete.
+    told: Option<Instant>,
 }
 
 impl LspRotating {
@@ -38,7 +40,7 @@ impl LspRotating {
     pub(super) fn new(machine: LspAdvance, span: Range<u32>, leaves: &[Leaf]) -> Self {
         let members = leaves.iter().flat_map(|leaf| &leaf.channels);
         let channels = members.filter_map(|(o, c)| Some(((*c)?, Moving::new(*o)))).collect();
-        Self { machine, span, timer: None, channels, blamed: Vec::new() }
+        Self { machine, span, timer: None, channels, blamed: Vec::new(), told: None }
     }
 
     /// The phase in words.
@@ -201,7 +203,29 @@ impl Service {
         for (key, id) in due {
             self.rotation_input(key, LspAdvanceInput::Timeout { id });
         }
+        self.stop_waiting(now);
         self.following_timers(now);
+    }
+
+    /// A new state is complete whether its clients say that they have it or not. Who is silent does not hold up the next
+    /// rotation; it asks for its signatures when it is back.
+    fn stop_waiting(&mut self, now: Instant) {
+        let Ok(patience) = self.lsp_settings().map(|s| s.phase_timeout) else { return };
+        let silent = |r: &LspRotating| r.told.is_some_and(|told| told + patience <= now);
+        let late: Vec<_> = self.rotating.iter().filter(|(_, r)| silent(r)).map(|(key, _)| *key).collect();
+        for key in late {
+            self.rotated(key);
+        }
+    }
+
+    /// A rotation is over, and the new state holds.
+    fn rotated(&mut self, key: (InstanceId, u16)) {
+        let (id, attempt) = key;
+        let Some(rotating) = self.rotating.remove(&key) else { return };
+        let position = self.factories.get(&id).and_then(|f| f.position(rotating.span.start).ok());
+        let silent: Vec<String> = rotating.machine.missing().iter().map(PublicKey::to_string).collect();
+        let data = json!({"position": position, "silent": silent});
+        self.push_rotation("factory_rotated", &id, attempt, &rotating.span, data);
     }
 
     fn rotation_input(&mut self, key: (InstanceId, u16), input: LspAdvanceInput) {
@@ -278,6 +302,9 @@ impl Service {
                     faults::point("lsp.burnt.stored");
                 }
             }
+            LspAdvanceAction::PersistRecord(record) if faults::hides(&record) => {
+                return Err(Error::Conflict("changed my mind".into()));
+            }
             LspAdvanceAction::PersistRecord(record) => {
                 if let Some(factory) = self.factories.get_mut(&id) {
                     faults::point("lsp.advance.store");
@@ -304,13 +331,11 @@ impl Service {
             }
             LspAdvanceAction::Progress(phase) => {
                 tracing::debug!(instance = hex::encode(id), attempt, ?phase, "rotation");
+                if let (LspAdvancePhase::Persisting, Some(rotating)) = (phase, self.rotating.get_mut(&key)) {
+                    rotating.told = Some(Instant::now());
+                }
             }
-            LspAdvanceAction::Completed => {
-                let Some(rotating) = self.rotating.remove(&key) else { return Ok(Vec::new()) };
-                let position = self.factories.get(&id).and_then(|f| f.position(rotating.span.start).ok());
-                let data = json!({"position": position});
-                self.push_rotation("factory_rotated", &id, attempt, &rotating.span, data);
-            }
+            LspAdvanceAction::Completed => self.rotated(key),
             // Capacities stay as they are, so no channel is frozen.
             LspAdvanceAction::Failed { reason, burnt, .. } => {
                 let text = self.failure_text(key, &reason);
