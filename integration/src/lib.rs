@@ -31,6 +31,7 @@ pub mod peer;
 pub mod process;
 pub mod rotate;
 pub mod scale;
+pub mod shares;
 pub mod signed;
 pub mod superseded;
 pub mod traffic;

@@ -71,6 +71,14 @@ impl OldPath {
         self.0.last().context("an empty path")
     }
 
+    /// The output of the leaf's first channel.
+    ///
+    /// # Errors
+    /// If it is empty.
+    pub fn place(&self) -> Result<OutPoint> {
+        Ok(OutPoint::new(self.state()?.compute_txid(), 0))
+    }
+
     /// The next transaction that is not confirmed, and the first block that it can be in.
     ///
     /// # Errors

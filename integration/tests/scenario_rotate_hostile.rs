@@ -6,10 +6,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
-use bitcoin::{OutPoint, Transaction};
+use bitcoin::OutPoint;
 use integration::ledger::{wait_at_rest, wait_for, Settled, Snapshot};
 use integration::pace::{self, Leaving};
 use integration::payments::{pay, Order, Party};
+use integration::shares::{self, due_sat, paid_sat, whole};
 use integration::signed::{spender, wait_spent};
 use integration::superseded::{Cheater, OldPath};
 use integration::types::{Factory, Leaf, TreeTx};
@@ -25,6 +26,8 @@ const OTHER: usize = 1;
 const PHASE: u64 = 5;
 /// Within so much a rotation has failed: its phases, and a slow machine.
 const IN_TIME: Duration = Duration::from_secs(4 * PHASE + 20);
+/// Most that a party pays for its own exit, claims and sweeps here, sat.
+const FEES: u64 = 20_000;
 /// Blocks that an exit may take here.
 const LIMIT: u32 = 600;
 
@@ -101,12 +104,6 @@ impl Scene {
         Ok(())
     }
 
-    /// What the mover has in its channel, msat.
-    fn share(&self) -> Result<u64> {
-        let channels = self.world.client(MOVER)?.channels()?;
-        Ok(factory_channel(&channels, &self.id, self.world.lsp.node_id())?.local_msat)
-    }
-
     /// One side leaves with the other dead, over this state; the other comes back to its money.
     fn leaves_by(self, by: Party, place: OutPoint) -> Result<()> {
         let before = wait_at_rest(&self.world)?;
@@ -117,10 +114,7 @@ impl Scene {
     fn leaves_since(mut self, before: Snapshot, by: Party, place: OutPoint, stranger_sat: u64) -> Result<()> {
         let world = &mut self.world;
         wait_at_rest(world)?;
-        let share = {
-            let channels = world.client(MOVER)?.channels()?;
-            factory_channel(&channels, &self.id, world.lsp.node_id())?.local_msat
-        };
+        let share = shares::of_client(world, MOVER, &self.id)?;
         let leaving = match by {
             Party::Lsp => {
                 world.client_mut(MOVER)?.kill()?;
@@ -145,46 +139,13 @@ impl Scene {
     /// Everything is in wallets, over this state, and nobody has paid more than his own fees. A stranger has paid some, too.
     fn whole(self, before: &Snapshot, share: u64, place: OutPoint, stranger_sat: u64) -> Result<()> {
         let world = &self.world;
-        let after = pace::rest_until(world, |after| {
-            // An anchor holds the rest of two amounts in msat, which goes to whoever bumps.
-            let lost = before.total().checked_sub(after.total()).context("more than before")?;
-            let fees = (world.bitcoind.fees(before.height + 1, after.height)? - stranger_sat) * 1000;
-            ensure!(
-                (fees..=fees + 2_000).contains(&lost),
-                "{lost} msat less, {fees} msat of fees: {after:?}"
-            );
-            Ok(())
-        })?;
+        let after = pace::rest_until(world, |after| whole(world, before, after, FEES, stranger_sat))?;
         let commitment = spender(&world.bitcoind, place, before.height, after.height)?;
-        ensure!(paid_sat(&commitment) == due_sat(share), "{commitment:?}, {share} msat");
-        for party in ["lsp", "client-0", "client-1"] {
-            let lost = before.of(party)?.checked_sub(after.of(party)?).context("more than before")?;
-            ensure!(lost < 20_000_000, "{party} paid {lost} msat");
-        }
+        ensure!(paid_sat(&commitment) == due_sat(CAPACITY, share, &[]), "{commitment:?}, {share} msat");
         ensure!(after.of("client-1")? == before.of("client-1")?, "the other client paid");
         self.world.finish();
         Ok(())
     }
-}
-
-/// What a commitment pays, beside its anchor, sat.
-fn paid_sat(commitment: &Transaction) -> Vec<u64> {
-    let mut paid: Vec<u64> =
-        commitment.output.iter().map(|o| o.value.to_sat()).filter(|v| *v > 240).collect();
-    paid.sort_unstable();
-    paid
-}
-
-/// What a commitment has to pay if the mover's share is this, msat.
-fn due_sat(share: u64) -> Vec<u64> {
-    let mut due = vec![share / 1000, (CAPACITY * 1000 - share) / 1000];
-    due.sort_unstable();
-    due
-}
-
-/// The mover's channel output of the client's newest state.
-fn newest(world: &World) -> Result<OutPoint> {
-    Ok(OutPoint::new(OldPath::of(world, MOVER)?.state()?.compute_txid(), 0))
 }
 
 /// The LSP's newest path to the mover's leaf.
@@ -260,7 +221,7 @@ fn companions_are_late(name: &str, late: Party) -> Result<()> {
         scene.rotates_on()?;
         scene.pays()?;
     }
-    let place = newest(&scene.world)?;
+    let place = OldPath::of(&scene.world, MOVER)?.place()?;
     let by = if late == Party::Lsp { Party::Client(MOVER) } else { Party::Lsp };
     scene.leaves_by(by, place)
 }
@@ -288,7 +249,7 @@ fn an_lsp_keeps_the_inner_signatures() -> Result<()> {
     scene.pays()?;
     scene.rotates_on()?;
     scene.pays()?;
-    let place = newest(&scene.world)?;
+    let place = OldPath::of(&scene.world, MOVER)?.place()?;
     scene.leaves_by(Party::Client(MOVER), place)
 }
 
@@ -308,7 +269,7 @@ fn completed_alone(name: &str, switch: &str) -> Result<Scene> {
     // Neither knows which of the two states it is going to be.
     scene.pays()?;
     scene.pays()?;
-    ensure!(newest(&scene.world)? != newest_of_lsp(&scene)?);
+    ensure!(OldPath::of(&scene.world, MOVER)?.place()? != newest_of_lsp(&scene)?);
     Ok(scene)
 }
 
@@ -316,7 +277,7 @@ fn completed_alone(name: &str, switch: &str) -> Result<Scene> {
 #[test]
 fn the_client_leaves_over_the_state_before() -> Result<()> {
     let scene = completed_alone("rotate-alone-client", "lsp.advance.withholds_signed")?;
-    let place = newest(&scene.world)?;
+    let place = OldPath::of(&scene.world, MOVER)?.place()?;
     scene.leaves_by(Party::Client(MOVER), place)
 }
 
@@ -334,7 +295,7 @@ fn the_kept_state_wins(name: &str, switch: &str) -> Result<()> {
     let scene = completed_alone(name, switch)?;
     let place = newest_of_lsp(&scene)?;
     let before = wait_at_rest(&scene.world)?;
-    let share = scene.share()?;
+    let share = shares::of_client(&scene.world, MOVER, &scene.id)?;
     scene.world.client(MOVER)?.exit(&scene.id)?;
     let world = &scene.world;
     for step in steps_of_lsp(&scene)? {
@@ -378,7 +339,7 @@ fn a_kept_state_is_handed_over_after_all() -> Result<()> {
     scene.pays()?;
     scene.rotates_on()?;
     scene.pays()?;
-    let place = newest(&scene.world)?;
+    let place = OldPath::of(&scene.world, MOVER)?.place()?;
     ensure!(place == newest_of_lsp(&scene)?);
     scene.leaves_by(Party::Client(MOVER), place)
 }
@@ -403,11 +364,6 @@ fn hidden(scene: &mut Scene) -> Result<OldPath> {
     OldPath::hidden(&scene.world, MOVER)
 }
 
-/// Where a path's leaf has the mover's channel.
-fn place_of(path: &OldPath) -> Result<OutPoint> {
-    Ok(OutPoint::new(path.state()?.compute_txid(), 0))
-}
-
 /// The client leaves, and somebody publishes a state of which the client was told that it failed. It wins, and the client
 /// goes on over that one.
 #[test]
@@ -416,14 +372,14 @@ fn a_hidden_state_comes_out_in_the_clients_exit() -> Result<()> {
     let mut cheater = Cheater::new(&scene.world, 8)?;
     let hidden = hidden(&mut scene)?;
     let before = wait_at_rest(&scene.world)?;
-    let share = scene.share()?;
+    let share = shares::of_client(&scene.world, MOVER, &scene.id)?;
     scene.world.lsp.kill()?;
     scene.world.client(MOVER)?.exit(&scene.id)?;
     cheater.publish(&scene.world, &hidden, hidden.transactions().len() - 1)?;
     let leaving = Leaving::client(&scene.world, MOVER, &scene.id)?;
     pace::drive(&scene.world, &[leaving], LIMIT, &mut |_| Ok(()))?;
     scene.world.lsp.start()?;
-    let place = place_of(&hidden)?;
+    let place = hidden.place()?;
     scene.whole(&before, share, place, cheater.fees_sat)
 }
 
@@ -451,7 +407,7 @@ fn a_hidden_state_is_slept_through() -> Result<()> {
     scene.world.wait_usable(&scene.factory)?;
     scene.pays()?;
     let before = before.after(&scene.paid[paid..])?;
-    let place = place_of(&hidden)?;
+    let place = hidden.place()?;
     scene.leaves_since(before, Party::Client(MOVER), place, cheater.fees_sat)
 }
 
@@ -495,6 +451,6 @@ fn a_neighbour_stops() -> Result<()> {
     let channel =
         factory_channel(&scene.world.client(MOVER)?.channels()?, &scene.id, scene.world.lsp.node_id())?;
     let funding: OutPoint = channel.funding.context("funding")?.into();
-    let place = OutPoint { vout: funding.vout, ..newest(&scene.world)? };
+    let place = OutPoint { vout: funding.vout, ..OldPath::of(&scene.world, MOVER)?.place()? };
     scene.leaves_by(Party::Client(MOVER), place)
 }

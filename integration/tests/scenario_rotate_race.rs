@@ -3,16 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use anyhow::{anyhow, ensure, Context, Result};
-use bitcoin::{OutPoint, Transaction, Txid};
+use bitcoin::{OutPoint, Transaction};
 use integration::hold::Held;
 use integration::ledger::{wait_at_rest, wait_for, Snapshot};
 use integration::pace::{self, Leaving, Stand};
 use integration::payments::{pay, Order, Party};
+use integration::shares::{self, due_sat, paid_sat, whole};
 use integration::signed::{output_worth, spender, wait_spent};
 use integration::superseded::{Cheater, OldCopy, OldPath};
 use integration::types::Factory;
-use integration::wait::{self, Seen};
-use integration::world::{factory_channel, PATIENCE};
+use integration::world::PATIENCE;
 use integration::{rotate, World};
 use serde_json::{json, Value};
 
@@ -39,17 +39,6 @@ fn start(name: &str, inner: u16) -> Result<(World, Factory, Snapshot)> {
     let factory = world.create_factory(&world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params)))?;
     let start = Snapshot::take(&world)?;
     Ok((world, factory, start))
-}
-
-/// What the mover has in its channel, msat.
-fn share(world: &World, id: &str) -> Result<u64> {
-    let channels = world.client(MOVER)?.channels()?;
-    Ok(factory_channel(&channels, id, world.lsp.node_id())?.local_msat)
-}
-
-/// The mover's channel output of a state.
-fn place(path: &OldPath) -> Result<OutPoint> {
-    Ok(OutPoint::new(path.state()?.compute_txid(), 0))
 }
 
 /// Whose exit it is.
@@ -89,39 +78,6 @@ fn to_commitment(world: &World, leaving: &Leaving) -> Result<(Transaction, u32)>
         world.sync()?;
         ensure!(world.bitcoind.height()? < end, "no commitment: {exit:?}");
     }
-}
-
-/// What a commitment pays, beside its anchor, sat.
-fn paid_sat(commitment: &Transaction) -> Vec<u64> {
-    let mut paid: Vec<u64> =
-        commitment.output.iter().map(|o| o.value.to_sat()).filter(|v| *v > 240).collect();
-    paid.sort_unstable();
-    paid
-}
-
-/// What a commitment has to pay if the mover's share is this, msat.
-fn due_sat(share: u64) -> Vec<u64> {
-    let mut due = vec![share / 1000, (CAPACITY * 1000 - share) / 1000];
-    due.sort_unstable();
-    due
-}
-
-/// All money that was there is there, but for the fees of others than the cheater's, and but for what went into a
-/// commitment's anchor; and nobody paid more than `most_sat`.
-fn whole(world: &World, before: &Snapshot, after: &Snapshot, most_sat: u64, cheater: u64) -> Result<()> {
-    let fees = world.bitcoind.fees(before.height + 1, after.height)? - cheater;
-    // An anchor holds the rest of two amounts in msat: less than 2 sat, and whoever bumps gets it.
-    let lost = before.total().checked_sub(after.total()).context("more than before")?;
-    ensure!(
-        (fees * 1000..=(fees + 2) * 1000).contains(&lost),
-        "{lost} msat less, {fees} sat of fees: {before:?} {after:?}"
-    );
-    for (party, held) in &before.parties {
-        let now = after.of(party)?;
-        ensure!(now + most_sat * 1000 >= *held, "{party} held {held} msat, now {now}");
-        ensure!(now <= *held, "{party} held {held} msat, now {now}");
-    }
-    Ok(())
 }
 
 /// Somebody publishes the first state's path while all are awake: the newest state is there in time, the older one is
@@ -171,14 +127,14 @@ fn loses_its_race(name: &str, inner: u16, rotations: u64) -> Result<()> {
     wait_for(&world, &now.after(&paid)?)?;
     wait_at_rest(&world)?;
     let before = before.after(&paid)?;
-    let share = share(&world, id)?;
+    let share = shares::of_client(&world, MOVER, id)?;
     ask(&world, Party::Client(MOVER), id)?;
     let (commitment, _) = to_commitment(&world, &leaving(&world, Party::Client(MOVER), id)?)?;
     ensure!(
-        commitment.input[0].previous_output == place(&newest)?,
+        commitment.input[0].previous_output == newest.place()?,
         "not on the newest state: {commitment:?}"
     );
-    ensure!(paid_sat(&commitment) == due_sat(share), "{commitment:?}, {share} msat");
+    ensure!(paid_sat(&commitment) == due_sat(CAPACITY, share, &[]), "{commitment:?}, {share} msat");
     pace::rest_until(&world, |after| whole(&world, &before, after, FEES, cheater.fees_sat))?;
     world.finish();
     Ok(())
@@ -230,7 +186,7 @@ fn slept_through(name: &str, by: Party, inner: u16) -> Result<()> {
     let before = before.after(&paid)?;
     wait_for(&world, &before)?;
     wait_at_rest(&world)?;
-    let share = share(&world, id)?;
+    let share = shares::of_client(&world, MOVER, id)?;
     let leaving = leaving(&world, by, id)?;
     match by {
         Party::Lsp => world.client_mut(MOVER)?.kill()?,
@@ -238,8 +194,8 @@ fn slept_through(name: &str, by: Party, inner: u16) -> Result<()> {
     }
     ask(&world, by, id)?;
     let (commitment, _) = to_commitment(&world, &leaving)?;
-    ensure!(commitment.input[0].previous_output == place(&old)?, "not on the state that won: {commitment:?}");
-    ensure!(paid_sat(&commitment) == due_sat(share), "{commitment:?}, {share} msat");
+    ensure!(commitment.input[0].previous_output == old.place()?, "not on the state that won: {commitment:?}");
+    ensure!(paid_sat(&commitment) == due_sat(CAPACITY, share, &[]), "{commitment:?}, {share} msat");
     pace::drive(&world, &[leaving], LIMIT, &mut |_| Ok(()))?;
     match by {
         Party::Lsp => world.client_mut(MOVER)?.start()?,
@@ -276,7 +232,7 @@ fn punished(name: &str, by: Party, rotates_on: bool, with_payment: bool) -> Resu
     wait_for(&world, &start.after(&paid)?)?;
     wait_at_rest(&world)?;
     let held = with_payment.then(|| Held::start(&world, back(HELD))).transpose()?;
-    let old_share = share(&world, id)?;
+    let old_share = shares::of_client(&world, MOVER, id)?;
     let old = OldPath::of(&world, MOVER)?;
     let copy = match by {
         Party::Lsp => {
@@ -307,7 +263,7 @@ fn punished(name: &str, by: Party, rotates_on: bool, with_payment: bool) -> Resu
     paid.push(pay(&world, order)?);
     wait_for(&world, &start.after(&paid)?)?;
     let before = wait_at_rest(&world)?;
-    let newest_share = share(&world, id)?;
+    let newest_share = shares::of_client(&world, MOVER, id)?;
     let leaving = leaving(&world, by, id)?;
     for client in [MOVER, OTHER] {
         world.client_mut(client)?.kill()?;
@@ -325,12 +281,9 @@ fn punished(name: &str, by: Party, rotates_on: bool, with_payment: bool) -> Resu
     ask(&world, by, id)?;
     let (commitment, first) = to_commitment(&world, &leaving)?;
     let mut height = first;
-    ensure!(commitment.input[0].previous_output == place(&old)?, "another place: {commitment:?}");
-    let mut due = due_sat(old_share);
-    if held.is_some() {
-        due = vec![old_share / 1000, (CAPACITY * 1000 - old_share - HELD) / 1000, HELD / 1000];
-        due.sort_unstable();
-    }
+    ensure!(commitment.input[0].previous_output == old.place()?, "another place: {commitment:?}");
+    let on_it: &[u64] = if held.is_some() { &[HELD] } else { &[] };
+    let due = due_sat(CAPACITY, old_share, on_it);
     ensure!(paid_sat(&commitment) == due, "not the old commitment: {commitment:?}");
     if held.is_some() {
         let output = output_worth(&commitment, HELD / 1000)?;
@@ -413,101 +366,4 @@ fn a_clients_claim_on_a_revoked_commitment_on_an_older_state_is_punished() -> Re
 #[ignore = "long: make adversaries"]
 fn a_clients_claim_on_a_revoked_commitment_is_punished() -> Result<()> {
     punished("revoked-claim", Party::Client(MOVER), false, true)
-}
-
-/// Waits until something in the mempool spends an output: what.
-fn offered(world: &World, outpoint: OutPoint) -> Result<Txid> {
-    let wanted = format!("a transaction that spends {outpoint}");
-    wait::until(&wanted, PATIENCE, || match world.bitcoind.mempool_spender(outpoint)? {
-        Some(txid) => Ok(Seen::Done(txid)),
-        None => Ok(Seen::not_yet("none")),
-    })
-}
-
-/// A leaf is left after three rotations with all awake, and each transaction is taken off the chain again, at depths that
-/// change.
-fn undone(name: &str, by: Party, depths: impl Fn(u32) -> Vec<u32>) -> Result<()> {
-    let (world, factory, start) = start(name, 2)?;
-    let id = &factory.instance_id;
-    let mut paid = vec![pay(&world, there(12_345_678))?];
-    for n in 0..3 {
-        rotate::once(&world, id, MOVER)?;
-        paid.push(pay(&world, back(1_000_001 + n))?);
-    }
-    wait_for(&world, &start.after(&paid)?)?;
-    let before = wait_at_rest(&world)?;
-    let share = share(&world, id)?;
-    let newest = OldPath::of(&world, MOVER)?;
-    let leaving = leaving(&world, by, id)?;
-    ask(&world, by, id)?;
-    let place = place(&newest)?;
-    let (mut number, mut undone, end) = (0, 0, world.bitcoind.height()? + LIMIT);
-    loop {
-        ensure!(world.bitcoind.height()? < end, "not done after {LIMIT} blocks: {:?}", leaving.exit(&world)?);
-        world.sync()?;
-        // The commitment may be either side's.
-        let is_there = world.bitcoind.confirmed(place.txid)?.is_some();
-        let mut txid = match is_there && world.bitcoind.unspent(place)?.is_some() {
-            true => offered(&world, place)?,
-            false => match leaving.settle(&world)? {
-                Stand::Done => break,
-                Stand::Stuck => return Err(anyhow!("stuck: {:?}", leaving.exit(&world)?)),
-                Stand::Idle(blocks) => {
-                    world.bitcoind.mine(blocks)?;
-                    continue;
-                }
-                Stand::Offered(txid) => txid,
-            },
-        };
-        world.mine(1)?;
-        number += 1;
-        for depth in depths(number) {
-            let there =
-                world.bitcoind.confirmed(txid)?.with_context(|| format!("{txid} has not confirmed"))?;
-            println!("transaction {number} confirmed at {}: {txid}", there.height);
-            world.bitcoind.mine_empty(depth - 1)?;
-            world.sync()?;
-            world.bitcoind.reorganize(depth)?;
-            world.sync()?;
-            ensure!(
-                world.bitcoind.confirmed(txid)?.is_none(),
-                "{txid} is in the chain after {depth} blocks fell"
-            );
-            txid = offered(&world, there.tx.input[0].previous_output)?;
-            world.mine(1)?;
-            undone += 1;
-        }
-        ensure!(world.bitcoind.confirmed(txid)?.is_some(), "{txid} has not confirmed");
-    }
-    let tip = world.bitcoind.height()?;
-    let commitment = spender(&world.bitcoind, place, before.height, tip)?;
-    ensure!(paid_sat(&commitment) == due_sat(share), "{commitment:?}, {share} msat");
-    // Each time it pays for its transaction again.
-    pace::rest_until(&world, |after| whole(&world, &before, after, FEES * (1 + undone), 0))?;
-    // Both sides say that it has been left.
-    wait::until_value(
-        "both sides to be at the end",
-        PATIENCE,
-        || Ok((world.lsp.channels()?, world.client(MOVER)?.channels()?)),
-        |(lsp, client)| lsp.len() == 1 && client.is_empty(),
-    )?;
-    world.finish();
-    Ok(())
-}
-
-#[test]
-fn every_step_of_an_exit_is_undone_once() -> Result<()> {
-    undone("rotate-reorg", Party::Client(MOVER), |number| vec![(number - 1) % 6 + 1])
-}
-
-#[test]
-#[ignore = "long: make adversaries"]
-fn every_step_of_the_clients_exit_is_undone_at_every_depth() -> Result<()> {
-    undone("rotate-reorgs-client", Party::Client(MOVER), |_| (1..=6).collect())
-}
-
-#[test]
-#[ignore = "long: make adversaries"]
-fn every_step_of_the_lsps_exit_is_undone_at_every_depth() -> Result<()> {
-    undone("rotate-reorgs-lsp", Party::Lsp, |_| (1..=6).collect())
 }
