@@ -311,6 +311,9 @@ impl Service {
                     faults::point("lsp.burnt.stored");
                 }
             }
+            LspAdvanceAction::PersistRecord(record) if faults::hides(&record) => {
+                return Err(Error::Conflict("changed my mind".into()));
+            }
             LspAdvanceAction::PersistRecord(record) => {
                 if let Some(factory) = self.factories.get_mut(&id) {
                     faults::point("lsp.advance.store");
