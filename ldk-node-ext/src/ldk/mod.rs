@@ -44,7 +44,7 @@ pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
 pub use router::FactoryRouter;
 pub use signer::FactorySigner;
 pub(crate) use virt::Needs;
-pub use virt::{AllMonitors, Commitments, Mapping, Outward, Real, Retired, Streams};
+pub use virt::{AllMonitors, Changes, Commitments, Mapping, Outward, Real, Retired, Streams};
 
 use std::sync::{Arc, RwLock};
 
