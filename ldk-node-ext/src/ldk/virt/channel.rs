@@ -22,6 +22,7 @@ use lightning::ln::chan_utils::{
 
 use super::companion::{self, Signed};
 use super::map::MAX_REALS;
+use super::predict::Negotiation;
 
 /// Bytes of the companions of one channel that may wait for their commitment: those of one in flight on every outpoint
 /// there may be, with as many HTLCs as such channels take, and as much again.
@@ -34,12 +35,14 @@ pub(super) struct Theirs {
     pub(super) commitment: CommitmentTransaction,
     /// What LDK has signed it with; none if that was before a restart.
     pub(super) signature: Option<Signature>,
+    /// LDK will sign it if all goes well: see `predict`.
+    pub(super) predicted: bool,
 }
 
 impl Theirs {
     pub(super) fn new(commitment: CommitmentTransaction, signature: Option<Signature>) -> Option<Self> {
         let v = funding(&commitment)?;
-        Some(Self { v, commitment, signature })
+        Some(Self { v, commitment, signature, predicted: false })
     }
 }
 
@@ -49,8 +52,10 @@ pub(super) struct Own {
     pub(super) v: OutPoint,
     pub(super) commitment: HolderCommitmentTransaction,
     pub(super) companions: Vec<(OutPoint, Signed)>,
+    /// LDK will accept it if all goes well: see `predict`. The signature on V that it has is none of the peer's then.
+    pub(super) predicted: bool,
     /// The state of the channel's record in which all of this is.
-    since: u64,
+    pub(super) since: u64,
 }
 
 impl Own {
@@ -60,7 +65,7 @@ impl Own {
         companions: Vec<(OutPoint, Signed)>,
     ) -> Option<Self> {
         let v = funding(&commitment)?;
-        Some(Self { v, commitment, companions, since: 0 })
+        Some(Self { v, commitment, companions, predicted: false, since: 0 })
     }
 
     pub(super) fn number(&self) -> u64 {
@@ -115,14 +120,16 @@ pub(super) struct Channel {
     pub(super) stored: u64,
     /// LDK was refused a secret for want of a companion, and waits.
     pub(super) secret_held: bool,
+    /// A change of capacity that is being negotiated.
+    pub(super) negotiation: Negotiation,
 }
 
 /// The outpoint that a commitment spends.
-fn funding(commitment: &CommitmentTransaction) -> Option<OutPoint> {
+pub(super) fn funding(commitment: &CommitmentTransaction) -> Option<OutPoint> {
     commitment.trust().built_transaction().transaction.input.first().map(|input| input.previous_output)
 }
 
-fn same(a: &CommitmentTransaction, b: &CommitmentTransaction) -> bool {
+pub(super) fn same(a: &CommitmentTransaction, b: &CommitmentTransaction) -> bool {
     a.trust().txid() == b.trust().txid()
 }
 
@@ -138,10 +145,11 @@ impl Channel {
             state: 0,
             stored: 0,
             secret_held: false,
+            negotiation: Negotiation::default(),
         }
     }
 
-    fn changed(&mut self) {
+    pub(super) fn changed(&mut self) {
         self.state = self.state.saturating_add(1);
     }
 
@@ -150,19 +158,24 @@ impl Channel {
         self.parameters.iter().find(|p| p.funding_outpoint.map(|o| o.into_bitcoin_outpoint()) == Some(*v))
     }
 
-    /// LDK has signed a commitment of the peer's.
+    /// LDK has signed a commitment of the peer's. False if it is not the one that was predicted, which must not leave.
     pub(super) fn signed(
         &mut self,
         parameters: &ChannelTransactionParameters,
         commitment: &CommitmentTransaction,
         signature: Signature,
-    ) {
-        let Some(theirs) = Theirs::new(commitment.clone(), Some(signature)) else { return };
+    ) -> bool {
+        let Some(theirs) = Theirs::new(commitment.clone(), Some(signature)) else { return true };
+        let other = |t: &Theirs| t.predicted && t.v == theirs.v && !same(&t.commitment, commitment);
+        if self.theirs.iter().any(other) && !switch("predict.unchecked") {
+            return false;
+        }
         if self.parameters(&theirs.v).is_none() {
             self.parameters.push(parameters.clone());
             self.changed();
         }
         self.add_theirs(theirs);
+        true
     }
 
     /// A commitment of the peer's; the same once more only brings its signature.
@@ -172,7 +185,9 @@ impl Channel {
         match old {
             Some(old) if same(&old.commitment, &new.commitment) => {
                 old.signature = new.signature.or(old.signature);
-                return;
+                if !std::mem::replace(&mut old.predicted, false) {
+                    return;
+                }
             }
             Some(old) => *old = new,
             None => self.theirs.push(new),
@@ -234,8 +249,12 @@ impl Channel {
         }
     }
 
-    /// Forgets every V but these: a splice came to nothing.
+    /// Forgets every V but these: a splice came to nothing. What LDK has accepted a commitment on stays, too: it does
+    /// not go back from there.
     pub(super) fn keep_only(&mut self, known: impl Fn(&OutPoint) -> bool) {
+        let accepted: Vec<OutPoint> = self.own.iter().filter(|o| !o.predicted).map(|o| o.v).collect();
+        let known = |v: &OutPoint| known(v) || accepted.contains(v);
+        self.negotiation = Negotiation { agreed: self.negotiation.agreed, ..Negotiation::default() };
         self.theirs.retain(|t| known(&t.v));
         self.own.retain(|o| known(&o.v));
         self.announced.retain(|a| known(&a.v));
@@ -341,11 +360,13 @@ impl Channel {
         funding: Option<&Txid>,
         commitment: &Signature,
         htlcs: usize,
+        secp: &Secp256k1<All>,
     ) -> Result<bool, String> {
+        self.is_as_predicted(funding, commitment, secp)?;
         let on = |a: &&Announced| funding.is_none_or(|txid| a.v.txid == *txid);
         for Announced { v, real, .. } in self.announced.iter().filter(on).copied() {
             // A record that is newer than LDK's own state knows the commitment already.
-            let known = |o: &Own| o.v == v && o.commitment.counterparty_sig == *commitment;
+            let known = |o: &Own| o.v == v && (o.predicted || o.commitment.counterparty_sig == *commitment);
             if self.own.iter().any(|o| known(o) && o.on(&real).is_some()) {
                 continue;
             }
@@ -361,7 +382,7 @@ impl Channel {
     }
 
     /// Gives our commitments the companions that have come for them; what is wrong with those.
-    fn settle(&mut self, secp: &Secp256k1<All>) -> Vec<String> {
+    pub(super) fn settle(&mut self, secp: &Secp256k1<All>) -> Vec<String> {
         let mut wrong = Vec::new();
         for own in &mut self.own {
             for announced in self.announced.iter().filter(|a| a.v == own.v) {

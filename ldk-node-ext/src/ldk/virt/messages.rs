@@ -31,6 +31,7 @@ use tokio::sync::watch;
 use super::channel::Waiting;
 use super::commitments::{Accompanied, Commitments};
 use super::companion::Signed;
+use super::gate::Locks;
 use super::map::{Mapping, Real, MAX_REALS};
 use crate::error::Error;
 use crate::keys::Keys;
@@ -48,7 +49,7 @@ const FIRST: u64 = (1 << 48) - 1;
 
 /// A channel message, to be handed to LDK.
 pub(crate) type Deliver = Box<dyn FnOnce(&ChannelManager) + Send>;
-type Key = (PublicKey, ChannelId);
+pub(super) type Key = (PublicKey, ChannelId);
 
 /// What a `commitment_signed` has to come with.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +71,7 @@ struct Parked {
 }
 
 #[derive(Default)]
-struct Inner {
+pub(super) struct Inner {
     /// Whose channel it is, and the right to hand its messages to LDK: one at a time, in their order.
     owners: HashMap<ChannelId, (PublicKey, Arc<Mutex<()>>)>,
     parked: HashMap<Key, VecDeque<Parked>>,
@@ -80,14 +81,18 @@ struct Inner {
     /// Outpoints for which the peer has said that it has what we promised.
     peer_has: HashSet<(ChannelId, OutPoint, OutPoint)>,
     refused: Vec<(PublicKey, ChannelId, String)>,
+    /// `splice_locked` that waits.
+    pub(super) locks: HashMap<Key, Locks>,
+    /// What leaves before anything else.
+    pub(super) first: Vec<MessageSendEvent>,
 }
 
 /// See the module's description.
 pub struct Streams {
-    commitments: Arc<Commitments>,
-    mapping: Arc<Mapping>,
-    keys: Arc<Keys>,
-    inner: Mutex<Inner>,
+    pub(super) commitments: Arc<Commitments>,
+    pub(super) mapping: Arc<Mapping>,
+    pub(super) keys: Arc<Keys>,
+    pub(super) inner: Mutex<Inner>,
     changed: watch::Sender<u64>,
 }
 
@@ -200,6 +205,12 @@ impl Streams {
                 node_id
             }
             MessageSendEvent::SendTxAbort { msg, .. } => return self.aborted(&msg.channel_id),
+            MessageSendEvent::SendSpliceInit { msg, .. } => {
+                return self.commitments.we_add(&msg.channel_id, msg.funding_contribution_satoshis);
+            }
+            MessageSendEvent::SendSpliceAck { msg, .. } => {
+                return self.commitments.we_add(&msg.channel_id, msg.funding_contribution_satoshis);
+            }
             _ => return,
         };
         inner.outbox.extend(out.into_iter().map(|payload| (*peer, payload)));
@@ -223,13 +234,25 @@ impl Streams {
         }
     }
 
-    /// A splice was given up: nothing that was signed for its outpoint counts. No hook of LDK's tells the signer.
+    /// A splice was given up: nothing that was signed for its outpoint counts. No hook of LDK's tells the signer. A V' that
+    /// is bound stays: its R' may confirm.
     pub(in crate::ldk) fn aborted(&self, channel: &ChannelId) {
         let current = self.mapping.current(channel);
-        self.commitments.keep_virtuals(channel, |v| match current {
-            Some(current) => *v == current || self.mapping.is_retired(v),
+        let kept = self.commitments.keep_virtuals(channel, |v| match current {
+            Some(current) => *v == current || self.mapping.is_retired(v) || self.mapping.is_bound(v),
             None => channel_id(*v) == *channel,
         });
+        let pending = self.mapping.pending(channel).into_iter();
+        for v in pending.filter(|v| !kept.contains(v) && !self.mapping.is_bound(v)) {
+            if let Err(e) = self.mapping.drop_virtual(&v) {
+                tracing::error!(%v, error = %e, "not stored that it came to nothing");
+            }
+        }
+    }
+
+    /// Tells the peer what is wrong, and ends the connection.
+    pub(super) fn refuse(&self, peer: PublicKey, channel: ChannelId, reason: String) {
+        lock(&self.inner).refused.push((peer, channel, reason));
     }
 
     /// Messages of ours that have to leave, in their order.
@@ -378,6 +401,11 @@ impl Streams {
         Ok(())
     }
 
+    /// As [`Self::answer`], where it is repeated if it fails.
+    pub(super) fn settle(&self, channel: &ChannelId) {
+        let _ = self.answer(channel);
+    }
+
     /// A message has been handed to LDK: what came of its companions.
     pub(in crate::ldk) fn delivered(&self, channel: &ChannelId) {
         let wrong = self.commitments.take_wrong();
@@ -424,6 +452,8 @@ impl Streams {
         inner.outbox.retain(|(p, _)| p != peer);
         inner.due.retain(|((p, _), ..)| p != peer);
         inner.refused.retain(|(p, ..)| p != peer);
+        inner.locks.retain(|(p, _), _| p != peer);
+        inner.first.clear();
     }
 }
 

@@ -59,19 +59,26 @@
 
 #![cfg_attr(not(test), expect(dead_code, reason = "what rotates a channel is not there yet"))]
 
+mod ahead;
 mod chain;
+mod change;
 mod channel;
 mod commitments;
 mod companion;
 mod events;
+mod foreseen;
+mod gate;
 mod map;
 mod messages;
 mod outgoing;
+mod pending;
+mod predict;
 mod record;
 mod retired;
 mod steps;
 
 pub(crate) use chain::InVForm;
+pub use change::Changes;
 pub use commitments::Commitments;
 pub(super) use commitments::NAMESPACE as COMMITMENTS;
 pub(crate) use events::Bump;

@@ -1,14 +1,14 @@
 //! Companions between two nodes in one process: that they are there when they have to be, and what becomes of wrong,
 //! missing, late, repeated and too many ones.
 
+mod change;
 mod random;
 
 use bitcoin::hashes::Hash;
 use bitcoin::secp256k1::{Message, PublicKey, Secp256k1};
 use bitcoin::sighash::SighashCache;
-use bitcoin::{ecdsa, Amount, EcdsaSighashType, FeeRate, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
+use bitcoin::{ecdsa, EcdsaSighashType, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 use bolt_tlv::payload::{Companions, Marker, Payload};
-use lightning::events::Event;
 use lightning::util::persist::KVStoreSync;
 
 use super::commitments::NAMESPACE;
@@ -358,20 +358,9 @@ fn a_splice_that_is_given_up_leaves_nothing_behind() {
     let pair = rotated(1);
     let (a, b) = (&pair.a, &pair.b);
     let id = pair.channel;
-    let template = a.manager.splice_channel(&id, &b.id).unwrap();
-    let output =
-        TxOut { value: Amount::from_sat(50_000), script_pubkey: pair.leaf.output[0].script_pubkey.clone() };
-    let contribution = template
-        .without_prior_contribution(FeeRate::ZERO, FeeRate::from_sat_per_kwu(5_000))
-        .add_output(output)
-        .build()
-        .unwrap();
-    a.manager.funding_contributed(&id, &b.id, contribution, Some(0)).unwrap();
-    pair.settle();
-    let ready = |e: &Event| matches!(e, Event::FundingTransactionReadyForSigning { .. });
-    assert!(a.take_events().iter().any(ready));
+    pair.negotiate(-50_000, 0);
     assert_eq!(b.commitments.virtuals(&id).len(), 2, "the client has signed for V'");
-    a.manager.cancel_funding_contributed(&id, &b.id).unwrap();
+    a.changes.abort(b.id, &id).unwrap();
     pair.settle();
     for node in [a, b] {
         assert_eq!(node.commitments.virtuals(&id), [pair.funding()], "nothing of V' is left");
