@@ -108,6 +108,7 @@ impl Service {
         if leaves.iter().any(|l| factory.exit_under_way(l.first).is_some()) || factory.is_exiting() {
             return Err(Error::Conflict("a leaf of the factory is being left".into()));
         }
+        self.watchers_there()?;
         if self.parts.index.spend(&factory.funding().outpoint).is_some() {
             return Err(Error::Conflict("the factory's funding output has been spent".into()));
         }

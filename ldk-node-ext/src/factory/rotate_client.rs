@@ -103,9 +103,11 @@ impl Service {
         payload: Payload,
     ) {
         let Some(attempt) = payload.attempt().filter(|_| payload.instance_id() == Some(id)) else { return };
-        if let Err(e) = self.check_change(channel, change) {
+        let checked = self.check_change(channel, change).map_err(|e| format!("factory_change_init: {e}"));
+        let checked = checked.and_then(|()| self.watchers_there().map_err(|e| e.to_string()));
+        if let Err(text) = checked {
             let Some(lsp) = self.client_settings().map(|s| s.lsp_node_id) else { return };
-            let text: String = format!("factory_change_init: {e}").chars().take(200).collect();
+            let text: String = text.chars().take(200).collect();
             let code = factory_core::refuse::RefuseCode::Internal.number();
             self.send(lsp, payload::AdvanceRefuse { instance_id: id, attempt, code, text });
             return;
@@ -225,8 +227,7 @@ impl Service {
                 self.send_change(lsp, &Change::Ack(change, payload));
             }
             ClientAdvanceAction::Send(payload @ Payload::AdvancePersisted(_)) => {
-                self.send(lsp, payload);
-                self.tell_continue(id, lsp, &channel);
+                self.send_last(id, lsp, channel, payload);
             }
             ClientAdvanceAction::Send(payload) => {
                 self.send(lsp, payload);
