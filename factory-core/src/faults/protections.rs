@@ -144,4 +144,6 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     // The watcher.
     ("watch.signatures", 17, "a watcher verifies the signatures of a file"),
     ("watch.distributions", 17, "a watcher looks whom a file's distributions pay"),
+    ("watch.any_position", 17, "a watcher takes no older path than the one that it holds"),
+    ("node.watchers.unasked", 17, "what retires a path waits until the watchers hold the newer one"),
 ];

@@ -27,6 +27,7 @@ mod rotate_end;
 mod rotate_limits;
 mod rotate_lsp;
 mod stored;
+mod watchers;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -45,7 +46,8 @@ use crate::error::Error;
 use crate::ldk::{InstanceId, PeerEvent};
 use crate::node::Parts;
 use crate::publish::Publisher;
-use crate::watch::ExitFile;
+use crate::watch::handover::Handover;
+use crate::watch::{ExitFile, WatcherInfo};
 
 pub(crate) use registry::{load, Loaded};
 use stored::Factory;
@@ -77,6 +79,7 @@ pub(crate) enum Command {
     Exit(InstanceId, api::ExitRequest, Answer<()>),
     Rotate(InstanceId, api::RotateRequest, Answer<api::Rotation>),
     ExportExit(InstanceId, Answer<ExitFile>),
+    Watchers(Answer<Vec<WatcherInfo>>),
     /// An event of LDK; answered when what follows from it has been stored.
     Ldk(LdkEvent, Answer<()>),
 }
@@ -161,6 +164,12 @@ pub(crate) struct Service {
     rotation_failures: HashMap<(InstanceId, u32), String>,
     /// LSP: clients at whom a rotation failed lately that had used a position up.
     wasteful: HashMap<(InstanceId, PublicKey), rotate_limits::Wasteful>,
+    /// Hands paths to the watchers.
+    handover: Handover,
+    /// What was handed over.
+    offered: watchers::Offered,
+    /// What waits for the watchers' word.
+    held_words: Vec<watchers::HeldWord>,
     /// Carries the tree's transactions into blocks.
     publisher: Publisher,
     /// Factories whose way out the wallet cannot pay for, and whose user has been told.
@@ -183,6 +192,8 @@ impl Loaded {
     ) {
         let mut tip = parts.tip.clone();
         let mut companions = parts.streams.changes();
+        let handover = Handover::start(parts.config.watchers.clone(), &stop);
+        let mut watchers = handover.changes();
         let mut service = Service {
             parts,
             factories: self.factories,
@@ -199,6 +210,9 @@ impl Loaded {
             tries: HashMap::new(),
             rotation_failures: HashMap::new(),
             wasteful: HashMap::new(),
+            handover,
+            offered: watchers::Offered::new(),
+            held_words: Vec::new(),
             publisher,
             reserve_low: HashSet::new(),
             coins_seen: (0, 0),
@@ -224,6 +238,7 @@ impl Loaded {
                     None => return,
                 },
                 _ = companions.changed() => service.check_covered().await,
+                _ = watchers.changed() => service.watchers_said(),
                 _ = tip.changed() => service.on_block().await,
                 _ = tick.tick() => service.tick().await,
             }
@@ -272,6 +287,9 @@ impl Service {
             }
             Command::ExportExit(id, answer) => {
                 let _ = answer.send(self.export_exit(&id));
+            }
+            Command::Watchers(answer) => {
+                let _ = answer.send(Ok(self.handover.infos()));
             }
             Command::Ldk(event, handled) => {
                 let result = self.ldk_event(event).await;
@@ -330,6 +348,8 @@ impl Service {
         self.lsp_close_timers(now).await;
         self.rotation_timers(now).await;
         self.check_covered().await;
+        self.offer_paths();
+        self.watchers_said();
         self.retry_exits().await;
         self.parts.sweep();
         self.join_if_free();

@@ -130,6 +130,7 @@ impl Service {
             return Err(Error::Conflict("the factory is being closed".into()));
         }
         self.may_advance(factory, leaves)?;
+        self.watchers_there()?;
         let ready = self.parts.factory_messages.ready_peers();
         let open = self.parts.manager.list_channels();
         for (outpoint, client) in leaves.iter().flat_map(|leaf| &leaf.channels) {

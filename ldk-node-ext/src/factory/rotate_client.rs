@@ -109,8 +109,9 @@ impl Service {
         payload: Payload,
     ) {
         let Some(attempt) = payload.attempt().filter(|_| payload.instance_id() == Some(id)) else { return };
-        if let Err(e) = self.check_change(channel, change) {
-            return self.refuse_try(id, attempt, RefuseCode::Internal, &format!("factory_change_init: {e}"));
+        let checked = self.check_change(channel, change).map_err(|e| format!("factory_change_init: {e}"));
+        if let Err(text) = checked.and_then(|()| self.watchers_there().map_err(|e| e.to_string())) {
+            return self.refuse_try(id, attempt, RefuseCode::Internal, &text);
         }
         let known = self.factories.get(&id).is_some_and(|f| f.state.stage == Stage::Live);
         if known && !self.tries.entry(id).or_default().begin(Instant::now()) {
@@ -282,8 +283,7 @@ impl Service {
                 self.send_change(lsp, &Change::Ack(change, payload));
             }
             ClientAdvanceAction::Send(payload @ Payload::AdvancePersisted(_)) => {
-                self.send(lsp, payload);
-                self.tell_continue(id, lsp, &channel);
+                self.send_last(id, lsp, channel, payload);
             }
             ClientAdvanceAction::Send(payload) => {
                 self.send(lsp, payload);

@@ -58,7 +58,7 @@ impl Service {
     }
 
     /// Tells a client of the newest state that it is in, if that came of a rotation.
-    pub(super) fn tell_newest(&self, id: InstanceId, client: PublicKey) {
+    pub(super) fn tell_newest(&mut self, id: InstanceId, client: PublicKey) {
         let Some(factory) = self.factories.get(&id) else { return };
         let Signed::Lsp(record) = &factory.signed else { return };
         let Some(index) = record.index_of(&client) else { return };
@@ -66,8 +66,7 @@ impl Service {
         let Some(channel) = factory.channel_with(&client) else { return };
         match newest.signed() {
             Ok(signed) => {
-                self.send(client, signed);
-                self.tell_continue(&id, client, &channel);
+                self.send_last(&id, client, channel, signed.into());
             }
             Err(e) => tracing::error!(error = %e, "stored advance"),
         }

@@ -119,10 +119,10 @@ impl Service {
             Ok(None) => {}
             Ok(Some(answer)) => {
                 let signed = matches!(answer, Payload::AdvanceSigned(_));
-                self.send(client, answer);
-                if let Some(channel) = factory.channel_with(&client).filter(|_| signed) {
-                    self.tell_continue(&id, client, &channel);
-                }
+                match factory.channel_with(&client).filter(|_| signed) {
+                    Some(channel) => self.send_last(&id, client, channel, answer),
+                    None => self.send(client, answer),
+                };
             }
             Err(e) => tracing::error!(error = %e, "stored advance"),
         }
@@ -193,14 +193,17 @@ impl Service {
 
     /// A client that is back is told again of a rotation that it may not have stored yet.
     pub(super) fn remind_of_rotations(&mut self, client: PublicKey) {
+        let mut owed = Vec::new();
         for ((id, _), rotating) in &self.rotating {
             let Some(moving) = rotating.channels.get(&client) else { continue };
             let owes = rotating.machine.missing().contains(&client);
             let record = rotating.machine.record().filter(|_| owes);
             if let Some(Ok(signed)) = record.map(LspAdvanceRecord::signed) {
-                self.send(client, signed);
-                self.tell_continue(id, client, &moving.channel);
+                owed.push((*id, moving.channel, signed));
             }
+        }
+        for (id, channel, signed) in owed {
+            self.send_last(&id, client, channel, signed.into());
         }
     }
 
@@ -397,11 +400,7 @@ impl Service {
                 let change = self.change_of(&channel)?;
                 Ok(self.send_change(client, &Change::Init(change, payload)))
             }
-            payload @ Payload::AdvanceSigned(_) => {
-                let sent = self.send(client, payload);
-                self.tell_continue(&key.0, client, &channel);
-                Ok(sent)
-            }
+            payload @ Payload::AdvanceSigned(_) => Ok(self.send_last(&key.0, client, channel, payload)),
             payload => Ok(self.send(client, payload)),
         }
     }

@@ -14,7 +14,7 @@ use crate::api::{
     Balance, ChannelInfo, ClaimRequest, ConnectRequest, EventRecord, ExitRequest, FactoryInfo, FailRequest,
     Invoice, InvoiceRequest, NodeInfo, PayRequest, Payment, RotateRequest, Rotation,
 };
-use crate::watch::ExitFile;
+use crate::watch::{ExitFile, WatcherInfo};
 use crate::{Error, Node};
 
 /// What a handler returns.
@@ -77,6 +77,7 @@ pub(super) fn quick(node: Node, shutdown: Shutdown) -> Router {
         .route("/v1/factories/{instance_id}/exit", post(exit_factory))
         .route("/v1/factories/{instance_id}/rotate", post(rotate))
         .route("/v1/factories/{instance_id}/exit-file", get(exit_file))
+        .route("/v1/watchers", get(watchers))
         .route("/v1/stop", post(stop))
         .with_state(Api { node, shutdown })
 }
@@ -153,6 +154,10 @@ async fn close_factory(
 
 async fn exit_file(State(api): State<Api>, Path(instance_id): Path<String>) -> Answer<ExitFile> {
     Ok(Json(api.node.export_exit(&instance_id).await?))
+}
+
+async fn watchers(State(api): State<Api>) -> Answer<Vec<WatcherInfo>> {
+    Ok(Json(api.node.watchers().await?))
 }
 
 async fn exit_factory(
