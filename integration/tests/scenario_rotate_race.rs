@@ -212,6 +212,7 @@ fn the_client_leaves_over_a_state_that_won() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long: make adversaries"]
 fn the_lsp_leaves_over_a_state_that_won() -> Result<()> {
     slept_through("slept-lsp", Party::Lsp, 2)
 }
@@ -336,6 +337,7 @@ fn punished(name: &str, by: Party, rotates_on: bool, with_payment: bool) -> Resu
 }
 
 #[test]
+#[ignore = "long: make adversaries"]
 fn a_clients_revoked_commitment_on_the_newest_state_is_punished() -> Result<()> {
     punished("revoked-client", Party::Client(MOVER), false, false)
 }
