@@ -302,6 +302,21 @@ fn a_silent_client_holds_nothing_up() -> Result<()> {
     let mover = world.client(MOVER)?;
     let node = mover.node_id().to_owned();
 
+    // First it keeps its signatures to itself, and a position is gone: it is left alone for a while.
+    mover.faults().set("on@client.advance.withholds_outer")?;
+    rotate::ask(&world, &id, &node)?;
+    let failed = until_value(
+        "the rotation to fail",
+        PATIENCE,
+        || world.lsp.events("rotation_failed"),
+        |events| !events.is_empty(),
+    )?;
+    assert_eq!((&failed[0].data["who"], &failed[0].data["burnt"]), (&json!([node]), &json!(true)));
+    let gently = json!({ "client": node });
+    let (code, words) =
+        refused(world.lsp.api()?.post::<Value>(&format!("/v1/factories/{id}/rotate"), &gently));
+    assert!(code == "unavailable" && words.contains("63 of the leaf are left"), "{code}: {words}");
+
     mover.faults().set("hold@client.advance.store")?;
     rotate::ask(&world, &id, &node)?;
     mover.faults().wait_held("client.advance.store")?;
@@ -313,10 +328,10 @@ fn a_silent_client_holds_nothing_up() -> Result<()> {
     )?;
     assert_eq!(ended[0].data["unconfirmed"], json!([node]));
     let leaf = rotate::leaf(&world, &id, &node)?;
-    assert_eq!((leaf.position, leaf.rotating, leaf.failure), (1, None, None));
+    assert_eq!((leaf.position, leaf.rotating, leaf.failure), (2, None, None));
     mover.faults().go_on("client.advance.store")?;
     mover.faults().clear()?;
-    rotate::wait_position(&world, &id, MOVER, 1)?;
+    rotate::wait_position(&world, &id, MOVER, 2)?;
     rotate::once(&world, &id, MOVER)?;
     paid.push(pay(&world, back(3_000_003))?);
     wait_for(&world, &start.after(&paid)?)?;
@@ -331,7 +346,7 @@ fn a_silent_client_holds_nothing_up() -> Result<()> {
         "the LSP to have the new state",
         PATIENCE,
         || rotate::leaf(&world, &id, &node),
-        |leaf| leaf.position == 3 && leaf.rotating.as_deref() != Some("signing"),
+        |leaf| leaf.position == 4 && leaf.rotating.as_deref() != Some("signing"),
     )?;
     world.lsp.close_factory(&id)?;
     mover.faults().go_on("client.advance.store")?;
