@@ -22,8 +22,8 @@ QUICK := $(CARGO) nextest run --locked --workspace -E 'package(integration)'
 EVERY := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'package(integration)'
 EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(scenario_exit_reorg) + binary(scenario_mass_exit) + binary(scenario_variants) + binary(~scenario_htlc)'
-ADVERSARIES := timeout 1200 $(CARGO) nextest run --locked --workspace --run-ignored only \
-	-E 'binary(~scenario_adversary) + binary(~scenario_reorg)'
+ADVERSARIES := timeout 2700 $(CARGO) nextest run --locked --workspace --run-ignored only \
+	-E 'binary(~scenario_adversary) + binary(~scenario_reorg) + binary(~scenario_rotate_)'
 CRASH := $(CARGO) nextest run --locked --workspace --run-ignored only --no-capture \
 	-E 'binary(scenario_crash) + binary(scenario_rotate)'
 HOSTILE := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'binary(scenario_hostile)'
@@ -33,13 +33,14 @@ QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threa
 EVERY := $(QUICK) --include-ignored
 EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_reorg --test scenario_mass_exit \
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
-ADVERSARIES := timeout 1200 $(CARGO) test --locked --workspace --test 'scenario_adversary_*' --test 'scenario_reorg_*' \
+ADVERSARIES := timeout 2700 $(CARGO) test --locked --workspace --test 'scenario_adversary_*' --test 'scenario_reorg_*' \
+	--test 'scenario_rotate_*' \
 	-- --test-threads=1 --ignored
 CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash --test scenario_rotate -- --test-threads=1 --ignored --nocapture
 HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored
 endif
 
-.PHONY: help demo test scenarios exits adversaries crash checks hostile fuzz fuzz-seeds random bench scale build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits adversaries crash checks hostile fuzz fuzz-seeds vectors random bench scale build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -62,7 +63,7 @@ checks: build peer ## leaves out one protection after the other: the test that g
 	@$(CARGO) build --locked --workspace --bins --tests
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(TARGET)/debug/checks $(ONLY)
 
-adversaries: build peer ## the long scenarios of attacks and reorganisations (ends after 20 minutes)
+adversaries: build peer ## the long scenarios of attacks, reorganisations and rotations under attack (ends after 45 minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(ADVERSARIES)
 
 crash: build peer ## every process dies at every step; table in $CARGO_TARGET_DIR/crash-matrix.md (ends after 25 minutes)
@@ -76,6 +77,9 @@ random: ## payments and new outpoints in CASES (3000) random orders from SEED on
 
 fuzz-seeds: ## makes fuzz/seeds again
 	@$(CARGO) test --locked --workspace -- --ignored write_seeds
+
+vectors: ## makes the test vectors again: in the JSON files and in blip-draft.md
+	@$(CARGO) test --locked --workspace --lib --test draft -- --ignored write_vectors
 
 bench: bitcoind ## costs of the ceremony against the least possible (release build of its own), and of exits (four minutes)
 	@$(CARGO) bench --locked -p factory-core --bench ceremony

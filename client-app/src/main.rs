@@ -9,18 +9,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ldk_node_ext::http::cli::watch::{self, WatchArgs};
 use ldk_node_ext::http::cli::{block_on, environment, finish, GlobalArgs, NodeCommand, Output};
 use ldk_node_ext::http::{init_logging, serve_node, ApiClient, HttpError};
 
 use cli::commands::ClientCommand;
 use cli::init;
 use cli::settings::{resolve, RunArgs, PREFIX};
-use cli::watch::{self, WatchArgs};
 
 /// Where everything is kept unless told otherwise, below the home directory.
 const DATA_DIR: &str = ".client-app";
-/// The same of a watcher, which has a wallet of its own.
-const WATCH_DIR: &str = ".exit-watch";
 
 /// Lightning wallet with channels in factories.
 ///
@@ -45,7 +43,7 @@ enum Command {
     Init(Box<RunArgs>),
     /// Run the wallet until `stop`, SIGTERM or SIGINT
     Run(Box<RunArgs>),
-    /// Guard leaves by their exit files, without any key of theirs, until SIGTERM or SIGINT
+    /// Guard leaves by exit files or shared folders, without any key of theirs, until SIGTERM or SIGINT
     Watch(Box<WatchArgs>),
     /// Show what the watcher of a data directory says
     WatchStatus,
@@ -59,7 +57,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = cli.global.output();
     let data_dir = match cli.command {
-        Command::Watch(_) | Command::WatchStatus => cli.global.data_dir(watch::PREFIX, WATCH_DIR),
+        Command::Watch(_) | Command::WatchStatus => cli.global.data_dir(watch::PREFIX, watch::DATA_DIR),
         _ => cli.global.data_dir(PREFIX, DATA_DIR),
     };
     finish(data_dir.and_then(|data_dir| execute(cli.command, data_dir, output)), output)
@@ -123,7 +121,7 @@ mod tests {
         for line in ["watch a.json b.json --max-fee-sat 50000", "watch-status", "export-exit a.json"] {
             assert!(parse(&format!("client-app --data-dir /d {line}")).is_ok(), "{line}");
         }
-        assert_eq!(parse("client-app watch").err(), Some(ClapError::MissingRequiredArgument));
+        assert!(parse("client-app watch --watch-folders /a,/b").is_ok());
         assert!(parse("client-app pay lnbcrt1 --amount-msat 5 --wait-secs 600").is_ok());
         assert_eq!(parse("client-app pay lnbcrt1 --wait-secs 601").err(), Some(ClapError::ValueValidation));
     }

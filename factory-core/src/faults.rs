@@ -163,6 +163,7 @@ pub const POINTS: &[&str] = &[
 
 /// Fault switches by name, with what they break; beside those in [`PROTECTIONS`] and [`HOSTILE`].
 pub const SWITCHES: &[(&str, &str)] = &[
+    ("companions.late", "none: a node keeps its companions to itself for a while"),
     ("gossip.from_anybody", "none: gossip of peers without any channel counts"),
     ("gossip.from_any_channel", "none: gossip of peers without an announced channel counts"),
     ("gossip.unbounded", "none: the graph grows without end"),

@@ -117,11 +117,11 @@ impl Daemon {
         Ok(())
     }
 
-    /// Stops it, puts these settings into its config file and starts it again.
+    /// Stops it, puts these settings into its config file (values as TOML has them) and starts it again.
     ///
     /// # Errors
     /// If it does not stop or does not come up.
-    pub fn restart_with(&mut self, settings: &[(&str, u32)]) -> Result<()> {
+    pub fn restart_with<T: std::fmt::Display>(&mut self, settings: &[(&str, T)]) -> Result<()> {
         self.stop()?;
         let file = self.data_dir.join("config.toml");
         let old = match fs::read_to_string(&file) {

@@ -17,10 +17,11 @@ use serde_json::{json, Value};
 use crate::hold::Held;
 use crate::ledger::{wait_at_rest, Snapshot};
 use crate::payments::{Order, Party};
+use crate::superseded::{Cheater, OldPath};
 use crate::types::Exit;
 use crate::wait::{self, Seen};
 use crate::world::PATIENCE;
-use crate::{Daemon, World};
+use crate::{rotate, Daemon, World};
 
 use settle::Commitment;
 
@@ -62,6 +63,10 @@ pub struct Plan {
     pub small: bool,
     /// On a user's order; else by itself, when an HTLC comes near its expiry.
     pub asked: bool,
+    /// How often the leaf rotates before that, the last time with the payments on the channel.
+    pub rotations: u64,
+    /// The state before the last one comes to the chain while all are asleep, and then the payments are made.
+    pub slept: bool,
 }
 
 struct Scene {
@@ -112,6 +117,25 @@ fn claim_budget(small: bool) -> Result<u32> {
     Ok(params.claim_budget(params.confirm_blocks)?)
 }
 
+/// The leaf's state is superseded, and the old one comes to the chain while nobody looks.
+fn sleep_through(world: &mut World, id: &str) -> Result<()> {
+    let old = OldPath::of(world, LEAVER)?;
+    rotate::once(world, id, LEAVER)?;
+    let mut cheater = Cheater::new(world, old.transactions().len())?;
+    for client in &mut world.clients {
+        client.kill()?;
+    }
+    world.lsp.kill()?;
+    cheater.publish(world, &old, old.transactions().len() - 1)?;
+    world.lsp.start()?;
+    for client in &mut world.clients {
+        client.start()?;
+    }
+    world.sync()?;
+    let factory = world.lsp.factory(id)?;
+    world.wait_usable(&factory)
+}
+
 impl Scene {
     /// The factory with its four payments, everybody alive.
     fn start(plan: Plan) -> Result<Self> {
@@ -122,6 +146,13 @@ impl Scene {
         world.add_peer(4_000_000)?;
         let params = plan.small.then(|| json!({ "layers": [[], SMALL] }));
         let factory = world.create_factory(&world.factory_request(CAPACITY, SHARE, 0, params))?;
+        let id = factory.instance_id;
+        for _ in 1..plan.rotations {
+            rotate::once(&world, &id, LEAVER)?;
+        }
+        if plan.slept {
+            sleep_through(&mut world, &id)?;
+        }
         let before = wait_at_rest(&world)?;
         let hold = |from, to, amount_msat| Held::start(&world, Order { from, to, amount_msat });
         let client = Party::Client(LEAVER);
@@ -140,7 +171,9 @@ impl Scene {
         world.mine(1)?;
         let outgoing = [one, hold(client, Party::Peer, OUT[1])?];
         let claim_budget = claim_budget(plan.small)?;
-        let id = factory.instance_id;
+        if plan.rotations > 0 && !plan.slept {
+            rotate::once(&world, &id, LEAVER)?;
+        }
         Ok(Self {
             plan,
             world,
@@ -306,6 +339,10 @@ impl Scene {
             self.world.client(1)?.factory(&self.id)?.funding.ok_or_else(|| anyhow!("no funding"))?;
         let mut parent = self.confirmed_at(funding.txid)?;
         for (number, step) in exit.steps.iter().enumerate() {
+            if let Some(there) = self.world.bitcoind.confirmed(step.txid)?.filter(|_| self.plan.slept) {
+                parent = there.height;
+                continue;
+            }
             let due = parent + u32::from(step.delay_blocks).max(1);
             if self.world.bitcoind.height()? + 1 < due {
                 self.advance(due - 1)?;

@@ -31,7 +31,9 @@ pub fn ask(world: &World, id: &str, client: &str) -> Result<u64> {
 /// What the LSP answers.
 pub fn ask_at(world: &World, id: &str, client: &str, level: &Value) -> Result<u64> {
     let path = format!("/v1/factories/{id}/rotate");
-    let answer: Value = world.lsp.api()?.post(&path, &json!({ "client": client, "level": level }))?;
+    // Who has made a rotation fail is tried again at once.
+    let request = json!({ "client": client, "level": level, "force": true });
+    let answer: Value = world.lsp.api()?.post(&path, &request)?;
     answer["attempt"].as_u64().context("attempt")
 }
 

@@ -58,6 +58,8 @@ pub struct FeeWallet {
 pub struct Leaf {
     /// Node id of the client that wrote the file.
     pub node_id: String,
+    /// The position on the odometer of the path that is held.
+    pub position: u64,
     /// `watching`, `publishing`, `paid`, ...
     pub state: String,
     /// What comes next, in words.

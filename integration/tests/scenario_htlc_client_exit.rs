@@ -7,22 +7,43 @@ const EXITER: Exiter = Exiter::Client;
 
 #[test]
 fn asked() -> Result<()> {
-    play(Plan { name: "htlc-client", exiter: EXITER, small: true, asked: true })
+    play(Plan { name: "htlc-client", exiter: EXITER, small: true, asked: true, rotations: 0, slept: false })
 }
 
 #[test]
 fn warned() -> Result<()> {
-    play(Plan { name: "htlc-client-warned", exiter: EXITER, small: true, asked: false })
+    play(Plan {
+        name: "htlc-client-warned",
+        exiter: EXITER,
+        small: true,
+        asked: false,
+        rotations: 0,
+        slept: false,
+    })
 }
 
 #[test]
 #[ignore = "long: make exits"]
 fn default_asked() -> Result<()> {
-    play(Plan { name: "htlc-client-long", exiter: EXITER, small: false, asked: true })
+    play(Plan {
+        name: "htlc-client-long",
+        exiter: EXITER,
+        small: false,
+        asked: true,
+        rotations: 0,
+        slept: false,
+    })
 }
 
 #[test]
 #[ignore = "long: make exits"]
 fn default_warned() -> Result<()> {
-    play(Plan { name: "htlc-client-long-warned", exiter: EXITER, small: false, asked: false })
+    play(Plan {
+        name: "htlc-client-long-warned",
+        exiter: EXITER,
+        small: false,
+        asked: false,
+        rotations: 0,
+        slept: false,
+    })
 }

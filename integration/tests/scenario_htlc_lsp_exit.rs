@@ -7,22 +7,43 @@ const EXITER: Exiter = Exiter::Lsp;
 
 #[test]
 fn asked() -> Result<()> {
-    play(Plan { name: "htlc-lsp", exiter: EXITER, small: true, asked: true })
+    play(Plan { name: "htlc-lsp", exiter: EXITER, small: true, asked: true, rotations: 0, slept: false })
 }
 
 #[test]
 fn warned() -> Result<()> {
-    play(Plan { name: "htlc-lsp-warned", exiter: EXITER, small: true, asked: false })
+    play(Plan {
+        name: "htlc-lsp-warned",
+        exiter: EXITER,
+        small: true,
+        asked: false,
+        rotations: 0,
+        slept: false,
+    })
 }
 
 #[test]
 #[ignore = "long: make exits"]
 fn default_asked() -> Result<()> {
-    play(Plan { name: "htlc-lsp-long", exiter: EXITER, small: false, asked: true })
+    play(Plan {
+        name: "htlc-lsp-long",
+        exiter: EXITER,
+        small: false,
+        asked: true,
+        rotations: 0,
+        slept: false,
+    })
 }
 
 #[test]
 #[ignore = "long: make exits"]
 fn default_warned() -> Result<()> {
-    play(Plan { name: "htlc-lsp-long-warned", exiter: EXITER, small: false, asked: false })
+    play(Plan {
+        name: "htlc-lsp-long-warned",
+        exiter: EXITER,
+        small: false,
+        asked: false,
+        rotations: 0,
+        slept: false,
+    })
 }

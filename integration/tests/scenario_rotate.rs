@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use anyhow::Result;
+use integration::close::Due;
 use integration::crash::Place;
 use integration::hold::Held;
 use integration::http::ApiError;
 use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
 use integration::pace::{self, Leaving};
 use integration::payments::{pay, pay_meanwhile, Order, Party};
+use integration::wait::until_value;
+use integration::world::PATIENCE;
 use integration::{exit, rotate, World};
 use serde_json::{json, Value};
 
@@ -135,9 +138,9 @@ fn an_absent_client_is_named_and_a_dead_one_is_left() -> Result<()> {
 
 /// Waits until the LSP has noticed that a client is gone.
 fn wait_gone(world: &World, node: &str) -> Result<()> {
-    integration::wait::until_value(
+    until_value(
         "the LSP to miss a client",
-        integration::world::PATIENCE,
+        PATIENCE,
         || world.lsp.api()?.get::<Vec<Value>>("/v1/clients"),
         |list| !list.iter().any(|c| c["node_id"] == *node && c["connected"] == true),
     )?;
@@ -220,6 +223,134 @@ fn leaf_branch_and_root_advance_in_turn() -> Result<()> {
     }
     let report = exit::drive(&world, MOVER, &id, &mut |line| println!("{line}"))?;
     report.check_wallet(CAPACITY)?;
+    world.finish();
+    Ok(())
+}
+
+/// One leaf is brought to the chain, and the static levels above it with it: the others rotate on, below them too.
+#[test]
+fn a_leaf_rotates_while_another_is_on_the_chain() -> Result<()> {
+    const LEAVER: usize = 2;
+    let mut world = World::start("rotate-published", 3)?;
+    let params = json!({ "arity": [3], "layers": [[], [[2, 4, 4], [2, 4, 0]]] });
+    let factory = world.create_factory(&world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params)))?;
+    let (id, node) = (factory.instance_id.clone(), world.client(MOVER)?.node_id().to_owned());
+    rotate::once(&world, &id, MOVER)?;
+    wait_at_rest(&world)?;
+    world.client(LEAVER)?.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &json!({}))?;
+    let leaving = Leaving::client(&world, LEAVER, &id)?;
+    pace::drive(&world, std::slice::from_ref(&leaving), LIMIT, &mut |_| Ok(()))?;
+    let root = world.client(MOVER)?.factory(&id)?.tree.first().map(|step| step.txid).expect("a root");
+    assert!(world.bitcoind.confirmed(root)?.is_some(), "the root is not on the chain");
+
+    let start = Snapshot::take(&world)?;
+    let (from, paid) = (rotate::leaf(&world, &id, &node)?.position, pay(&world, there(12_345_678))?);
+    rotate::once(&world, &id, MOVER)?;
+    rotate::once(&world, &id, OTHER)?;
+    let paid = [paid, pay(&world, back(2_000_003))?];
+    wait_for(&world, &start.after(&paid)?)?;
+    assert_eq!(rotate::leaf(&world, &id, &node)?.position, from + 1);
+    let left = world.client(LEAVER)?.node_id().to_owned();
+    let (code, words) = refused(rotate::ask(&world, &id, &left));
+    assert!(code == "conflict", "{code}: {words}");
+    wait_at_rest(&world)?;
+
+    world.lsp.kill()?;
+    let report = exit::drive(&world, MOVER, &id, &mut |line| println!("{line}"))?;
+    report.check_wallet(CAPACITY)?;
+    world.finish();
+    Ok(())
+}
+
+/// A client that cannot store what it has to says so at once, and is named with the reason.
+#[test]
+fn a_client_without_room_says_so() -> Result<()> {
+    let world = World::start("rotate-no-room", 2)?;
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(long_odometer()));
+    let id = world.create_factory(&request)?.instance_id;
+    let start = Snapshot::take(&world)?;
+    let mover = world.client(MOVER)?;
+    let node = mover.node_id().to_owned();
+    mover.faults().set("on@store.full")?;
+    rotate::ask(&world, &id, &node)?;
+    let failed = until_value(
+        "the rotation to fail",
+        PATIENCE,
+        || world.lsp.events("rotation_failed"),
+        |events| !events.is_empty(),
+    )?;
+    mover.faults().clear()?;
+    let (who, reason) = (&failed[0].data["who"], failed[0].data["reason"].as_str().unwrap_or_default());
+    assert!(*who == json!([node]) && reason.contains("declined") && reason.contains("store"), "{failed:?}");
+    rotate::go_on(&world, &id, MOVER, 0)?;
+    let paid = [pay(&world, there(3_000_001))?];
+    wait_for(&world, &start.after(&paid)?)?;
+    world.finish();
+    Ok(())
+}
+
+/// A client does not say that it has its new state: the rotation ends without its word, by name, and holds up neither the
+/// close of the factory nor anything else.
+#[test]
+fn a_silent_client_holds_nothing_up() -> Result<()> {
+    let world = World::start_with_lsp("rotate-silent", 2, &["--phase-timeout-secs", "8"])?;
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(long_odometer()));
+    let id = world.create_factory(&request)?.instance_id;
+    let start = Snapshot::take(&world)?;
+    let mut paid = vec![pay(&world, there(12_345_678))?];
+    wait_for(&world, &start.after(&paid)?)?;
+    let mover = world.client(MOVER)?;
+    let node = mover.node_id().to_owned();
+
+    // First it keeps its signatures to itself, and a position is gone: it is left alone for a while.
+    mover.faults().set("on@client.advance.withholds_outer")?;
+    rotate::ask(&world, &id, &node)?;
+    let failed = until_value(
+        "the rotation to fail",
+        PATIENCE,
+        || world.lsp.events("rotation_failed"),
+        |events| !events.is_empty(),
+    )?;
+    assert_eq!((&failed[0].data["who"], &failed[0].data["burnt"]), (&json!([node]), &json!(true)));
+    let gently = json!({ "client": node });
+    let (code, words) =
+        refused(world.lsp.api()?.post::<Value>(&format!("/v1/factories/{id}/rotate"), &gently));
+    assert!(code == "unavailable" && words.contains("63 of the leaf are left"), "{code}: {words}");
+
+    mover.faults().set("hold@client.advance.store")?;
+    rotate::ask(&world, &id, &node)?;
+    mover.faults().wait_held("client.advance.store")?;
+    let ended = until_value(
+        "the rotation to end",
+        PATIENCE,
+        || world.lsp.events("factory_rotated"),
+        |events| !events.is_empty(),
+    )?;
+    assert_eq!(ended[0].data["unconfirmed"], json!([node]));
+    let leaf = rotate::leaf(&world, &id, &node)?;
+    assert_eq!((leaf.position, leaf.rotating, leaf.failure), (2, None, None));
+    mover.faults().go_on("client.advance.store")?;
+    mover.faults().clear()?;
+    rotate::wait_position(&world, &id, MOVER, 2)?;
+    rotate::once(&world, &id, MOVER)?;
+    paid.push(pay(&world, back(3_000_003))?);
+    wait_for(&world, &start.after(&paid)?)?;
+
+    // The same once more, and the close begins while the LSP still waits.
+    wait_at_rest(&world)?;
+    let due = Due::ask(&world, &id)?;
+    mover.faults().set("hold@client.advance.store")?;
+    rotate::ask(&world, &id, &node)?;
+    mover.faults().wait_held("client.advance.store")?;
+    until_value(
+        "the LSP to have the new state",
+        PATIENCE,
+        || rotate::leaf(&world, &id, &node),
+        |leaf| leaf.position == 4 && leaf.rotating.as_deref() != Some("signing"),
+    )?;
+    world.lsp.close_factory(&id)?;
+    mover.faults().go_on("client.advance.store")?;
+    due.finish(&world)?;
     world.finish();
     Ok(())
 }

@@ -11,6 +11,7 @@ use bitcoin::Network;
 use crate::error::Error;
 use crate::keys;
 use crate::store::StoreKind;
+use crate::watch::HandoverConfig;
 
 /// How to log in to bitcoind's RPC.
 #[derive(Clone, Debug)]
@@ -127,6 +128,10 @@ pub struct NodeConfig {
     /// differ between nodes and for reaction, 1 to 144. The LSP's must not exceed its clients', who offer as
     /// much as their own asks for: else it refuses their payments.
     pub claim_margin_blocks: u16,
+    /// Watchers that are handed this node's paths.
+    pub watchers: HandoverConfig,
+    /// Folders of other nodes, whose leaves a watcher inside this process guards, with a fee wallet of its own.
+    pub watch_folders: Vec<PathBuf>,
     /// Name in announcements, at most 32 bytes.
     pub alias: Option<String>,
     /// LSP or client.
@@ -181,6 +186,8 @@ impl NodeConfig {
             max_feerate_sat_per_vb: 500,
             exit_max_fee_sat: None,
             claim_margin_blocks: 12,
+            watchers: HandoverConfig::default(),
+            watch_folders: Vec::new(),
             alias: None,
             role,
         }
@@ -201,6 +208,11 @@ impl NodeConfig {
         }
         if self.alias.as_ref().is_some_and(|a| a.len() > 32) {
             return Err(Error::invalid("alias", "must be at most 32 bytes"));
+        }
+        self.watchers.validate()?;
+        if let Some(own) = self.watchers.folders.iter().find(|folder| self.watch_folders.contains(folder)) {
+            let reason = format!("{} is also in watchers: a node is no watcher of its own", own.display());
+            return Err(Error::invalid("watch_folders", reason));
         }
         match &self.role {
             RoleConfig::Lsp(s) => {

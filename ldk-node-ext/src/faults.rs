@@ -50,8 +50,14 @@ pub(crate) const fn point(_name: &str) {}
 #[cfg(not(all(feature = "faults", debug_assertions)))]
 mod absent {
     use bolt_tlv::payload::Payload;
+    use factory_core::advance::LspAdvanceRecord;
 
     use crate::ldk::PeerManager;
+
+    #[inline(always)]
+    pub(crate) const fn hides(_record: &LspAdvanceRecord) -> bool {
+        false
+    }
 
     #[inline(always)]
     pub(crate) const fn ldk_object(_primary: &str, _key: &str, _step: &str) {}
@@ -67,12 +73,14 @@ mod absent {
 }
 
 #[cfg(not(all(feature = "faults", debug_assertions)))]
-pub(crate) use absent::{ldk_object, message, message_sent, submit};
+pub(crate) use absent::{hides, ldk_object, message, message_sent, submit};
 
 #[cfg(all(feature = "faults", debug_assertions))]
 pub(crate) use armed::point;
 #[cfg(all(feature = "faults", debug_assertions))]
 pub(crate) use kinds::{ldk_object, message, message_sent, submit};
+#[cfg(all(feature = "faults", debug_assertions))]
+pub(crate) use lsp::hides;
 
 /// Points in places that many kinds of a thing come by: one for each kind.
 #[cfg(all(feature = "faults", debug_assertions))]

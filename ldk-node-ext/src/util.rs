@@ -28,10 +28,19 @@ pub(crate) fn write<T>(m: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 
 /// Writes a file whole or not at all, readable by its owner only.
 pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    write_with_mode(path, text, 0o600)
+}
+
+/// As [`write_private`], readable by the file's group too: for a folder that two users share.
+pub(crate) fn write_for_group(path: &Path, text: &str) -> io::Result<()> {
+    write_with_mode(path, text, 0o640)
+}
+
+fn write_with_mode(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
-    let written = write_and_rename(&temporary, path, text);
+    let written = write_and_rename(&temporary, path, text, mode);
     if written.is_err() {
         // The rename did not happen: leave nothing half-written behind. The first error counts.
         let _ = fs::remove_file(&temporary);
@@ -39,12 +48,12 @@ pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     written
 }
 
-fn write_and_rename(temporary: &Path, path: &Path, text: &str) -> io::Result<()> {
+fn write_and_rename(temporary: &Path, path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let _ = fs::remove_file(temporary);
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
     let mut file = options.open(temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;

@@ -48,6 +48,9 @@ pub enum LspCommand {
         /// Which node above the client: leaf, branch, root, or its level, 0 for the root
         #[arg(long, value_name = "LEVEL", default_value = "leaf")]
         level: NodeLevel,
+        /// Also with a client that has just made a rotation fail, and used an update up with it
+        #[arg(long)]
+        force: bool,
         /// Whether to wait.
         #[command(flatten)]
         wait: WaitArgs,
@@ -266,9 +269,9 @@ impl LspCommand {
                 let factory = closing(client, &id, wait)?;
                 output.show(&factory, |f| f.close.as_ref().map_or("closed".into(), show::close_text))
             }
-            Self::Rotate { instance_id, client: whose, level, wait } => {
+            Self::Rotate { instance_id, client: whose, level, force, wait } => {
                 let id = the_factory(client, instance_id.as_deref())?;
-                let request = RotateRequest { client: whose.clone(), level };
+                let request = RotateRequest { client: whose.clone(), level, force };
                 let begun: Rotation = client.post(&format!("/v1/factories/{id}/rotate"), &request)?;
                 if wait.no_wait {
                     return output.show(&begun, |_| format!("the leaf of {whose} is being rotated"));

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ldk_node_ext::http::cli::watch::{self, WatchArgs};
 use ldk_node_ext::http::cli::{block_on, environment, finish, GlobalArgs, NodeCommand};
 use ldk_node_ext::http::{create_data_dir, init_logging, serve_node, ApiClient, HttpError};
 use ldk_node_ext::{init_seed, ErrorKind};
@@ -38,6 +39,10 @@ struct Cli {
 enum Command {
     /// Run the LSP until `stop`, SIGTERM or SIGINT
     Run(Box<RunArgs>),
+    /// Guard leaves by exit files or shared folders, without any key of theirs, until SIGTERM or SIGINT
+    Watch(Box<WatchArgs>),
+    /// Show what the watcher of a data directory says
+    WatchStatus,
     #[command(flatten)]
     Lsp(LspCommand),
     #[command(flatten)]
@@ -47,8 +52,18 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = cli.global.output();
-    let result = cli.global.data_dir(PREFIX, DATA_DIR).and_then(|data_dir| match cli.command {
+    let data_dir = match cli.command {
+        Command::Watch(_) | Command::WatchStatus => cli.global.data_dir(watch::PREFIX, watch::DATA_DIR),
+        _ => cli.global.data_dir(PREFIX, DATA_DIR),
+    };
+    let result = data_dir.and_then(|data_dir| match cli.command {
         Command::Run(args) => run(*args, data_dir),
+        Command::Watch(args) => {
+            init_logging();
+            let (config, files) = watch::configure(*args, data_dir, environment())?;
+            block_on(watch::run(config, files, output))
+        }
+        Command::WatchStatus => watch::show(&data_dir, output),
         Command::Lsp(command) => command.execute(&ApiClient::open(&data_dir)?, output),
         Command::Node(command) => command.execute(&ApiClient::open(&data_dir)?, output),
     });

@@ -3,4 +3,3 @@
 pub mod commands;
 pub mod init;
 pub mod settings;
-pub mod watch;

@@ -61,7 +61,9 @@ impl LeafPaths {
         };
         let ours = |(_, (_, plan)): &(usize, &(u64, ExitPlan))| holds(plan);
         let won = self.others.iter().enumerate().filter(ours);
+        // What all paths hold, as a distribution may be, does not make any of them the winner.
         let best = won.max_by_key(|(_, (updates, plan))| (goes_on(plan), *updates));
+        let best = best.filter(|(_, (_, plan))| !holds(&self.newest) || goes_on(plan));
         best.map_or((None, &self.newest), |(place, (_, plan))| (Some(place), plan))
     }
 

@@ -3,6 +3,9 @@
 
 /// Switches of hostile peers by name, with what such a peer does.
 pub const HOSTILE: &[(&str, &str)] = &[
+    ("client.advance.withholds_outer", "no outer partial signatures of an advance"),
+    ("client.advance.withholds_partials", "no inner partial signatures of an advance"),
+    ("client.advance.withholds_persisted", "does not say that it has stored its new state"),
     ("client.ahead", "nonces for an attempt that there is not"),
     ("client.bad_nonce", "a nonce that is no point"),
     ("client.bad_partial", "a partial signature that is wrong"),
@@ -30,6 +33,10 @@ pub const HOSTILE: &[(&str, &str)] = &[
     ("client.withholds.persisted", "does not say that it has stored its path"),
     ("client.withholds.plan_ok", "no answer to the plan"),
     ("client.wrong_key", "a key it has no secret of"),
+    ("lsp.advance.aborts", "calls an advance off that it has completed"),
+    ("lsp.advance.hides", "completes an advance, keeps it for later and says that it failed"),
+    ("lsp.advance.withholds_inner", "keeps the inner signatures of an advance"),
+    ("lsp.advance.withholds_signed", "keeps the outer signatures of an advance: it alone has the new state"),
     ("lsp.channel.capacity", "opens a channel of another capacity than planned"),
     ("lsp.close.amount", "a close that pays too little"),
     ("lsp.close.form", "a close that is not final"),

@@ -59,6 +59,10 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("virt.retired.none", 9, "a retired outpoint has a monitor of its own"),
     ("virt.retired.ignorant", 9, "a retired monitor learns secrets and preimages that come later"),
     ("virt.retired.awake", 9, "a retired monitor sleeps until its outpoint is spent"),
+    ("predict.unchecked", 3, "LDK makes the commitments that were foretold of a change of capacity"),
+    ("splice.abort.passed", 11, "a change of capacity is not given up after signatures of it have left"),
+    ("splice.any", 16, "only a splice that was agreed is accepted"),
+    ("splice.lock.not_held", 11, "a new V is locked when both have the new state"),
     ("virt.splice.sent", 16, "a splice transaction that only LDK believes in stays here"),
     // Payments.
     ("ready.not_held", 13, "channel_ready is held until the funding is deep"),
@@ -140,4 +144,6 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     // The watcher.
     ("watch.signatures", 17, "a watcher verifies the signatures of a file"),
     ("watch.distributions", 17, "a watcher looks whom a file's distributions pay"),
+    ("watch.any_position", 17, "a watcher takes no older path than the one that it holds"),
+    ("node.watchers.unasked", 17, "what retires a path waits until the watchers hold the newer one"),
 ];

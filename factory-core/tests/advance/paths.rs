@@ -5,6 +5,7 @@ use factory_core::advance::*;
 use factory_core::exit::{ChainView, ExitAction, KnownChain};
 use factory_core::guard::GuardAction;
 use factory_core::record::SignedPath;
+use factory_core::transaction::SignedTx;
 
 use crate::common::{capacity, regtest, shaped};
 use crate::world::{request, Rig};
@@ -100,6 +101,23 @@ fn the_newest_path_is_followed_until_another_has_won() {
     let lost = alone.exit_action(&chain, 5_000);
     assert_eq!(lost, Raced { lost_to: None, action: ExitAction::Blocked { step: 2, outpoint, spent_by } });
     assert_eq!(alone.guard_action(&chain, 5_000).action, GuardAction::Lost { outpoint, spent_by });
+}
+
+/// Where no update can change what anybody gets, a distribution of an output that stays is the same on every path: the
+/// newest goes on being followed when one confirms.
+#[test]
+fn a_distribution_that_all_paths_share_is_the_newests() {
+    let (newest, old) = leaf();
+    let paths = LeafPaths::new(&newest, &old).unwrap();
+    // Up to the kickoff, whose output the distribution spends.
+    let mut chain = chain(&newest, 2);
+    let kickoff = newest.path[1].txid();
+    let parent = |tx: &SignedTx| tx.parent().map(|parent| parent.txid);
+    let distribution = newest.distributions.iter().find(|tx| parent(tx) == Some(kickoff)).unwrap();
+    assert!(old.iter().all(|path| path.distributions.iter().any(|tx| tx.txid() == distribution.txid())));
+    chain.known.confirm(&distribution.tx, 4_000);
+    let (lost_to, plan) = paths.followed(&chain, 5_000);
+    assert_eq!((lost_to, plan), (None, &newest.exit_plan().unwrap()));
 }
 
 #[test]

@@ -403,6 +403,9 @@ pub struct RotateRequest {
     /// Which node above the client; its leaf if not given.
     #[serde(default)]
     pub level: NodeLevel,
+    /// Also with a client that has just made a rotation fail when its position was used up already.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// A node of the tree, as seen from a client.
@@ -486,4 +489,7 @@ pub struct Rotation {
     pub attempt: u16,
     /// The position that the client's leaf is at, updates since the creation.
     pub from: u64,
+    /// Updates of the leaf alone that are left before this one.
+    #[serde(default)]
+    pub left: u64,
 }

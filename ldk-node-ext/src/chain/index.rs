@@ -44,9 +44,18 @@ pub(crate) struct Stored {
     false_fundings: Vec<OutPoint>,
 }
 
+/// What a block that was read again has of what is watched.
+#[derive(Default)]
+pub(crate) struct Found {
+    confirmed: Vec<(Txid, Confirmation)>,
+    spent: Vec<(OutPoint, Spend)>,
+}
+
 struct Inner {
     height: u32,
     hash: BlockHash,
+    /// How often blocks were taken off the chain since the start.
+    reorganizations: u64,
     txids: HashSet<Txid>,
     outpoints: HashSet<OutPoint>,
     confirmed: HashMap<Txid, Confirmation>,
@@ -76,6 +85,7 @@ impl ChainIndex {
         let inner = Inner {
             height: stored.height,
             hash: stored.hash,
+            reorganizations: 0,
             txids: stored.confirmed.iter().map(|(t, _)| *t).collect(),
             outpoints: stored.spent.iter().map(|(o, _)| *o).collect(),
             confirmed: stored.confirmed.into_iter().collect(),
@@ -181,6 +191,40 @@ impl ChainIndex {
         found
     }
 
+    /// How often blocks were taken off the chain since the start.
+    pub(crate) fn reorganizations(&self) -> u64 {
+        lock(&self.inner).reorganizations
+    }
+
+    /// Looks through an old block for what is watched now; nothing is noted before [`Self::add`].
+    pub(crate) fn look_again(&self, block: &Block, height: u32, found: &mut Found) {
+        let inner = lock(&self.inner);
+        let hash = block.block_hash();
+        for tx in &block.txdata {
+            let txid = tx.compute_txid();
+            let spends = tx.input.iter().map(|i| i.previous_output).filter(|o| inner.outpoints.contains(o));
+            found.spent.extend(spends.map(|outpoint| (outpoint, Spend { txid, height })));
+            if inner.txids.contains(&txid) {
+                found.confirmed.push((txid, Confirmation { height, block: hash }));
+            }
+        }
+    }
+
+    /// Notes what blocks that were read again had, unless the chain has been reorganized since: false then.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) fn add(&self, found: Found, reorganizations: u64) -> Result<bool, Error> {
+        let mut inner = lock(&self.inner);
+        if inner.reorganizations != reorganizations {
+            return Ok(false);
+        }
+        inner.confirmed.extend(found.confirmed);
+        inner.spent.extend(found.spent);
+        self.persist(&inner)?;
+        Ok(true)
+    }
+
     /// Forgets everything above a block; returns the transactions that are off the chain now.
     pub(crate) fn disconnect(&self, fork: BlockLocator) -> Vec<Txid> {
         let mut inner = lock(&self.inner);
@@ -192,6 +236,7 @@ impl ChainIndex {
         }
         inner.height = fork.height;
         inner.hash = fork.block_hash;
+        inner.reorganizations = inner.reorganizations.wrapping_add(1);
         if let Err(e) = self.persist(&inner) {
             tracing::error!(height = fork.height, error = %e, "chain index not stored");
         }

@@ -10,4 +10,4 @@ pub(crate) use feed::{ChainFeed, ChainSync, IndexListener, OwnParts, WalletListe
 pub use fees::Fees;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use index::Stored as StoredIndex;
-pub(crate) use index::{ChainIndex, Spend};
+pub(crate) use index::{ChainIndex, Found, Spend};

@@ -11,8 +11,9 @@ use bitcoin::{OutPoint, Transaction, Txid};
 use factory_core::advance::{
     superseded_paths, ClientAdvanceState, LeafPaths, LspAdvanceRecord, LspAdvanceState, NewestTree,
 };
-use factory_core::exit::{ExitAction, ExitPlan};
+use factory_core::exit::{ChainView, ExitAction, ExitPlan, ExitStep};
 use factory_core::record::{ClientFactoryRecord, SignedNode, SignedPath};
+use factory_core::transaction::TxKind;
 use lightning::util::persist::KVStoreSync;
 use serde::{Deserialize, Serialize};
 
@@ -271,6 +272,32 @@ impl Factory {
     /// As [`Self::leaf_path`].
     pub(crate) fn exit_plan(&self, first: u32) -> Result<ExitPlan, Error> {
         Ok(self.leaf_path(first)?.exit_plan()?)
+    }
+
+    /// An output of a leaf's newest path whose spend means that a newer state would come too late: a clock of the path
+    /// runs, or something that is not of the path has taken its place. Transactions of levels without DW layers start no
+    /// clock: whatever others have published of them, the leaf may still get newer states.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    pub(crate) fn begun(&self, first: u32, view: &dyn ChainView) -> Result<Option<OutPoint>, Error> {
+        let begun = |step: &&ExitStep| {
+            let starts_none = matches!(step.kind, TxKind::Static { .. });
+            view.spent_by(&step.parent).is_some_and(|by| by != step.txid || !starts_none)
+        };
+        Ok(self.exit_plan(first)?.steps.iter().find(begun).map(|step| step.parent))
+    }
+
+    /// The plans of all paths of a leaf that might confirm, the newest first.
+    ///
+    /// # Errors
+    /// As [`Self::leaf_path`].
+    pub(crate) fn plans(&self, first: u32) -> Result<Vec<ExitPlan>, Error> {
+        let mut plans = vec![self.exit_plan(first)?];
+        for path in self.other_paths(first)? {
+            plans.push(path.exit_plan()?);
+        }
+        Ok(plans)
     }
 
     /// The exit that is to be followed: over the newest path, or over another one that has won on the chain.

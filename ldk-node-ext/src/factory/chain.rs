@@ -55,6 +55,8 @@ impl Service {
                 tracing::error!(instance = hex::encode(id), error = %e, "factory");
             }
         }
+        self.look_at_rotations();
+        self.look_at_following();
         let exits = self.exits_under_way();
         self.run_exits(exits).await;
         self.check_reserves();
@@ -154,6 +156,7 @@ impl Service {
         let Some(rival) = self.factories.get(id).and_then(|f| self.funding_rival(f)) else { return };
         let reason = format!("the funding transaction was double-spent by {rival}");
         self.closing.remove(id);
+        self.forget_rotations(id);
         if self.is_lsp() {
             self.creating.remove(id);
             return self.make_void(id, &reason);
@@ -205,8 +208,7 @@ impl Service {
             if !is_root && index.depth(spend.height) >= FINAL_DEPTH {
                 // All that follows from it first: nobody looks at a closed factory again.
                 for first in factory.state.exits.keys() {
-                    self.publisher
-                        .drop_lost(&factory.followed_plan(*first, index, self.parts.height())?, &**index)?;
+                    self.publisher.drop_all_lost(&factory.plans(*first)?, &**index)?;
                 }
                 for channel in factory.channel_ids()? {
                     mark_void(&self.parts.store, &channel, "factory closed")?;
@@ -217,6 +219,7 @@ impl Service {
                 let data = json!({"instance_id": hex::encode(id), "txid": spend.txid.to_string()});
                 self.parts.events.push("factory_closed", data);
                 self.closing.remove(id);
+                self.forget_rotations(id);
                 return Ok(());
             }
         }
@@ -247,6 +250,7 @@ impl Service {
                 factory.state.stage = Stage::Exited;
                 factory.store_state(&self.parts.store)?;
                 self.parts.events.push("factory_exited", json!({"instance_id": hex::encode(id)}));
+                self.forget_rotations(id);
                 return Ok(());
             }
         }

@@ -73,7 +73,8 @@ impl Service {
         if self.is_closing(factory) {
             return Err(Error::Conflict("the factory is being closed".into()));
         }
-        if let Some((_, attempt)) = self.rotating.keys().find(|(of, _)| of == id) {
+        let mut rotating = self.rotating.iter().filter(|((of, _), r)| of == id && !r.is_complete());
+        if let Some(((_, attempt), _)) = rotating.next() {
             return Err(Error::Conflict(format!("rotation {attempt} of a leaf of the factory is under way")));
         }
         Ok(())

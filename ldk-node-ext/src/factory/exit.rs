@@ -12,7 +12,10 @@ mod reserve;
 mod retry;
 mod triggers;
 
+use std::collections::BTreeSet;
+
 use bitcoin::secp256k1::PublicKey;
+use bitcoin::Txid;
 use factory_core::exit::{ExitAction, ExitPlan, ExitStep, WaitReason};
 use factory_core::faults::switch;
 use factory_core::guard::{GuardAction, GuardWait, PATIENCE_BLOCKS};
@@ -251,19 +254,22 @@ impl Service {
         let life = factory.lifetime()?;
         self.close_leaving(id, &before);
         let plan = factory.followed_plan(first, &self.parts.index, self.parts.height())?;
-        // What was overtaken gives its coin back: the next step may have no other.
+        // What was overtaken gives its coin back, on whichever path it is: the next step may have no other.
+        let plans = factory.plans(first)?;
         if !switch("exit.overtaken_kept") {
-            self.publisher.drop_lost(&plan, &*self.parts.index)?;
+            self.publisher.drop_all_lost(&plans, &*self.parts.index)?;
         }
         let mut exit = before.clone();
         (exit.waits_until, exit.needs_coin_sat, exit.over_budget_sat) = (None, None, None);
         match self.todo(&plan, &before, life.dying_until()) {
             Todo::Wait { until, text } => (exit.waits_until, exit.waits_for) = (until, text),
             Todo::Carry(step) => {
-                self.carry_step(id, &plan, &mut exit, &before, &step, life.settle_by()).await
+                self.carry_step(id, &plans, &mut exit, &before, &step, life.settle_by()).await
             }
             Todo::Finish => self.finish_exit(id, first, &mut exit)?,
-            Todo::Distributed(number) => self.finish_distributed(id, first, &plan, number, &mut exit)?,
+            Todo::Distributed(number) => {
+                self.finish_distributed(id, first, (&plan, number), &plans, &mut exit)?
+            }
             Todo::Blocked(text) => exit.waits_for = text,
         }
         self.save_exit(id, first, &plan, &before, exit)
@@ -273,16 +279,16 @@ impl Service {
     async fn carry_step(
         &mut self,
         id: &InstanceId,
-        plan: &ExitPlan,
+        plans: &[ExitPlan],
         exit: &mut StoredExit,
         before: &StoredExit,
         step: &ExitStep,
         settle_by: u32,
     ) {
         let height = self.parts.height();
-        let steps = || plan.steps.iter().chain(&plan.distributions);
-        let others = steps().filter(|s| s.txid != step.txid);
-        let paid = others.map(|s| self.publisher.paid_sat(&s.txid)).fold(0, u64::saturating_add);
+        let steps = plans.iter().flat_map(|plan| plan.steps.iter().chain(&plan.distributions));
+        let others: BTreeSet<Txid> = steps.map(|s| s.txid).filter(|txid| *txid != step.txid).collect();
+        let paid = others.iter().map(|txid| self.publisher.paid_sat(txid)).fold(0, u64::saturating_add);
         let limit_sat = exit.max_fee_sat.map(|max| max.saturating_sub(paid));
         let (free, available_sat) = self.parts.wallet.free_coins();
         let frugal = exit.reason == ExitReason::Settlement && free <= SPARE_COINS && height < settle_by;
@@ -425,6 +431,9 @@ impl Service {
                 "fees_sat": cost.so_far_sat, "distribution": distribution.map(|d| d.to_string())});
             self.parts.events.push("exit_done", data);
             self.join_sent = false;
+            if self.factories.get(id).is_some_and(|f| f.state.stage == Stage::Exited) {
+                self.forget_rotations(id);
+            }
         }
         Ok(())
     }

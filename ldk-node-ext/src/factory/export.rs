@@ -1,6 +1,6 @@
 //! The exit of a client's own leaf, for a watcher that has no key of it.
 
-use super::stored::Stage;
+use super::stored::{Signed, Stage};
 use super::Service;
 use crate::error::Error;
 use crate::ldk::InstanceId;
@@ -17,9 +17,10 @@ impl Service {
                 return Err(Error::Conflict("the factory has ended".into()))
             }
         }
-        let record = factory
-            .newest_record()
-            .ok_or_else(|| Error::Conflict("only a client has a leaf of its own".into()))?;
-        ExitFile::new(self.parts.config.network, self.parts.node_id, record.path.clone())
+        let first = match (&factory.signed, factory.leaves().first()) {
+            (Signed::Client(_), Some(leaf)) => leaf.first,
+            _ => return Err(Error::Conflict("only a client has a leaf of its own".into())),
+        };
+        self.exit_file(factory, first)
     }
 }

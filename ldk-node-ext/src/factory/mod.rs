@@ -24,9 +24,12 @@ mod registry;
 mod rotate;
 mod rotate_begin;
 mod rotate_client;
+mod rotate_end;
+mod rotate_limits;
 mod rotate_lsp;
 mod sell;
 mod stored;
+mod watchers;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -45,7 +48,8 @@ use crate::error::Error;
 use crate::ldk::{InstanceId, PeerEvent};
 use crate::node::Parts;
 use crate::publish::Publisher;
-use crate::watch::ExitFile;
+use crate::watch::handover::Handover;
+use crate::watch::{ExitFile, WatcherInfo};
 
 pub(crate) use registry::{load, Loaded};
 use stored::Factory;
@@ -78,6 +82,7 @@ pub(crate) enum Command {
     Rotate(InstanceId, api::RotateRequest, Answer<api::Rotation>),
     Liquidity(InstanceId, api::LiquidityRequest, Answer<api::LiquidityAnswer>),
     ExportExit(InstanceId, Answer<ExitFile>),
+    Watchers(Answer<Vec<WatcherInfo>>),
     /// An event of LDK; answered when what follows from it has been stored.
     Ldk(LdkEvent, Answer<()>),
 }
@@ -159,10 +164,20 @@ pub(crate) struct Service {
     rotating: HashMap<(InstanceId, u16), rotate_lsp::LspRotating>,
     /// Client: the machine of each factory that has rotated since the start.
     following: HashMap<InstanceId, rotate_client::Following>,
+    /// Client: tries of each factory that came to nothing.
+    tries: HashMap<InstanceId, rotate_limits::Tries>,
     /// Why the last rotation of a leaf came to nothing, until one succeeds.
     rotation_failures: HashMap<(InstanceId, u32), String>,
     /// LSP: when clients last had their capacities changed because they asked, blocks.
     asked: HashMap<PublicKey, u32>,
+    /// LSP: clients at whom a rotation failed lately that had used a position up.
+    wasteful: HashMap<(InstanceId, PublicKey), rotate_limits::Wasteful>,
+    /// Hands paths to the watchers.
+    handover: Handover,
+    /// What was handed over.
+    offered: watchers::Offered,
+    /// What waits for the watchers' word.
+    held_words: Vec<watchers::HeldWord>,
     /// Carries the tree's transactions into blocks.
     publisher: Publisher,
     /// Factories whose way out the wallet cannot pay for, and whose user has been told.
@@ -185,6 +200,8 @@ impl Loaded {
     ) {
         let mut tip = parts.tip.clone();
         let mut companions = parts.streams.changes();
+        let handover = Handover::start(parts.config.watchers.clone(), &stop);
+        let mut watchers = handover.changes();
         let mut service = Service {
             parts,
             factories: self.factories,
@@ -198,8 +215,13 @@ impl Loaded {
             closing: HashMap::new(),
             rotating: HashMap::new(),
             following: HashMap::new(),
+            tries: HashMap::new(),
             rotation_failures: HashMap::new(),
             asked: HashMap::new(),
+            wasteful: HashMap::new(),
+            handover,
+            offered: watchers::Offered::new(),
+            held_words: Vec::new(),
             publisher,
             reserve_low: HashSet::new(),
             coins_seen: (0, 0),
@@ -225,6 +247,7 @@ impl Loaded {
                     None => return,
                 },
                 _ = companions.changed() => service.check_covered().await,
+                _ = watchers.changed() => service.watchers_said(),
                 _ = tip.changed() => service.on_block().await,
                 _ = tick.tick() => service.tick().await,
             }
@@ -277,6 +300,9 @@ impl Service {
             }
             Command::ExportExit(id, answer) => {
                 let _ = answer.send(self.export_exit(&id));
+            }
+            Command::Watchers(answer) => {
+                let _ = answer.send(Ok(self.handover.infos()));
             }
             Command::Ldk(event, handled) => {
                 let result = self.ldk_event(event).await;
@@ -337,6 +363,8 @@ impl Service {
         self.lsp_close_timers(now).await;
         self.rotation_timers(now).await;
         self.check_covered().await;
+        self.offer_paths();
+        self.watchers_said();
         self.retry_exits().await;
         self.parts.sweep();
         self.join_if_free();

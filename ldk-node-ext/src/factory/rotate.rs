@@ -19,6 +19,8 @@
 //! for the same position has the same transactions, and companions on what never confirms cost nothing but a
 //! signature. So the two sides need not agree on when to stop.
 
+use std::time::Duration;
+
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, TxOut};
 use bolt_tlv::blip56::{FactoryChange, FactoryChangeLocked, FactoryOutpoint};
@@ -32,6 +34,12 @@ use crate::api::LeafInfo;
 use crate::error::Error;
 use crate::faults;
 use crate::ldk::{channel_id, Change, InstanceId, Real};
+
+/// How long a client waits for its LSP in one phase; then it gives the try up, if that is still possible.
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
+/// The longest that the LSP takes for one phase: a client's phase may span two of the LSP's, and to give up late
+/// costs a position.
+pub(super) const LONGEST_PHASE: Duration = Duration::from_secs(PATIENCE.as_secs() / 3);
 
 /// A channel that moves with its leaf.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +67,7 @@ impl Moving {
 
 impl Service {
     /// LDK's outpoint of a channel.
-    fn virtual_of(&self, channel: &OutPoint) -> OutPoint {
+    pub(super) fn virtual_of(&self, channel: &OutPoint) -> OutPoint {
         self.parts.mapping.current(&channel_id(*channel)).unwrap_or(*channel)
     }
 
@@ -328,7 +336,8 @@ impl Service {
             let position = factory.position(leaf.first)?;
             let params = factory.params();
             let left = params.remaining(position)?;
-            let running = self.rotating.iter().find(|((of, _), r)| *of == id && r.moves(leaf.first));
+            let running = self.rotating.iter().filter(|((of, _), r)| *of == id && r.moves(leaf.first));
+            let running = running.max_by_key(|((_, attempt), _)| *attempt);
             let following = self.following.get(&id).and_then(|f| f.phase());
             let node_of = |c: Option<PublicKey>| c.unwrap_or(self.parts.node_id).to_string();
             Ok(LeafInfo {

@@ -8,14 +8,17 @@ use factory_core::advance::{AdvanceReason, AdvanceRequest, LeafShares, LspAdvanc
 use factory_core::record::LspFactoryRecord;
 use lightning::ln::channel_state::ChannelDetails;
 use serde_json::json;
+use tokio::time::Instant;
 
+use super::rotate::LONGEST_PHASE;
+use super::rotate_limits::PAUSE;
 use super::rotate_lsp::LspRotating;
 use super::stored::{Factory, Leaf, Signed};
 use super::Service;
 use crate::api::{NodeLevel, RotateRequest, Rotation};
 use crate::error::Error;
 use crate::faults;
-use crate::ldk::{channel_id, InstanceId};
+use crate::ldk::{channel_id, InstanceId, MAX_REALS};
 use crate::node::parse_node_id;
 
 /// What a rotation shall do.
@@ -26,6 +29,8 @@ pub(super) struct Wish {
     pub(super) changes: Vec<LeafShares>,
     /// Why.
     pub(super) reason: AdvanceReason,
+    /// Also if a client has just wasted a position.
+    pub(super) force: bool,
 }
 
 impl Service {
@@ -39,7 +44,12 @@ impl Service {
             return Err(Error::Conflict("rotations begin with the LSP".into()));
         }
         let client = parse_node_id(&request.client)?;
-        let wish = Wish { level: request.level, changes: Vec::new(), reason: AdvanceReason::Rotate };
+        let wish = Wish {
+            level: request.level,
+            changes: Vec::new(),
+            reason: AdvanceReason::Rotate,
+            force: request.force,
+        };
         let rotation = self.begin_rotation(id, client, wish)?;
         self.parts.peers.process_events();
         Ok(rotation)
@@ -52,7 +62,7 @@ impl Service {
         client: PublicKey,
         wish: Wish,
     ) -> Result<Rotation, Error> {
-        let Wish { level, changes, reason } = wish;
+        let Wish { level, changes, reason, force } = wish;
         let factory = self.live(&id)?;
         let Signed::Lsp(record) = &factory.signed else {
             return Err(Error::Conflict("rotations begin with the LSP".into()));
@@ -77,6 +87,10 @@ impl Service {
                 format!("a change of channel {} has failed: rotate its leaf first", channel_id(*channel));
             return Err(Error::Conflict(text));
         }
+        let left = factory.params().remaining(factory.position(place)?)?.leaf();
+        if !force {
+            self.check_wasteful(&id, &leaves, left)?;
+        }
         let own = leaves.iter().rfind(|leaf| leaf.first <= place);
         let from = own.map_or(Ok(0), |leaf| factory.position(leaf.first))?;
         let marks = &factory.advances.marks;
@@ -84,7 +98,8 @@ impl Service {
             .attempts
             .checked_add(1)
             .ok_or_else(|| Error::Conflict(format!("{} tries to rotate, no more numbers", marks.attempts)))?;
-        let seconds = u32::try_from(self.lsp_settings()?.phase_timeout.as_secs()).unwrap_or(u32::MAX);
+        let phase = self.lsp_settings()?.phase_timeout.min(LONGEST_PHASE);
+        let seconds = u32::try_from(phase.as_secs()).unwrap_or(u32::MAX);
         let config = LspAdvanceConfig {
             record: record.as_ref().clone(),
             advances: factory.advances.lsp.clone(),
@@ -112,7 +127,23 @@ impl Service {
         self.push_rotation("factory_rotating", &id, attempt, &span, json!({"from": from, "level": level}));
         self.rotating.insert((id, attempt), LspRotating::new(machine, span, &leaves));
         self.run_rotation((id, attempt), actions);
-        Ok(Rotation { attempt, from })
+        Ok(Rotation { attempt, from, left })
+    }
+
+    /// Whether a client of these leaves has just wasted a position: another try may cost another one.
+    fn check_wasteful(&self, id: &InstanceId, leaves: &[Leaf], left: u64) -> Result<(), Error> {
+        let now = Instant::now();
+        let members = leaves.iter().flat_map(|leaf| &leaf.channels).filter_map(|(_, client)| *client);
+        let mut known = members.filter_map(|client| Some((client, self.wasteful.get(&(*id, client))?)));
+        match known.find(|(_, wasteful)| wasteful.pauses(now)) {
+            None => Ok(()),
+            Some((client, wasteful)) => Err(Error::Unavailable(format!(
+                "the last rotation failed at client {client} and used an update up, {left} of the leaf are left: \
+                 {}; tried again after {} s, or at once with force",
+                wasteful.why,
+                PAUSE.as_secs()
+            ))),
+        }
     }
 
     /// What each channel needs at least, sat, by its client's place: all that we cannot take out of it.
@@ -133,16 +164,8 @@ impl Service {
         if self.is_closing(factory) {
             return Err(Error::Conflict("the factory is being closed".into()));
         }
-        if leaves.iter().any(|l| factory.exit_under_way(l.first).is_some()) || factory.is_exiting() {
-            return Err(Error::Conflict("a leaf of the factory is being left".into()));
-        }
-        if self.parts.index.spend(&factory.funding().outpoint).is_some() {
-            return Err(Error::Conflict("the factory's funding output has been spent".into()));
-        }
-        let until = factory.lifetime()?.dying_until();
-        if self.parts.height() >= until {
-            return Err(Error::Conflict(format!("the factory is settled from height {until} on")));
-        }
+        self.may_advance(factory, leaves)?;
+        self.watchers_there()?;
         let ready = self.parts.factory_messages.ready_peers();
         let open = self.parts.manager.list_channels();
         for (outpoint, client) in leaves.iter().flat_map(|leaf| &leaf.channels) {
@@ -155,9 +178,48 @@ impl Service {
             }
             self.may_move(client, outpoint, &open)?;
         }
-        let overlaps = |r: &LspRotating| leaves.iter().any(|leaf| r.moves(leaf.first));
+        let overlaps = |r: &LspRotating| !r.is_complete() && leaves.iter().any(|leaf| r.moves(leaf.first));
         if let Some(((_, attempt), _)) = self.rotating.iter().find(|((of, _), r)| *of == id && overlaps(r)) {
             return Err(Error::Conflict(format!("rotation {attempt} of this part is under way")));
+        }
+        Ok(())
+    }
+
+    /// A block has come: what may not begin any more is called off, as long as no outer partial signature has been asked
+    /// for.
+    pub(super) fn look_at_rotations(&mut self) {
+        let open = self.parts.manager.list_channels();
+        let mut over = Vec::new();
+        for (key, rotating) in self.rotating.iter().filter(|(_, r)| r.is_early()) {
+            let Some(factory) = self.factories.get(&key.0) else { continue };
+            let leaves = factory.leaves().into_iter().filter(|leaf| rotating.moves(leaf.first));
+            let leaves: Vec<Leaf> = leaves.collect();
+            let channels = leaves.iter().flat_map(|leaf| &leaf.channels);
+            let mut members = channels.filter_map(|(outpoint, client)| Some((outpoint, (*client)?)));
+            let may = self
+                .may_advance(factory, &leaves)
+                .and_then(|()| members.try_for_each(|(o, client)| self.may_move(&client, o, &open)));
+            over.extend(may.err().map(|e| (*key, e.to_string())));
+        }
+        for (key, why) in over {
+            self.call_off(key, why);
+        }
+    }
+
+    /// Whether the chain lets leaves have newer states: none of them is being left, and no clock of theirs runs. What
+    /// happens to other leaves of the factory does not matter.
+    pub(super) fn may_advance(&self, factory: &Factory, leaves: &[Leaf]) -> Result<(), Error> {
+        for leaf in leaves {
+            if factory.exit_under_way(leaf.first).is_some() {
+                return Err(Error::Conflict("the leaf is being left".into()));
+            }
+            if let Some(spent) = factory.begun(leaf.first, &*self.parts.index)? {
+                return Err(Error::Conflict(format!("the leaf's path has begun: {spent} has been spent")));
+            }
+        }
+        let until = factory.lifetime()?.dying_until();
+        if self.parts.height() >= until {
+            return Err(Error::Conflict(format!("the factory is settled from height {until} on")));
         }
         Ok(())
     }
@@ -174,6 +236,11 @@ impl Service {
         let usable = details.is_some_and(|c| c.is_channel_ready);
         if !usable {
             return Err(Error::Conflict(format!("the channel with {client} is not open")));
+        }
+        if self.parts.mapping.is_full(&self.virtual_of(channel)) {
+            let text =
+                format!("the channel with {client} has been at {MAX_REALS} places, the most there may be");
+            return Err(Error::Conflict(text));
         }
         if let Some(expiry) = self.ends_too_soon(channel, open) {
             let text = format!(

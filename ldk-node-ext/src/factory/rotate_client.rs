@@ -1,7 +1,6 @@
 //! A client's side of rotations: carries out what `ClientAdvance` says.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use bitcoin::OutPoint;
 use bolt_tlv::blip56::FactoryChange;
@@ -10,19 +9,18 @@ use factory_core::advance::{
     AdvancePolicy, Aftermath, ClientAdvance, ClientAdvanceAction, ClientAdvanceConfig, ClientAdvanceInput,
     ClientAdvancePhase,
 };
+use factory_core::refuse::RefuseCode;
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::capacity::{difference, Resize};
-use super::rotate::Moving;
+use super::rotate::{Moving, PATIENCE};
+use super::rotate_limits::{MAX_TRIES, WINDOW};
 use super::stored::{Factory, Stage};
 use super::Service;
 use crate::error::Error;
 use crate::faults;
 use crate::ldk::{channel_id, Change, InstanceId};
-
-/// How long a client waits for its LSP in one try; then it gives the try up, if that is still possible.
-const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A factory whose state this client has advanced, or is advancing.
 pub(super) struct Following {
@@ -30,7 +28,7 @@ pub(super) struct Following {
     moving: Moving,
     /// The try that `moving` is of.
     attempt: u16,
-    /// When it began.
+    /// When its phase began.
     since: Instant,
     /// What the LSP says that it adds to the channel, sat.
     offered_sat: i64,
@@ -41,6 +39,20 @@ pub(super) struct Following {
 }
 
 impl Following {
+    fn handle(&mut self, input: ClientAdvanceInput) -> Result<Vec<ClientAdvanceAction>, factory_core::Error> {
+        let before = self.machine.phase();
+        let actions = self.machine.handle(input);
+        if self.machine.phase() != before {
+            self.since = Instant::now();
+        }
+        actions
+    }
+
+    /// Whether the outer partial signatures may have left: there is no way back then.
+    fn is_late(&self) -> bool {
+        matches!(self.machine.phase(), ClientAdvancePhase::Outer | ClientAdvancePhase::Recording)
+    }
+
     /// The phase in words, while a try is under way.
     pub(super) fn phase(&self) -> Option<&'static str> {
         match self.machine.phase() {
@@ -72,9 +84,7 @@ impl Service {
         let open = self.parts.manager.list_channels();
         let details = open.iter().find(|c| c.channel_id == channel_id(*channel));
         let capacity_sat = details.map_or(0, |c| c.channel_value_satoshis);
-        let over = self.lifetime_over(factory);
-        let begun = self.parts.index.spend(&factory.funding().outpoint).is_some();
-        let quiet = !self.is_closing(factory) && !factory.is_exiting() && !over && !begun;
+        let quiet = !self.is_closing(factory) && self.may_advance(factory, &factory.leaves()).is_ok();
         let usable = details.is_some_and(|c| c.is_channel_ready);
         // Its user has to ask for a smaller one, or one that is larger than any that it would take.
         let wanted = self.following.get(&factory.id()).and_then(|f| f.wanted_sat).unwrap_or(capacity_sat);
@@ -84,10 +94,6 @@ impl Service {
             least_sat: capacity_sat.min(wanted),
             most_sat: most.max(capacity_sat).max(wanted),
         }
-    }
-
-    fn lifetime_over(&self, factory: &Factory) -> bool {
-        factory.lifetime().is_ok_and(|life| self.parts.height() >= life.dying_until())
     }
 
     /// Makes the machine of a factory, if it is not there.
@@ -123,22 +129,28 @@ impl Service {
         payload: Payload,
     ) {
         let Some(attempt) = payload.attempt().filter(|_| payload.instance_id() == Some(id)) else { return };
-        if let Err(e) = self.check_change(channel, change) {
-            let Some(lsp) = self.client_settings().map(|s| s.lsp_node_id) else { return };
-            let text: String = format!("factory_change_init: {e}").chars().take(200).collect();
-            let code = factory_core::refuse::RefuseCode::Internal.number();
-            self.send(lsp, payload::AdvanceRefuse { instance_id: id, attempt, code, text });
-            return;
+        let checked = self.check_change(channel, change).map_err(|e| format!("factory_change_init: {e}"));
+        if let Err(text) = checked.and_then(|()| self.watchers_there().map_err(|e| e.to_string())) {
+            return self.refuse_try(id, attempt, RefuseCode::Internal, &text);
+        }
+        let known = self.factories.get(&id).is_some_and(|f| f.state.stage == Stage::Live);
+        if known && !self.tries.entry(id).or_default().begin(Instant::now()) {
+            let text = format!("more than {MAX_TRIES} tries in {} s came to nothing", WINDOW.as_secs());
+            return self.refuse_try(id, attempt, RefuseCode::AdvanceMany, &text);
         }
         match self.following(&id) {
             Ok(Some(following)) => following.offered_sat = change.funding_contribution_sat,
             Ok(None) => return,
             Err(e) => return tracing::error!(error = %e, "rotation"),
         }
-        let Some(factory) = self.factories.get(&id) else { return };
-        let policy = self.advance_policy(factory, channel);
-        self.follow(&id, ClientAdvanceInput::Policy(policy));
         self.follow(&id, ClientAdvanceInput::Message(payload));
+    }
+
+    /// Refuses a try of which the machine has not heard.
+    fn refuse_try(&self, instance_id: InstanceId, attempt: u16, code: RefuseCode, text: &str) {
+        let Some(lsp) = self.client_settings().map(|s| s.lsp_node_id) else { return };
+        let (code, text) = (code.number(), text.chars().take(200).collect());
+        self.send(lsp, payload::AdvanceRefuse { instance_id, attempt, code, text });
     }
 
     pub(super) fn client_advance_message(&mut self, id: InstanceId, payload: Payload) {
@@ -230,11 +242,36 @@ impl Service {
         }
     }
 
+    /// What the client wants as things are now, if there is a machine to be told.
+    fn policy_now(&self, id: &InstanceId) -> Option<ClientAdvanceInput> {
+        let (factory, following) = (self.factories.get(id)?, self.following.get(id)?);
+        Some(ClientAdvanceInput::Policy(self.advance_policy(factory, &following.moving.channel)))
+    }
+
+    /// A block has come: a try that is not wanted any more ends, as far as it can.
+    pub(super) fn look_at_following(&mut self) {
+        let under_way =
+            |f: &&Following| !matches!(f.machine.phase(), ClientAdvancePhase::Idle) && !f.is_late();
+        let ids: Vec<InstanceId> =
+            self.following.iter().filter(|(_, f)| under_way(f)).map(|(id, _)| *id).collect();
+        for id in ids {
+            let Some(ClientAdvanceInput::Policy(policy)) = self.policy_now(&id) else { continue };
+            if !policy.allow {
+                self.cancel_following(&id, "the channel cannot move any more");
+            }
+        }
+    }
+
     fn follow(&mut self, id: &InstanceId, input: ClientAdvanceInput) {
-        let mut inputs = VecDeque::from([input]);
+        let mut inputs = VecDeque::new();
+        // What may not be signed now was perhaps fine when the try began.
+        if matches!(input, ClientAdvanceInput::Message(_) | ClientAdvanceInput::Covered { .. }) {
+            inputs.extend(self.policy_now(id));
+        }
+        inputs.push_back(input);
         while let Some(input) = inputs.pop_front() {
             let actions = match self.following(id) {
-                Ok(Some(following)) => following.machine.handle(input),
+                Ok(Some(following)) => following.handle(input),
                 Ok(None) => return,
                 Err(e) => return tracing::error!(error = %e, "rotation"),
             };
@@ -246,14 +283,35 @@ impl Service {
                 match self.follow_action(id, action) {
                     Ok(next) => inputs.extend(next),
                     Err(e) => {
-                        // Not stored, so nothing that depends on it is sent; another machine begins from what is.
                         tracing::error!(error = %e, "rotation");
-                        self.following.remove(id);
+                        self.broken_off(id, &e);
                         return;
                     }
                 }
             }
         }
+        self.parts.peers.process_events();
+    }
+
+    /// Not stored or not moved, so nothing that depends on it is sent; another machine begins from what is on disk. The
+    /// LSP is told, as far as the try has not gone too far for that.
+    fn broken_off(&mut self, id: &InstanceId, error: &Error) {
+        let Some(following) = self.following.get_mut(id) else { return };
+        let cancel = ClientAdvanceInput::Cancel { text: error.to_string() };
+        let actions = following.handle(cancel).unwrap_or_default();
+        let lsp = self.client_settings().map(|s| s.lsp_node_id);
+        for action in actions {
+            match (action, lsp) {
+                (ClientAdvanceAction::Send(payload), Some(lsp)) => {
+                    self.send(lsp, payload);
+                }
+                (ClientAdvanceAction::Refused { attempt, code, text, left }, _) => {
+                    self.following_failed(id, attempt, &format!("{code:?}: {text}"), left);
+                }
+                _ => {}
+            }
+        }
+        self.following.remove(id);
         self.parts.peers.process_events();
     }
 
@@ -271,8 +329,7 @@ impl Service {
                 self.send_change(lsp, &Change::Ack(change, payload));
             }
             ClientAdvanceAction::Send(payload @ Payload::AdvancePersisted(_)) => {
-                self.send(lsp, payload);
-                self.tell_continue(id, lsp, &channel);
+                self.send_last(id, lsp, channel, payload);
             }
             ClientAdvanceAction::Send(payload) => {
                 self.send(lsp, payload);
@@ -281,7 +338,7 @@ impl Service {
                 let adds = difference(from_sat, to_sat)?;
                 let Some(following) = self.following.get_mut(id) else { return Ok(None) };
                 following.moving = Moving::new(channel);
-                (following.attempt, following.since) = (attempt, Instant::now());
+                following.attempt = attempt;
                 if following.offered_sat != adds {
                     let text = format!("funding_contribution_sat: must be {adds}");
                     return Ok(Some(ClientAdvanceInput::Cancel { text }));
@@ -352,6 +409,7 @@ impl Service {
                 }
                 let data = json!({"instance_id": hex::encode(id), "position": record.path.updates});
                 self.parts.events.push("factory_rotated", data);
+                self.tries.entry(*id).or_default().completed();
             }
             ClientAdvanceAction::Refused { attempt, code, text, left } => {
                 self.following_failed(id, attempt, &format!("{code:?}: {text}"), left);
@@ -373,6 +431,9 @@ impl Service {
             if let (Some(lsp), Some(_)) = (lsp, moving.resize) {
                 self.abort_resize(&lsp, &moving.channel);
             }
+        }
+        if !self.tries.entry(*id).or_default().is_news(attempt, reason) {
+            return;
         }
         let pending = left != Aftermath::Clear;
         self.note_failure(id, reason);

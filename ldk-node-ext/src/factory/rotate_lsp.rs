@@ -11,11 +11,13 @@ use factory_core::advance::{
     answer_resume, AdvanceFailReason, ChannelChange, LspAdvance, LspAdvanceAction, LspAdvanceInput,
     LspAdvancePhase, LspAdvanceRecord,
 };
+use factory_core::refuse::RefuseCode;
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::capacity::{difference, Resize};
 use super::rotate::Moving;
+use super::rotate_limits::Wasteful;
 use super::stored::{Factory, Leaf, Signed};
 use super::{Service, Timer};
 use crate::error::Error;
@@ -24,14 +26,18 @@ use crate::ldk::{Change, InstanceId};
 
 /// A rotation under way.
 pub(super) struct LspRotating {
-    machine: LspAdvance,
+    pub(super) machine: LspAdvance,
     /// The clients of the node that advances, by their places in tree order.
-    span: Range<u32>,
+    pub(super) span: Range<u32>,
     timer: Option<Timer>,
     /// Their channels.
-    channels: HashMap<PublicKey, Moving>,
+    pub(super) channels: HashMap<PublicKey, Moving>,
     /// Who failed, and why.
     blamed: Vec<(PublicKey, String)>,
+    /// Why this node calls it off.
+    called_off: Option<String>,
+    /// Since when the clients have been told that the new state is complete.
+    pub(super) told: Option<Instant>,
 }
 
 impl LspRotating {
@@ -39,7 +45,7 @@ impl LspRotating {
     pub(super) fn new(machine: LspAdvance, span: Range<u32>, leaves: &[Leaf]) -> Self {
         let members = leaves.iter().flat_map(|leaf| &leaf.channels);
         let channels = members.filter_map(|(o, c)| Some(((*c)?, Moving::new(*o)))).collect();
-        Self { machine, span, timer: None, channels, blamed: Vec::new() }
+        Self { machine, span, timer: None, channels, blamed: Vec::new(), called_off: None, told: None }
     }
 
     /// The phase in words.
@@ -57,6 +63,16 @@ impl LspRotating {
     /// Whether it moves a channel.
     pub(super) fn has(&self, channel: &OutPoint) -> bool {
         self.channels.values().any(|moving| moving.channel == *channel)
+    }
+
+    /// No outer partial signature has been asked for.
+    pub(super) fn is_early(&self) -> bool {
+        self.machine.phase() < LspAdvancePhase::Outer
+    }
+
+    /// Complete, and on this node's disk: nothing waits for what clients still have to say.
+    pub(super) fn is_complete(&self) -> bool {
+        self.machine.phase() >= LspAdvancePhase::Persisting
     }
 
     /// Whether it moves a leaf, by the leaf's first client.
@@ -89,6 +105,13 @@ impl Service {
         if let (Payload::AdvanceResume(m), false) = (&payload, self.rotating.contains_key(&(id, attempt))) {
             return self.answer_pending(id, client, m);
         }
+        if let Payload::AdvanceRefuse(m) = &payload {
+            // It lacks the state that the try was to start from.
+            let asked = self.rotating.get(&(id, attempt)).is_some_and(|r| r.channels.contains_key(&client));
+            if asked && m.code == RefuseCode::AdvanceBase.number() {
+                self.tell_newest(id, client);
+            }
+        }
         self.rotation_input((id, attempt), LspAdvanceInput::Message { client, payload });
     }
 
@@ -107,12 +130,10 @@ impl Service {
             }
             Ok(Some(answer)) => {
                 let signed = matches!(answer, Payload::AdvanceSigned(_));
-                self.send(client, answer);
-                let channel = factory.leaves().into_iter().flat_map(|l| l.channels);
-                let channel = channel.into_iter().find(|(_, c)| *c == Some(client)).map(|(o, _)| o);
-                if let Some(channel) = channel.filter(|_| signed) {
-                    self.tell_continue(&id, client, &channel);
-                }
+                match factory.channel_with(&client).filter(|_| signed) {
+                    Some(channel) => self.send_last(&id, client, channel, answer),
+                    None => self.send(client, answer),
+                };
             }
             Err(e) => tracing::error!(error = %e, "stored advance"),
         }
@@ -140,8 +161,10 @@ impl Service {
 
     /// The client says where its channel is going to be.
     pub(super) fn lsp_heard_place(&mut self, id: InstanceId, client: PublicKey, place: OutPoint) {
-        let found =
-            self.rotating.iter_mut().find(|((of, _), r)| *of == id && r.channels.contains_key(&client));
+        let found = self
+            .rotating
+            .iter_mut()
+            .find(|((of, _), r)| *of == id && !r.is_complete() && r.channels.contains_key(&client));
         let Some((key, rotating)) = found else { return };
         let key = *key;
         let Some(moving) = rotating.channels.get_mut(&client) else { return };
@@ -190,18 +213,22 @@ impl Service {
         for key in keys {
             self.rotation_input(key, LspAdvanceInput::ClientGone { client });
         }
+        self.stop_waiting_for_absent();
     }
 
     /// A client that is back is told again of a rotation that it may not have stored yet.
     pub(super) fn remind_of_rotations(&mut self, client: PublicKey) {
+        let mut owed = Vec::new();
         for ((id, _), rotating) in &self.rotating {
             let Some(moving) = rotating.channels.get(&client) else { continue };
             let owes = rotating.machine.missing().contains(&client);
             let record = rotating.machine.record().filter(|_| owes);
             if let Some(Ok(signed)) = record.map(LspAdvanceRecord::signed) {
-                self.send(client, signed);
-                self.tell_continue(id, client, &moving.channel);
+                owed.push((*id, moving.channel, signed));
             }
+        }
+        for (id, channel, signed) in owed {
+            self.send_last(&id, client, channel, signed.into());
         }
     }
 
@@ -210,8 +237,16 @@ impl Service {
         let of_leaf = self.rotating.iter().filter(|((of, _), r)| of == id && r.moves(first));
         let keys: Vec<_> = of_leaf.map(|(key, _)| *key).collect();
         for key in keys {
-            self.rotation_input(key, LspAdvanceInput::Cancel);
+            self.call_off(key, "the leaf is being left".to_owned());
         }
+    }
+
+    /// Ends a try, if that is still possible.
+    pub(super) fn call_off(&mut self, key: (InstanceId, u16), why: String) {
+        if let Some(rotating) = self.rotating.get_mut(&key) {
+            rotating.called_off = Some(why);
+        }
+        self.rotation_input(key, LspAdvanceInput::Cancel);
     }
 
     /// Timers of rotations; a client's patience with its LSP.
@@ -226,6 +261,7 @@ impl Service {
         for (key, id) in due {
             self.rotation_input(key, LspAdvanceInput::Timeout { id });
         }
+        self.stop_waiting(now);
         self.following_timers(now);
         self.asking_timers(now);
     }
@@ -308,6 +344,9 @@ impl Service {
                     faults::point("lsp.burnt.stored");
                 }
             }
+            LspAdvanceAction::PersistRecord(record) if faults::hides(&record) => {
+                return Err(Error::Conflict("changed my mind".into()));
+            }
             LspAdvanceAction::PersistRecord(record) => {
                 if let Some(factory) = self.factories.get_mut(&id) {
                     faults::point("lsp.advance.store");
@@ -348,13 +387,11 @@ impl Service {
             }
             LspAdvanceAction::Progress(phase) => {
                 tracing::debug!(instance = hex::encode(id), attempt, ?phase, "rotation");
+                if let (LspAdvancePhase::Persisting, Some(rotating)) = (phase, self.rotating.get_mut(&key)) {
+                    rotating.told = Some(Instant::now());
+                }
             }
-            LspAdvanceAction::Completed => {
-                let Some(rotating) = self.rotating.remove(&key) else { return Ok(Vec::new()) };
-                let position = self.factories.get(&id).and_then(|f| f.position(rotating.span.start).ok());
-                let data = json!({"position": position});
-                self.push_rotation("factory_rotated", &id, attempt, &rotating.span, data);
-            }
+            LspAdvanceAction::Completed => self.rotated(key),
             LspAdvanceAction::Failed { reason, burnt, .. } => {
                 let text = self.failure_text(key, &reason);
                 let moving = self.rotating.get(&key).map(|r| r.channels.clone()).unwrap_or_default();
@@ -370,9 +407,11 @@ impl Service {
 
     /// Why a try failed, with the names of those at whom it failed.
     fn failure_text(&self, key: (InstanceId, u16), reason: &AdvanceFailReason) -> String {
-        let blamed = self.rotating.get(&key).map(|r| r.blamed.as_slice()).unwrap_or_default();
+        let rotating = self.rotating.get(&key);
+        let blamed = rotating.map(|r| r.blamed.as_slice()).unwrap_or_default();
         if blamed.is_empty() {
-            return reason.to_string();
+            let why = rotating.and_then(|r| r.called_off.as_ref());
+            return why.map_or_else(|| reason.to_string(), |why| format!("{reason}: {why}"));
         }
         let one = |(client, why): &(PublicKey, String)| format!("client {client}: {why}");
         blamed.iter().map(one).collect::<Vec<_>>().join("; ")
@@ -385,6 +424,10 @@ impl Service {
         let leaves = self.factories.get(&id).map(Factory::leaves).unwrap_or_default();
         for leaf in leaves.iter().filter(|leaf| rotating.moves(leaf.first)) {
             self.rotation_failures.insert((id, leaf.first), reason.to_owned());
+        }
+        for (client, why) in rotating.blamed.iter().filter(|_| burnt) {
+            let wasteful = Wasteful { at: Instant::now(), why: why.clone() };
+            self.wasteful.insert((id, *client), wasteful);
         }
         let who: Vec<String> = rotating.blamed.iter().map(|(client, _)| client.to_string()).collect();
         let data = json!({"reason": reason, "who": who, "burnt": burnt});
@@ -406,11 +449,7 @@ impl Service {
                 let change = self.change_of(&channel, adds)?;
                 Ok(self.send_change(client, &Change::Init(change, payload)))
             }
-            payload @ Payload::AdvanceSigned(_) => {
-                let sent = self.send(client, payload);
-                self.tell_continue(&key.0, client, &channel);
-                Ok(sent)
-            }
+            payload @ Payload::AdvanceSigned(_) => Ok(self.send_last(&key.0, client, channel, payload)),
             payload => Ok(self.send(client, payload)),
         }
     }

@@ -76,7 +76,8 @@ impl Service {
             (None, true) => AdvanceReason::Sell,
             (None, false) => AdvanceReason::GiveBack,
         };
-        let begun = self.begin_rotation(id, client, Wish { level: request.level, changes, reason })?;
+        let begun =
+            self.begin_rotation(id, client, Wish { level: request.level, changes, reason, force: false })?;
         Ok(LiquidityAnswer { attempt: Some(begun.attempt), from: begun.from, capacity_sat })
     }
 

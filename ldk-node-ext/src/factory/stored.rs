@@ -342,6 +342,12 @@ impl Factory {
         self.leaves().into_iter().find(|l| l.channels.iter().any(|(o, _)| o == outpoint))
     }
 
+    /// The channel with a client (LSP).
+    pub(crate) fn channel_with(&self, client: &PublicKey) -> Option<OutPoint> {
+        let mut all = self.leaves().into_iter().flat_map(|l| l.channels);
+        all.find(|(_, c)| c.as_ref() == Some(client)).map(|(o, _)| o)
+    }
+
     /// An exit that is under way.
     pub(crate) fn exit_under_way(&self, first: u32) -> Option<&StoredExit> {
         self.state.exits.get(&first).filter(|e| !e.done)
@@ -367,12 +373,6 @@ impl Factory {
     /// This node's channels: outpoint and, for the LSP, the client.
     pub(crate) fn channels(&self) -> Result<Vec<(OutPoint, Option<PublicKey>)>, Error> {
         Ok(self.leaves().into_iter().flat_map(|l| l.channels).collect())
-    }
-
-    /// The channel of a client (LSP).
-    pub(crate) fn channel_with(&self, client: &PublicKey) -> Option<OutPoint> {
-        let channels = self.channels().ok()?;
-        channels.into_iter().find(|(_, c)| c.as_ref() == Some(client)).map(|(outpoint, _)| outpoint)
     }
 
     pub(crate) fn channel_ids(&self) -> Result<Vec<ChannelId>, Error> {

@@ -8,6 +8,8 @@ use bitcoin::absolute::LockTime;
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, ScriptBuf};
 use bolt_tlv::payload::{self, Payload};
+use factory_core::advance::LspAdvanceRecord;
+use factory_core::faults::{note, switch};
 
 use crate::util::lock;
 
@@ -98,9 +100,24 @@ pub(super) fn outgoing(on: &[String], peer: &PublicKey, payload: &Payload) -> Ve
             }
             out.push(m.into());
         }
+        Payload::AdvanceInner(_) if is("lsp.advance.withholds_inner") => {}
+        Payload::AdvanceSigned(_) if is("lsp.advance.withholds_signed") => {}
+        Payload::AdvanceSigned(m) if is("lsp.advance.aborts") => {
+            let (instance_id, attempt, text) = (m.instance_id, m.attempt, "changed my mind".to_owned());
+            out.push(payload::AdvanceAbort { instance_id, attempt, code: 1, text }.into());
+        }
         other => out.push(other),
     }
     out.iter().map(Payload::encode).collect()
+}
+
+/// Keeps a complete advance where a test finds it.
+pub(crate) fn hides(record: &LspAdvanceRecord) -> bool {
+    let hides = switch("lsp.advance.hides");
+    if hides {
+        note("hidden", || serde_json::to_string(record).unwrap_or_default());
+    }
+    hides
 }
 
 fn foreign_script() -> ScriptBuf {

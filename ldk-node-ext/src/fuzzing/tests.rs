@@ -149,7 +149,7 @@ pub(crate) fn advanced() -> Advanced {
 fn made_exit_file() -> Vec<u8> {
     let (_, clients) = factory();
     let path = clients[1].path.clone();
-    serde_json::to_vec(&ExitFile::new(Network::Regtest, world::node_id(1), path).unwrap()).unwrap()
+    serde_json::to_vec(&ExitFile::new(Network::Regtest, world::node_id(1), false, path).unwrap()).unwrap()
 }
 
 fn versioned(record: Value) -> Value {

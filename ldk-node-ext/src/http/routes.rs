@@ -15,7 +15,7 @@ use crate::api::{
     Invoice, InvoiceRequest, LiquidityAnswer, LiquidityRequest, NodeInfo, PayRequest, Payment, RotateRequest,
     Rotation,
 };
-use crate::watch::ExitFile;
+use crate::watch::{ExitFile, WatcherInfo};
 use crate::{Error, Node};
 
 /// What a handler returns.
@@ -79,6 +79,7 @@ pub(super) fn quick(node: Node, shutdown: Shutdown) -> Router {
         .route("/v1/factories/{instance_id}/rotate", post(rotate))
         .route("/v1/factories/{instance_id}/liquidity", post(liquidity))
         .route("/v1/factories/{instance_id}/exit-file", get(exit_file))
+        .route("/v1/watchers", get(watchers))
         .route("/v1/stop", post(stop))
         .with_state(Api { node, shutdown })
 }
@@ -155,6 +156,10 @@ async fn close_factory(
 
 async fn exit_file(State(api): State<Api>, Path(instance_id): Path<String>) -> Answer<ExitFile> {
     Ok(Json(api.node.export_exit(&instance_id).await?))
+}
+
+async fn watchers(State(api): State<Api>) -> Answer<Vec<WatcherInfo>> {
+    Ok(Json(api.node.watchers().await?))
 }
 
 async fn exit_factory(

@@ -11,8 +11,11 @@ use super::files::{create_data_dir, AddressFiles, Token};
 use super::serve::serve;
 use super::server::{bind, secure, within, Shutdown};
 use super::{routes, HttpError};
+use crate::watch::{Watcher, WatcherConfig};
 use crate::{Error, Node, NodeConfig};
 
+/// Where a watcher inside a node keeps its data, in the data directory.
+const WATCHER_DIR: &str = "watcher";
 /// Time for a request that answers at once.
 const QUICK: Duration = Duration::from_secs(60);
 /// Time for a request that waits: the longest wait of a payment (600 s) and a bit.
@@ -27,6 +30,29 @@ pub struct ApiOptions {
     pub bind: SocketAddr,
     /// Allow an address that other machines can reach.
     pub expose: bool,
+}
+
+/// The watcher for other nodes, with the node's bitcoind and feerates, and data and wallet of its own.
+fn watching(config: &NodeConfig) -> Option<WatcherConfig> {
+    if config.watch_folders.is_empty() {
+        return None;
+    }
+    let dir = config.data_dir.join(WATCHER_DIR);
+    let mut watching =
+        WatcherConfig::new(dir, config.network, config.bitcoind_rpc, config.bitcoind_auth.clone());
+    watching.folders.clone_from(&config.watch_folders);
+    watching.poll_interval = config.poll_interval;
+    watching.fallback_feerate_sat_per_vb = config.fallback_feerate_sat_per_vb;
+    watching.max_feerate_sat_per_vb = config.max_feerate_sat_per_vb;
+    Some(watching)
+}
+
+/// Resolves when there is a watcher and it has ended.
+async fn watcher_ended(watcher: Option<&Watcher>) {
+    match watcher {
+        Some(watcher) => watcher.stopped().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Lets the process open as many files as the system allows it: each connection is one, and the usual limit is 1024.
@@ -63,6 +89,7 @@ pub async fn serve_node(
     let address = listener.local_addr().map_err(|source| HttpError::Bind { address: api.bind, source })?;
     let data_dir = config.data_dir.clone();
     let rpc = config.bitcoind_rpc;
+    let watching = watching(&config);
 
     let node = tokio::select! {
         node = Node::start(config) => node.map_err(|e| match e {
@@ -71,6 +98,16 @@ pub async fn serve_node(
         })?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
+    };
+    let watcher = match watching {
+        Some(watching) => match Watcher::start(watching, Vec::new()).await {
+            Ok(watcher) => Some(watcher),
+            Err(e) => {
+                node.stop().await?;
+                return Err(e.into());
+            }
+        },
+        None => None,
     };
     let shutdown = Shutdown::default();
     let quick = routes::quick(node.clone(), shutdown.clone())
@@ -97,12 +134,16 @@ pub async fn serve_node(
         _ = terminate.recv() => tracing::info!("SIGTERM"),
         _ = interrupt.recv() => tracing::info!("SIGINT"),
         () = node.stopped() => ended = true,
+        () = watcher_ended(watcher.as_ref()) => tracing::error!("the watcher ended by itself"),
         _ = &mut server => tracing::error!("the API ended by itself"),
     }
     shutdown.request();
     if !server.is_finished() && tokio::time::timeout(DRAIN, &mut server).await.is_err() {
         tracing::info!("requests were still open");
         server.abort();
+    }
+    if let Some(watcher) = &watcher {
+        watcher.stop().await;
     }
     let stopped = node.stop().await;
     drop(files?);

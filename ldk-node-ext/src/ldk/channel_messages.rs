@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use bitcoin::constants::ChainHash;
 use bitcoin::secp256k1::PublicKey;
+use bitcoin::Txid;
 use bolt_tlv::payload::Payload;
 use factory_core::faults::switch;
 use lightning::ln::msgs::{self, BaseMessageHandler, ChannelMessageHandler, Init, MessageSendEvent};
@@ -109,6 +110,22 @@ impl ChannelMessages {
         true
     }
 
+    /// A peer says what it adds to a channel by a splice, and with which key: LDK hears it if it was agreed.
+    fn spliced(
+        &self,
+        peer: PublicKey,
+        channel: ChannelId,
+        (key, sat): (PublicKey, i64),
+        deliver: impl Fn() -> Deliver,
+    ) {
+        if self.is_of(&peer, &channel) && !self.streams.may_splice(peer, &channel, key, sat) {
+            return;
+        }
+        if !self.in_order(peer, channel, &[], &deliver) {
+            deliver()(&self.manager)
+        }
+    }
+
     /// After an outpoint was given up with [`Streams::withdraw`]: what waited for companions on it goes on.
     pub fn withdrawn(&self, peer: PublicKey, channel: ChannelId) {
         if let Some(turn) = self.streams.turn(&peer, &channel, || self.is_of(&peer, &channel)) {
@@ -119,6 +136,12 @@ impl ChannelMessages {
 
     fn is_of(&self, peer: &PublicKey, channel: &ChannelId) -> bool {
         self.manager.list_channels_with_counterparty(peer).iter().any(|c| c.channel_id == *channel)
+    }
+
+    /// The transaction that funds a channel, as LDK knows it.
+    fn funding(&self, peer: &PublicKey, channel: &ChannelId) -> Option<Txid> {
+        let all = self.manager.list_channels_with_counterparty(peer);
+        all.iter().find(|c| c.channel_id == *channel)?.funding_txo.map(|txo| txo.txid)
     }
 
     /// Lets `channel_ready` of a channel pass from now on, both ways.
@@ -171,8 +194,12 @@ impl BaseMessageHandler for ChannelMessages {
         }
         let mut held = lock(&self.held);
         let mut out = std::mem::take(&mut held.released);
-        for event in self.manager.get_and_clear_pending_msg_events() {
+        let events = self.manager.get_and_clear_pending_msg_events();
+        // Taken now: what LDK has made in answer to a lock comes after ours.
+        out.extend(self.streams.take_first());
+        for event in events {
             self.streams.leaving(&event);
+            let Some(event) = self.streams.gated(event, |peer, id| self.funding(peer, id)) else { continue };
             match event {
                 MessageSendEvent::SendChannelReady { node_id, msg }
                     if self.outpoints.holds_ready(&msg.channel_id) =>
@@ -262,6 +289,7 @@ impl ChannelMessageHandler for ChannelMessages {
 
     fn handle_channel_reestablish(&self, peer: PublicKey, msg: &msgs::ChannelReestablish) {
         let _proving = self.failure.proving();
+        let msg = &self.streams.without_lock(peer, msg, || self.funding(&peer, &msg.channel_id));
         let manager = AssertUnwindSafe(&self.manager);
         let Err(panic) = catch_unwind(|| manager.handle_channel_reestablish(peer, msg)) else {
             if self.is_of(&peer, &msg.channel_id) {
@@ -327,7 +355,50 @@ impl ChannelMessageHandler for ChannelMessages {
         }
     }
 
+    fn handle_splice_init(&self, peer: PublicKey, msg: &msgs::SpliceInit) {
+        self.spliced(peer, msg.channel_id, (msg.funding_pubkey, msg.funding_contribution_satoshis), || {
+            let msg = msg.clone();
+            Box::new(move |manager| manager.handle_splice_init(peer, &msg))
+        });
+    }
+
+    fn handle_splice_ack(&self, peer: PublicKey, msg: &msgs::SpliceAck) {
+        self.spliced(peer, msg.channel_id, (msg.funding_pubkey, msg.funding_contribution_satoshis), || {
+            let msg = msg.clone();
+            Box::new(move |manager| manager.handle_splice_ack(peer, &msg))
+        });
+    }
+
+    fn handle_splice_locked(&self, peer: PublicKey, msg: &msgs::SpliceLocked) {
+        let deliver = || -> Deliver {
+            let (msg, streams) = (msg.clone(), Arc::clone(&self.streams));
+            Box::new(move |manager| {
+                if streams.may_lock(peer, &msg) {
+                    manager.handle_splice_locked(peer, &msg);
+                }
+            })
+        };
+        if !self.in_order(peer, msg.channel_id, &[], deliver) {
+            self.manager.handle_splice_locked(peer, msg)
+        }
+    }
+
+    fn handle_tx_init_rbf(&self, peer: PublicKey, msg: &msgs::TxInitRbf) {
+        if !self.is_of(&peer, &msg.channel_id) || self.streams.may_replace(peer, &msg.channel_id) {
+            self.manager.handle_tx_init_rbf(peer, msg)
+        }
+    }
+
+    fn handle_tx_ack_rbf(&self, peer: PublicKey, msg: &msgs::TxAckRbf) {
+        if !self.is_of(&peer, &msg.channel_id) || self.streams.may_replace(peer, &msg.channel_id) {
+            self.manager.handle_tx_ack_rbf(peer, msg)
+        }
+    }
+
     fn handle_tx_abort(&self, peer: PublicKey, msg: &msgs::TxAbort) {
+        if self.is_of(&peer, &msg.channel_id) && !self.streams.may_abort(peer, &msg.channel_id) {
+            return;
+        }
         let deliver = || -> Deliver {
             let (msg, streams) = (msg.clone(), Arc::clone(&self.streams));
             Box::new(move |manager| {
@@ -343,17 +414,12 @@ impl ChannelMessageHandler for ChannelMessages {
     in_order! {
         handle_closing_signed: ClosingSigned,
         handle_stfu: Stfu,
-        handle_splice_init: SpliceInit,
-        handle_splice_ack: SpliceAck,
-        handle_splice_locked: SpliceLocked,
         handle_tx_add_input: TxAddInput,
         handle_tx_add_output: TxAddOutput,
         handle_tx_remove_input: TxRemoveInput,
         handle_tx_remove_output: TxRemoveOutput,
         handle_tx_complete: TxComplete,
         handle_tx_signatures: TxSignatures,
-        handle_tx_init_rbf: TxInitRbf,
-        handle_tx_ack_rbf: TxAckRbf,
         handle_update_add_htlc: UpdateAddHTLC,
         handle_update_fail_htlc: UpdateFailHTLC,
         handle_update_fail_malformed_htlc: UpdateFailMalformedHTLC,
@@ -384,100 +450,4 @@ impl ChannelMessageHandler for ChannelMessages {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ldk::outpoints::Gate;
-    use crate::ldk::test_node::{connect, outpoint, TestNode};
-
-    const FACTORY: [u8; 32] = [7; 32];
-
-    /// A node with two peers. Both have an ordinary channel with it, over the outpoints 1 and 2; the first one has
-    /// offered the channel that the factory's plan names, under the id 9 and over the outpoint 9.
-    fn world() -> (TestNode, TestNode, TestNode, msgs::FundingCreated) {
-        let [node, client, other] = [(); 3].map(|()| TestNode::new());
-        for (peer, n) in [(&client, 1), (&other, 2)] {
-            connect(peer, &node);
-            peer.open(&node, ChannelId([n; 32]), outpoint(n), false);
-        }
-        node.outpoints.expect(ChannelId([9; 32]), FACTORY);
-        let created = client.offer(&node, ChannelId([9; 32]), outpoint(9), false);
-        (node, client, other, created)
-    }
-
-    fn has_channel(node: &TestNode, peer: &TestNode, n: u8) -> bool {
-        let id = channel_id(outpoint(n));
-        node.manager.list_channels_with_counterparty(&peer.id).iter().any(|c| c.channel_id == id)
-    }
-
-    /// What the node publishes for an ordinary channel goes out.
-    fn assert_ordinary(node: &TestNode, n: u8) {
-        assert_eq!(node.outpoints.gate([&outpoint(n)]), Gate::Foreign, "the channel over {n} is a factory's");
-        assert!(!node.outpoints.holds_ready(&channel_id(outpoint(n))));
-    }
-
-    #[test]
-    fn no_peer_has_another_channel_taken_for_a_factorys() {
-        let (node, client, other, created) = world();
-        // Another one names the plan's temporary id, and the outpoint of its own ordinary channel.
-        let foreign = |n| msgs::FundingCreated { funding_txid: outpoint(n).txid, ..created.clone() };
-        node.messages.handle_funding_created(other.id, &foreign(2));
-        assert_ordinary(&node, 2);
-        // Nobody may, the client neither. Not to LDK: it would give the channel up that is named.
-        for (peer, n) in [(&other, 2), (&client, 1), (&client, 2), (&other, 1)] {
-            let id = channel_id(outpoint(n));
-            assert!(!node.messages.may_fund(&peer.id, &foreign(n), &id), "{n}");
-        }
-        // Who has the factory's channel is not disturbed by it.
-        node.messages.handle_funding_created(client.id, &created);
-        assert_eq!(node.outpoints.gate([&outpoint(9)]), Gate::Held(FACTORY));
-        assert!(node.outpoints.holds_ready(&channel_id(outpoint(9))) && has_channel(&node, &client, 9));
-        [1, 2].iter().for_each(|n| assert_ordinary(&node, *n));
-    }
-
-    /// A provider opens its channels itself: the id that its plan names is its own.
-    #[test]
-    fn nobody_funds_a_channel_that_we_open() {
-        let (node, client, other, created) = world();
-        node.outpoints.expect(ChannelId([8; 32]), FACTORY);
-        node.manager.create_channel(client.id, 50_000, 0, 1, Some(ChannelId([8; 32])), None).unwrap();
-        for (peer, n) in [(&client, 1), (&other, 2)] {
-            let temporary_channel_id = ChannelId([8; 32]);
-            let msg = msgs::FundingCreated {
-                funding_txid: outpoint(n).txid,
-                temporary_channel_id,
-                ..created.clone()
-            };
-            node.messages.handle_funding_created(peer.id, &msg);
-            assert_ordinary(&node, n);
-        }
-    }
-
-    #[test]
-    fn a_factorys_outpoint_stays_with_its_channel() {
-        let (node, client, _, created) = world();
-        node.messages.handle_funding_created(client.id, &created);
-        let before = node.outpoints.get(&channel_id(outpoint(9))).unwrap();
-        // Others name it for a channel of their own: an ordinary one, and one of another plan.
-        for (temporary, instance) in [(3, None), (4, Some([8; 32]))] {
-            if let Some(instance) = instance {
-                node.outpoints.expect(ChannelId([temporary; 32]), instance);
-            }
-            let other = TestNode::new();
-            connect(&other, &node);
-            let again = other.offer(&node, ChannelId([temporary; 32]), outpoint(9), false);
-            node.messages.handle_funding_created(other.id, &again);
-            assert_eq!(node.outpoints.get(&channel_id(outpoint(9))), Some(before));
-            assert!(has_channel(&node, &client, 9) && !has_channel(&node, &other, 9), "{temporary}");
-        }
-    }
-
-    #[test]
-    fn what_ldk_refuses_is_no_factory_channel() {
-        let (node, client, _, created) = world();
-        // A signature for another outpoint.
-        let wrong = msgs::FundingCreated { funding_txid: outpoint(5).txid, ..created };
-        node.messages.handle_funding_created(client.id, &wrong);
-        assert!(!has_channel(&node, &client, 5));
-        assert_ordinary(&node, 5);
-    }
-}
+mod tests;

@@ -18,6 +18,7 @@ use bolt_tlv::blip56::{
     FEATURE_BIT_COMPULSORY, PROTOCOL_ID,
 };
 use bolt_tlv::payload::Payload;
+use factory_core::faults::switch;
 use lightning::ln::msgs::{DecodeError, ErrorAction, Init, LightningError, WarningMessage};
 use lightning::ln::peer_handler::CustomMessageHandler;
 use lightning::ln::types::ChannelId;
@@ -199,7 +200,7 @@ impl FactoryMessages {
 
     /// Queues what channels have to say beside channel messages.
     fn fetch(&self, inner: &mut Inner) {
-        let Some(channels) = self.channels.get() else { return };
+        let Some(channels) = self.channels.get().filter(|_| !switch("companions.late")) else { return };
         for (peer, payload) in channels.take_companions() {
             if inner.peers.get(&peer).is_some_and(|p| p.speaks_blip56) {
                 let piggyback = FactoryPiggyback { protocol_id: PROTOCOL_ID, payload: payload.encode() };

@@ -45,8 +45,8 @@ pub(crate) use outpoints::{channel_id, Gate};
 pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
 pub use router::FactoryRouter;
 pub use signer::FactorySigner;
-pub(crate) use virt::Needs;
-pub use virt::{AllMonitors, Commitments, Mapping, Outward, Real, Retired, Streams};
+pub use virt::{AllMonitors, Changes, Commitments, Mapping, Outward, Real, Retired, Streams};
+pub(crate) use virt::{Needs, MAX_REALS};
 
 use std::sync::{Arc, RwLock};
 

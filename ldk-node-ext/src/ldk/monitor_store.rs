@@ -70,6 +70,7 @@ impl MonitorStore {
             self.commitments.stored(&channel, record);
         }
         self.retired.written(&channel);
+        self.retired.overtaken(&channel, monitor);
         Ok(())
     }
 

@@ -108,8 +108,12 @@ impl EcdsaChannelSigner for FactorySigner {
         }
         let signed =
             self.inner.sign_counterparty_commitment(parameters, commitment, inbound, outbound, secp)?;
-        self.commitments.signed(&self.inner.channel_keys_id(), parameters, commitment, signed.0);
-        Ok(signed)
+        // LDK waits then; it has not been told a signature that must not leave.
+        if self.commitments.signed(&self.inner.channel_keys_id(), parameters, commitment, signed.0) {
+            Ok(signed)
+        } else {
+            Err(())
+        }
     }
     fn sign_holder_commitment(
         &self,
@@ -200,6 +204,7 @@ impl EcdsaChannelSigner for FactorySigner {
         input: usize,
         secp: &Secp256k1<All>,
     ) -> Result<Signature, ()> {
+        self.commitments.splicing(&self.inner.channel_keys_id(), tx);
         self.inner.sign_splice_shared_input(parameters, tx, input, secp)
     }
 }

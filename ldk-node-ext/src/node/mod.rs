@@ -46,7 +46,7 @@ use crate::store::payments::Payments;
 use crate::store::Store;
 use crate::util::lock;
 use crate::wallet::Wallet;
-use crate::watch::ExitFile;
+use crate::watch::{ExitFile, WatcherInfo};
 
 pub(crate) type BumpHandler = BumpTransactionEventHandlerSync<
     Arc<Broadcaster>,
@@ -336,6 +336,14 @@ impl Node {
     pub async fn export_exit(&self, instance_id: &str) -> Result<ExitFile, Error> {
         let id = parse_instance(instance_id)?;
         self.ask(|a| Command::ExportExit(id, a)).await
+    }
+
+    /// The watchers that are handed this node's paths, and how it stands with each.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the node is stopping.
+    pub async fn watchers(&self) -> Result<Vec<WatcherInfo>, Error> {
+        self.ask(Command::Watchers).await
     }
 
     /// Leaves a factory alone by publishing the own path (client), or leaves one client by its path (LSP).

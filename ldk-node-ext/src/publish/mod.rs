@@ -172,6 +172,15 @@ impl Publisher {
         Ok(())
     }
 
+    /// As [`Self::drop_lost`], for every path that a leaf may take: what was carried before another path won is on
+    /// none but its own.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) fn drop_all_lost(&mut self, plans: &[ExitPlan], view: &dyn ChainView) -> Result<(), Error> {
+        plans.iter().try_for_each(|plan| self.drop_lost(plan, view))
+    }
+
     /// Remembers since when a transaction has been in the mempool at this feerate.
     fn note_seen(&mut self, txid: &Txid, there: Option<FeeRate>, height: u32) -> Result<Option<u32>, Error> {
         let carried = self.carried.get(txid);

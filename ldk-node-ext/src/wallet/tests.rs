@@ -408,7 +408,11 @@ fn a_step_that_was_overtaken_gives_its_coin_back() {
     s.mine(vec![winner.clone()]);
     chain.confirm(&winner, 2);
     assert!(matches!(s.child(&parent(1), 3, &[]), Err(Error::InsufficientFunds { .. })));
-    publisher.drop_lost(&plan, &chain).unwrap();
+    // The path that has won does not hold it, another one does.
+    let followed = ExitPlan { distributions: Vec::new(), ..plan.clone() };
+    publisher.drop_lost(&followed, &chain).unwrap();
+    assert_eq!(publisher.paid_sat(&txid), child.fee.to_sat(), "a path without it says nothing of it");
+    publisher.drop_all_lost(&[followed, plan.clone()], &chain).unwrap();
     assert_eq!(publisher.paid_sat(&txid), 0);
     assert!(load().child(&txid).is_none(), "over a restart, too");
     assert!(s.child(&parent(1), 3, &[]).is_ok(), "the only coin is free for the next step");

@@ -9,6 +9,9 @@ use bitcoin::Network;
 use crate::config::{check_feerates, check_poll_interval, RpcAuth};
 use crate::error::Error;
 
+/// Most folders of one watcher.
+const MAX_FOLDERS: usize = 100;
+
 /// A watcher's configuration.
 #[derive(Clone, Debug)]
 pub struct WatcherConfig {
@@ -16,6 +19,8 @@ pub struct WatcherConfig {
     pub data_dir: PathBuf,
     /// Bitcoin network.
     pub network: Network,
+    /// Folders that nodes share with it, from which it takes their paths.
+    pub folders: Vec<PathBuf>,
     /// bitcoind's RPC address.
     pub bitcoind_rpc: SocketAddr,
     /// bitcoind's RPC login.
@@ -41,6 +46,7 @@ impl WatcherConfig {
         Self {
             data_dir,
             network,
+            folders: Vec::new(),
             bitcoind_rpc,
             bitcoind_auth,
             poll_interval: Duration::from_secs(5),
@@ -58,6 +64,9 @@ impl WatcherConfig {
         check_feerates(self.fallback_feerate_sat_per_vb, self.max_feerate_sat_per_vb)?;
         if self.max_fee_sat == Some(0) {
             return Err(Error::invalid("max_fee_sat", "must be at least 1"));
+        }
+        if self.folders.len() > MAX_FOLDERS {
+            return Err(Error::invalid("watch_folders", format!("must be at most {MAX_FOLDERS}")));
         }
         check_poll_interval(self.poll_interval)
     }

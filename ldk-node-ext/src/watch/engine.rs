@@ -9,13 +9,16 @@ use bitcoin::Txid;
 use factory_core::exit::{ChainView, ExitStep};
 use factory_core::guard::GuardAction;
 use lightning::chain::BlockLocator;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 
+use super::inbox::Batch;
 use super::leaf::Leaf;
 use super::{FeeWallet, LeafStatus, WatchStatus, WatcherConfig};
-use crate::chain::{ChainIndex, Fees};
+use crate::chain::{Bitcoind, ChainIndex, Fees};
 use crate::error::Error;
 use crate::publish::{split, Publisher, Terms};
+use crate::store::Store;
 use crate::util::unix_now;
 use crate::wallet::Wallet;
 
@@ -33,6 +36,8 @@ pub(super) struct Engine {
     pub(super) index: Arc<ChainIndex>,
     pub(super) fees: Arc<Fees>,
     pub(super) synced: Arc<AtomicBool>,
+    pub(super) store: Arc<Store>,
+    pub(super) bitcoind: Arc<Bitcoind>,
 }
 
 impl Engine {
@@ -41,14 +46,26 @@ impl Engine {
         mut self,
         mut tip: watch::Receiver<BlockLocator>,
         status: watch::Sender<WatchStatus>,
+        mut folders: mpsc::Receiver<Batch>,
         mut stop: watch::Receiver<bool>,
     ) {
+        let mut retry = tokio::time::interval(RETRY);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 _ = stop.changed() => return,
                 _ = tip.changed() => {}
-                () = tokio::time::sleep(RETRY) => {}
+                Some(batch) = folders.recv() => {
+                    let (height, missing_sat) = {
+                        let status = status.borrow();
+                        (status.height, status.fee_wallet.missing_sat())
+                    };
+                    if !self.receive(batch, height, missing_sat).await {
+                        continue;
+                    }
+                }
+                _ = retry.tick() => {}
             }
             match self.look().await {
                 Ok(now) => status.send_if_modified(|last| {
@@ -183,6 +200,7 @@ fn leaf_status(
     LeafStatus {
         instance_id: hex::encode(path.instance_id),
         node_id: leaf.file.node_id.to_string(),
+        position: leaf.file.position(),
         leaf_txid: leaf.file.leaf_txid(),
         expiry_height: path.expiry_height,
         state,

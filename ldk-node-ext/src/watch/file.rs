@@ -4,17 +4,21 @@
 //! the chain, and pay its clients after the expiry height, but no output of it to himself. So it is not for
 //! everybody's eyes, and losing it loses nothing.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::str::FromStr;
 
+use bitcoin::consensus::encode::serialize;
+use bitcoin::hashes::{sha256, Hash, HashEngine};
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Network, Txid};
 use factory_core::exit::ExitPlan;
 use factory_core::faults::switch;
 use factory_core::lifetime::Lifetime;
 use factory_core::record::SignedPath;
-use factory_core::transaction::{SignedTx, TxKind};
+use factory_core::transaction::SignedTx;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -35,8 +39,12 @@ pub struct ExitFile {
     pub version: u16,
     /// The chain it is for.
     pub network: Network,
-    /// Node id of the client that wrote it.
+    /// Node id of the client, or of the LSP, that wrote it.
     pub node_id: PublicKey,
+    /// Whether it is the LSP's: after the expiry height it wants the leaf on the chain, and no distribution, which
+    /// would pay it nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lsp: bool,
     /// The signed path, the distributions and what they belong to.
     pub path: SignedPath,
 }
@@ -50,8 +58,13 @@ impl ExitFile {
     ///
     /// # Errors
     /// As [`ExitFile::verify`].
-    pub(crate) fn new(network: Network, node_id: PublicKey, path: SignedPath) -> Result<Self, Error> {
-        let file = Self { version: EXIT_FILE_VERSION, network, node_id, path };
+    pub(crate) fn new(
+        network: Network,
+        node_id: PublicKey,
+        lsp: bool,
+        path: SignedPath,
+    ) -> Result<Self, Error> {
+        let file = Self { version: EXIT_FILE_VERSION, network, node_id, lsp, path };
         file.verify()?;
         Ok(file)
     }
@@ -143,9 +156,13 @@ impl ExitFile {
         write_private(path, &text).map_err(io)
     }
 
-    /// The steps of an exit.
+    /// The steps of an exit; the LSP's has no distributions.
     pub(crate) fn plan(&self) -> Result<ExitPlan, Error> {
-        Ok(self.path.exit_plan()?)
+        let mut plan = self.path.exit_plan()?;
+        if self.lsp {
+            plan.distributions.clear();
+        }
+        Ok(plan)
     }
 
     /// The leaf's last transaction, which has the channels' outputs.
@@ -153,19 +170,43 @@ impl ExitFile {
         self.path.path.last().map(SignedTx::txid)
     }
 
-    /// Whether both are of the same leaf, at whatever state.
-    pub(crate) fn same_leaf(&self, other: &Self) -> bool {
-        let keys = |f: &Self| f.path.leaf.iter().map(|c| c.key).collect::<Vec<_>>();
-        self.path.funding.outpoint == other.path.funding.outpoint && keys(self) == keys(other)
+    /// The position on the odometer: of two files of one leaf the greater is newer.
+    pub fn position(&self) -> u64 {
+        self.path.updates
     }
 
-    /// The states of the path's layers, outermost first. Of two of the same leaf the greater is newer: a layer that
-    /// ticks starts those inside it again.
-    pub(crate) fn states(&self) -> Vec<u16> {
-        let state = |tx: &SignedTx| match tx.kind {
-            TxKind::State { state, .. } => Some(state),
-            TxKind::Static { .. } | TxKind::Kickoff { .. } | TxKind::Distribution { .. } => None,
-        };
-        self.path.path.iter().filter_map(state).collect()
+    /// The leaf, at whatever state, as one side of it sees it.
+    pub fn leaf_id(&self) -> LeafId {
+        let mut engine = sha256::Hash::engine();
+        engine.input(&self.path.instance_id);
+        engine.input(&serialize(&self.path.funding.outpoint));
+        engine.input(&[u8::from(self.lsp)]);
+        for channel in &self.path.leaf {
+            engine.input(&channel.key.serialize());
+        }
+        LeafId(sha256::Hash::from_engine(engine).to_byte_array())
+    }
+}
+
+/// Name of a leaf, whatever its state; hex.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeafId([u8; 32]);
+
+impl fmt::Display for LeafId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl FromStr for LeafId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let id = Self(hex::FromHex::from_hex(text).map_err(|e| Error::invalid("leaf_id", format!("{e}")))?);
+        // One name for a leaf, and no other.
+        match id.to_string() == text {
+            true => Ok(id),
+            false => Err(Error::invalid("leaf_id", "must be lower case")),
+        }
     }
 }

@@ -1,15 +1,18 @@
 //! A leaf that is watched: its file, its plan, and where it stands.
 
+use std::collections::BTreeMap;
+
 use bitcoin::{Network, Txid};
 use factory_core::exit::{ChainView, ExitPlan, ExitStep};
 use factory_core::guard::{GuardAction, GuardWait};
 
-use super::{ExitFile, LeafState, StepStatus};
+use super::{ExitFile, LeafId, LeafState, StepStatus};
 use crate::chain::ChainIndex;
 use crate::error::Error;
 
 /// See the module's description.
 pub(super) struct Leaf {
+    pub(super) id: LeafId,
     pub(super) file: ExitFile,
     pub(super) plan: ExitPlan,
 }
@@ -17,30 +20,40 @@ pub(super) struct Leaf {
 /// The newest file of each leaf.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if there is none, or one is wrong or of another network.
+/// [`Error::InvalidArgument`] if one is wrong or of another network.
 pub(super) fn newest(files: Vec<ExitFile>, network: Network) -> Result<Vec<Leaf>, Error> {
-    let mut leaves: Vec<Leaf> = Vec::with_capacity(files.len());
+    let mut leaves: BTreeMap<LeafId, usize> = BTreeMap::new();
+    let mut found: Vec<Leaf> = Vec::with_capacity(files.len());
     for file in files {
         file.verify()?;
+        let leaf = Leaf::new(file, network)?;
+        match leaves.get(&leaf.id).and_then(|place| found.get_mut(*place)) {
+            Some(other) if other.file.position() < leaf.file.position() => *other = leaf,
+            Some(_) => {}
+            None => {
+                leaves.insert(leaf.id, found.len());
+                found.push(leaf);
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl Leaf {
+    /// The leaf of a file that has been verified.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a file of another network.
+    pub(super) fn new(file: ExitFile, network: Network) -> Result<Self, Error> {
         if file.network != network {
             let reason = format!("an exit file for {}, the watcher is on {network}", file.network);
             return Err(Error::invalid("network", reason));
         }
-        let leaf = Leaf { plan: file.plan()?, file };
-        match leaves.iter_mut().find(|other| other.file.same_leaf(&leaf.file)) {
-            Some(other) if other.file.states() < leaf.file.states() => *other = leaf,
-            Some(_) => {}
-            None => leaves.push(leaf),
-        }
+        Ok(Self { id: file.leaf_id(), plan: file.plan()?, file })
     }
-    if leaves.is_empty() {
-        return Err(Error::invalid("exit_file", "at least one is needed"));
-    }
-    Ok(leaves)
-}
 
-impl Leaf {
-    fn transactions(&self) -> impl Iterator<Item = &ExitStep> {
+    /// Path and distributions.
+    pub(super) fn transactions(&self) -> impl Iterator<Item = &ExitStep> {
         self.plan.steps.iter().chain(&self.plan.distributions)
     }
 

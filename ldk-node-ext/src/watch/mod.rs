@@ -4,12 +4,18 @@
 //! nothing of Lightning. It publishes the newest path when somebody else began an exit and left it, and the
 //! distribution after the expiry height; [`factory_core::guard`] decides, the same publisher as in a node carries.
 //!
+//! A node hands it the newest path of each leaf through a folder that both have (`folder`), and waits for its word
+//! (`handover`) before it sends what retires the older path.
+//!
 //! Everything follows from the chain and the files, so it goes on after a restart wherever it was. A file that is
 //! new to it may be older than its store: then the blocks since the factory's birth are read once.
 
 mod config;
 mod engine;
 mod file;
+pub(crate) mod folder;
+pub(crate) mod handover;
+mod inbox;
 mod leaf;
 mod status;
 #[cfg(test)]
@@ -26,11 +32,12 @@ use lightning::chain::transaction::TransactionData;
 use lightning::chain::{BlockLocator, Listen};
 use lightning::util::persist::KVStoreSync;
 use lightning_block_sync::init::{synchronize_listeners, validate_best_block_header};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use config::WatcherConfig;
-pub use file::{ExitFile, EXIT_FILE_VERSION, MAX_EXIT_FILE_BYTES};
+pub use file::{ExitFile, LeafId, EXIT_FILE_VERSION, MAX_EXIT_FILE_BYTES};
+pub use handover::{HandoverConfig, WatcherInfo};
 pub use status::{FeeWallet, LeafState, LeafStatus, StepStatus, WatchStatus, STATUS_FILE};
 
 use crate::chain::{Bitcoind, ChainIndex, ChainSync, Fees, WalletListener};
@@ -41,6 +48,7 @@ use crate::publish::Publisher;
 use crate::store::{records, Store};
 use crate::wallet::Wallet;
 use engine::Engine;
+use folder::Folder;
 use leaf::Leaf;
 
 /// Where seed and store are, in the data directory: apart from a node's, should that be its directory, too.
@@ -48,6 +56,9 @@ const WALLET_DIR: &str = "fee-wallet";
 const NAMESPACE: &str = "watched";
 const KEY: &str = "leaves";
 const VERSION: u32 = 1;
+/// Where paths are kept that came through a folder, by leaf.
+const PATHS: &str = "watched_paths";
+const PATHS_VERSION: u32 = 1;
 
 /// A running watcher. It runs on the tokio runtime on which it was started, until [`Watcher::stop`].
 #[derive(Debug)]
@@ -97,17 +108,25 @@ impl Listen for Feed {
 }
 
 impl Watcher {
-    /// Starts a watcher for these files. Of several of one leaf the newest counts.
+    /// Starts a watcher for these files, and for what it has taken from folders before. Of several of one leaf the
+    /// newest counts.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a bad configuration or file, [`Error::Conflict`] if another watcher runs in the
+    /// [`Error::InvalidArgument`] for a bad configuration or file, or if there is neither a file nor a folder, [`Error::Conflict`] if another watcher runs in the
     /// data directory, [`Error::Bitcoind`] when bitcoind cannot be used or no longer has the blocks since a
     /// factory's birth, [`Error::Store`] and [`Error::Corrupt`].
     pub async fn start(config: WatcherConfig, files: Vec<ExitFile>) -> Result<Self, Error> {
         config.validate()?;
-        let leaves = leaf::newest(files, config.network)?;
+        if files.is_empty() && config.folders.is_empty() {
+            return Err(Error::invalid("exit_file", "at least one is needed, or a folder"));
+        }
+        let folders = config.folders.iter().map(|f| Folder::open(f)).collect::<Result<Vec<_>, _>>()?;
+        // Before there is anything in the data directory.
+        leaf::newest(files.clone(), config.network)?;
         let (store, seed) = open_store(&config.data_dir)?;
         check_network(&store, config.network)?;
+        let files = files.into_iter().chain(inbox::stored(&store)?).collect();
+        let leaves = leaf::newest(files, config.network)?;
 
         let bitcoind = Arc::new(Bitcoind::new(config.bitcoind_rpc, config.bitcoind_auth.clone())?);
         bitcoind.check(config.network).await?;
@@ -135,21 +154,29 @@ impl Watcher {
         let (stop, stopped) = watch::channel(false);
         let (ended_sender, ended) = watch::channel(false);
         let synced = Arc::new(AtomicBool::new(true));
-        let publisher =
-            Publisher::load(store, Arc::clone(&wallet), Arc::clone(&bitcoind), Arc::clone(&fees))?;
+        let publisher = Publisher::load(
+            Arc::clone(&store),
+            Arc::clone(&wallet),
+            Arc::clone(&bitcoind),
+            Arc::clone(&fees),
+        )?;
         let sync = ChainSync {
-            bitcoind,
+            bitcoind: Arc::clone(&bitcoind),
             fees: Arc::clone(&fees),
             network: config.network,
             interval: config.poll_interval,
             synced: Arc::clone(&synced),
         };
-        let mut engine = Engine { config, leaves, publisher, wallet, index, fees, synced };
+        let mut engine = Engine { config, leaves, publisher, wallet, index, fees, synced, store, bitcoind };
         let (status_sender, status) = watch::channel(engine.look().await?);
         let feed = Feed { wallet: wallet_listener, index: index_listener, tip: tip_sender };
         let mut tasks = JoinSet::new();
         tasks.spawn(sync.run(header, cache, feed, stopped.clone()));
-        tasks.spawn(engine.run(tip, status_sender, stopped.clone()));
+        let (batches, from_folders) = mpsc::channel(1);
+        for folder in folders {
+            tasks.spawn(inbox::serve(folder, batches.clone(), stopped.clone()));
+        }
+        tasks.spawn(engine.run(tip, status_sender, from_folders, stopped.clone()));
         tokio::spawn(supervise(tasks, stop.clone(), stopped, ended_sender));
         Ok(Self { stop, ended, status })
     }
@@ -181,7 +208,7 @@ fn open_store(data_dir: &Path) -> Result<(Arc<Store>, keys::Seed), Error> {
     Ok((Arc::new(store), seed))
 }
 
-/// Takes the index back below the birth of the factories that are new to it, so that the blocks since are read.
+/// Takes the index back below what is new to it, mostly the birth of a factory, so that the blocks since are read.
 async fn rewind(
     store: &Store,
     bitcoind: &Bitcoind,
@@ -189,8 +216,8 @@ async fn rewind(
     leaves: &[Leaf],
 ) -> Result<(), Error> {
     let known: BTreeSet<Txid> = records::get(store, NAMESPACE, KEY, VERSION)?.unwrap_or_default();
-    let new = leaves.iter().filter(|leaf| !leaf.txids().all(|txid| known.contains(&txid)));
-    let Some(birth) = new.map(|leaf| leaf.file.path.birth_height).min() else { return Ok(()) };
+    let from = leaves.iter().filter_map(|leaf| inbox::first_height(leaf, &known, index)).min();
+    let Some(birth) = from else { return Ok(()) };
     let before = birth.saturating_sub(1);
     if before >= index.best_block().height {
         return Ok(());

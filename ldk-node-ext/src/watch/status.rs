@@ -83,8 +83,10 @@ pub enum LeafState {
 pub struct LeafStatus {
     /// Instance id of the factory, hex.
     pub instance_id: String,
-    /// Node id of the client that wrote the file.
+    /// Node id of the client, or of the LSP, that wrote the file.
     pub node_id: String,
+    /// The position on the odometer of the path that is held.
+    pub position: u64,
     /// The leaf's last transaction.
     pub leaf_txid: Option<Txid>,
     /// T, blocks.

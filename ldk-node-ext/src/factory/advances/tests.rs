@@ -1,3 +1,5 @@
+use factory_core::exit::KnownChain;
+
 use super::*;
 use crate::factory::stored::State;
 use crate::fuzzing::tests::{advanced, Advanced};
@@ -70,6 +72,37 @@ fn a_client_goes_by_what_is_complete_and_watches_what_is_pending() {
     assert_eq!(again.newest_record(), Some(&newest));
     assert_eq!((again.newest_place(&channel), again.position(FIRST).unwrap()), (place, 1));
     assert_eq!(again.channel_ids().unwrap(), vec![channel_id(channel)]);
+}
+
+#[test]
+fn a_leaf_rotates_on_until_a_clock_of_its_path_runs() {
+    let Advanced { lsp, advance, .. } = advanced();
+    let (_dir, store, mut factory) = stored(Signed::Lsp(Box::new(lsp)));
+    let old = factory.leaf_path(FIRST).unwrap();
+    factory.add_advance(&store, advance).unwrap();
+    let (newest, other) = (factory.leaf_path(FIRST).unwrap(), factory.leaf_path(OTHER).unwrap());
+    let mut chain = KnownChain::default();
+    assert_eq!(factory.begun(FIRST, &chain).unwrap(), None);
+    // The static root, and all that is below it beside the leaf.
+    for tx in &other.path {
+        chain.confirm(&tx.tx, 200);
+    }
+    assert_eq!(factory.begun(FIRST, &chain).unwrap(), None);
+    assert!(factory.begun(OTHER, &chain).unwrap().is_some());
+    let kickoff = &newest.path[1];
+    chain.confirm(&kickoff.tx, 201);
+    assert_eq!(factory.begun(FIRST, &chain).unwrap(), kickoff.parent());
+    // What is not of the newest path: a state before it, a distribution, a close.
+    for tx in [&old.path[2], &newest.distributions[0]] {
+        let mut chain = KnownChain::default();
+        chain.confirm(&tx.tx, 201);
+        assert_eq!(factory.begun(FIRST, &chain).unwrap(), tx.parent());
+    }
+    let mut close = newest.path[0].tx.clone();
+    close.output.pop();
+    let mut chain = KnownChain::default();
+    chain.confirm(&close, 201);
+    assert_eq!(factory.begun(FIRST, &chain).unwrap(), Some(factory.funding().outpoint));
 }
 
 #[test]

@@ -92,11 +92,11 @@ impl Service {
         &mut self,
         id: &InstanceId,
         first: u32,
-        plan: &ExitPlan,
-        number: usize,
+        (plan, number): (&ExitPlan, usize),
+        plans: &[ExitPlan],
         exit: &mut StoredExit,
     ) -> Result<(), Error> {
-        self.publisher.drop_lost(plan, &*self.parts.index)?;
+        self.publisher.drop_all_lost(plans, &*self.parts.index)?;
         let Some(distribution) = plan.distributions.get(number) else { return Ok(()) };
         let Some(confirmed) = self.parts.index.confirmation(&distribution.txid) else { return Ok(()) };
         exit.distribution = Some(distribution.txid);

@@ -1,10 +1,14 @@
 //! The settings that LSP and client share, and how they become a [`NodeConfig`].
 
+use std::convert::Infallible;
+use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bitcoin::Network;
+use serde::{Deserialize, Serialize};
 
 use super::super::{ApiOptions, HttpError};
 use super::Settings;
@@ -55,9 +59,53 @@ crate::settings! {
         /// the LSP's must not exceed its clients', or it refuses their payments [default: 12]
         #[arg(value_name = "BLOCKS")]
         pub claim_margin_blocks: u16,
+        /// Folders shared with watchers, with commas between them: the newest path of every leaf is handed over there
+        #[arg(value_name = "DIRS")]
+        pub watchers: Folders,
+        /// Rotate only with every watcher there, and retire no path that one of them has not replaced [default: false]
+        #[arg(num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+        pub watchers_required: bool,
+        /// How long a watcher may be silent before it counts as away, seconds, 4 to 3600 [default: 30]
+        #[arg(value_name = "SECONDS")]
+        pub watchers_wait_secs: u64,
+        /// Folders of other nodes, with commas between them, whose leaves this process guards with a fee wallet of its own
+        #[arg(value_name = "DIRS")]
+        pub watch_folders: Folders,
         /// Name in announcements, at most 32 bytes
         #[arg(value_name = "NAME")]
         pub alias: String,
+    }
+}
+
+/// Directories in flags, environment and file: with commas between them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct Folders(pub Vec<PathBuf>);
+
+impl From<String> for Folders {
+    fn from(text: String) -> Self {
+        Self(text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(PathBuf::from).collect())
+    }
+}
+
+impl From<Folders> for String {
+    fn from(folders: Folders) -> Self {
+        folders.to_string()
+    }
+}
+
+impl FromStr for Folders {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(text.to_owned().into())
+    }
+}
+
+impl fmt::Display for Folders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.0.iter().map(|folder| folder.display().to_string()).collect();
+        f.write_str(&names.join(","))
     }
 }
 
@@ -169,6 +217,14 @@ impl CommonSettings {
             config.exit_max_fee_sat = self.exit_max_fee_sat;
         }
         set(&mut config.claim_margin_blocks, self.claim_margin_blocks);
+        if let Some(Folders(folders)) = &self.watchers {
+            config.watchers.folders.clone_from(folders);
+        }
+        set(&mut config.watchers.required, self.watchers_required);
+        set(&mut config.watchers.wait, self.watchers_wait_secs.map(Duration::from_secs));
+        if let Some(Folders(folders)) = &self.watch_folders {
+            config.watch_folders.clone_from(folders);
+        }
         if self.alias.is_some() {
             config.alias.clone_from(&self.alias);
         }

@@ -6,6 +6,7 @@ mod common;
 mod exit;
 mod layers;
 mod wait;
+pub mod watch;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use clap::Args;
 use serde::Serialize;
 
 pub use commands::{events_after, NodeCommand};
-pub use common::{bad, set, validate, CommonSettings};
+pub use common::{bad, set, validate, CommonSettings, Folders};
 pub use exit::ExitArgs;
 pub use layers::{environment, Layers, Settings};
 pub use wait::{closing, creating, exit_of, exiting, leaf_of, rotating, the_factory, WaitArgs};

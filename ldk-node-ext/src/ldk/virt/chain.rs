@@ -12,7 +12,8 @@
 //! does in the block.
 //!
 //! LDK has forgotten a retired V, and asserts that it sees no spend of what it took for unconfirmed; so what is below
-//! one is kept apart, for the monitor that still watches it ([`Shown::retired`]).
+//! one is kept apart, for the monitor that still watches it ([`Shown::apart`]). So is what is below a V' of which LDK's
+//! monitor knows nothing yet: to it the transaction that creates V' would be a close of V.
 //!
 //! Reading a block twice changes nothing: at a start each of LDK's objects catches up from where it was.
 
@@ -37,8 +38,8 @@ const HTLC_TX_WITNESS: usize = 5;
 pub(crate) struct Shown {
     /// V-forms for LDK, behind the block's own transactions.
     pub(crate) live: Vec<Transaction>,
-    /// V-forms of what is below retired outpoints.
-    pub(crate) retired: Vec<(OutPoint, Transaction)>,
+    /// V-forms of what is below outpoints that LDK's monitor has forgotten, or does not know yet.
+    pub(crate) apart: Vec<(OutPoint, Transaction)>,
 }
 
 impl Shown {
@@ -196,7 +197,7 @@ impl Mapping {
             for (channel, v) in inner.created(tx, txid, place) {
                 changed.insert(channel);
                 let Some((_, known)) = inner.virtual_ref(&v) else { continue };
-                if v.txid == txid || known.retired || switch("virt.creation.unseen") {
+                if v.txid == txid || known.retired || known.ahead || switch("virt.creation.unseen") {
                     continue;
                 }
                 match &known.creation {
@@ -210,8 +211,8 @@ impl Mapping {
             let Some(InV { tx: in_v, under, followed }) = inner.in_v_form(tx) else { continue };
             let virt = in_v.compute_txid();
             changed.extend(inner.keep(Form { real: txid, virt, under, followed, place: Some(place) }));
-            if inner.virtual_ref(&under.0).is_some_and(|(_, known)| known.retired) {
-                shown.retired.push((under.0, in_v));
+            if inner.virtual_ref(&under.0).is_some_and(|(_, known)| known.retired || known.ahead) {
+                shown.apart.push((under.0, in_v));
             } else if virt != txid && !switch("virt.spend.unseen") {
                 shown.live.push(in_v);
             }
@@ -323,6 +324,7 @@ mod tests {
         }
         map.add_real(&out(&first, 0), real(&second, 0)).unwrap();
         map.add_virtual(ids[1], out(&spliced, 0), spliced.clone()).unwrap();
+        map.overtaken(&out(&spliced, 0)).unwrap();
         map.add_real(&out(&spliced, 0), real(&second, 1)).unwrap();
         map.retire(&out(&first, 1)).unwrap();
         (map, [first, spliced, second])
@@ -373,7 +375,7 @@ mod tests {
         let map = Mapping::load(Arc::clone(&store)).unwrap();
         map.connect(&block(&[&commitment, &htlc]), 6);
         let shown = map.connect(&block(&[&child, &penalty, &of_change, &of_child]), 7);
-        assert_eq!(shown.retired, []);
+        assert_eq!(shown.apart, []);
         let [child_v, penalty_v] = &shown.live[..] else { panic!("{:?}", shown.live) };
 
         let spends = |parent: &Transaction, at: usize, from: OutPoint| {

@@ -22,10 +22,11 @@ use lightning::ln::chan_utils::{
 
 use super::companion::{self, Signed};
 use super::map::MAX_REALS;
+use super::predict::Negotiation;
 
-/// Companions of one channel that may wait for their commitment: of the one in flight and the one before, on every
-/// outpoint there may be.
-const MAX_WAITING: usize = 3 * MAX_REALS;
+/// Bytes of the companions of one channel that may wait for their commitment: those of one in flight on every outpoint
+/// there may be, with as many HTLCs as such channels take, and as much again.
+const MAX_WAITING: usize = 4 << 20;
 
 /// A commitment of the peer's.
 #[derive(Clone, Debug)]
@@ -34,12 +35,14 @@ pub(super) struct Theirs {
     pub(super) commitment: CommitmentTransaction,
     /// What LDK has signed it with; none if that was before a restart.
     pub(super) signature: Option<Signature>,
+    /// LDK will sign it if all goes well: see `predict`.
+    pub(super) predicted: bool,
 }
 
 impl Theirs {
     pub(super) fn new(commitment: CommitmentTransaction, signature: Option<Signature>) -> Option<Self> {
         let v = funding(&commitment)?;
-        Some(Self { v, commitment, signature })
+        Some(Self { v, commitment, signature, predicted: false })
     }
 }
 
@@ -49,8 +52,10 @@ pub(super) struct Own {
     pub(super) v: OutPoint,
     pub(super) commitment: HolderCommitmentTransaction,
     pub(super) companions: Vec<(OutPoint, Signed)>,
+    /// LDK will accept it if all goes well: see `predict`. The signature on V that it has is none of the peer's then.
+    pub(super) predicted: bool,
     /// The state of the channel's record in which all of this is.
-    since: u64,
+    pub(super) since: u64,
 }
 
 impl Own {
@@ -60,7 +65,7 @@ impl Own {
         companions: Vec<(OutPoint, Signed)>,
     ) -> Option<Self> {
         let v = funding(&commitment)?;
-        Some(Self { v, commitment, companions, since: 0 })
+        Some(Self { v, commitment, companions, predicted: false, since: 0 })
     }
 
     pub(super) fn number(&self) -> u64 {
@@ -93,6 +98,14 @@ pub(super) struct Waiting {
     pub(super) signed: Signed,
 }
 
+impl Waiting {
+    /// About what it takes, bytes.
+    fn size(&self) -> usize {
+        let signatures = self.signed.htlcs.len().saturating_add(1);
+        size_of::<Self>().saturating_add(signatures.saturating_mul(64))
+    }
+}
+
 /// See the module's description.
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -107,14 +120,16 @@ pub(super) struct Channel {
     pub(super) stored: u64,
     /// LDK was refused a secret for want of a companion, and waits.
     pub(super) secret_held: bool,
+    /// A change of capacity that is being negotiated.
+    pub(super) negotiation: Negotiation,
 }
 
 /// The outpoint that a commitment spends.
-fn funding(commitment: &CommitmentTransaction) -> Option<OutPoint> {
+pub(super) fn funding(commitment: &CommitmentTransaction) -> Option<OutPoint> {
     commitment.trust().built_transaction().transaction.input.first().map(|input| input.previous_output)
 }
 
-fn same(a: &CommitmentTransaction, b: &CommitmentTransaction) -> bool {
+pub(super) fn same(a: &CommitmentTransaction, b: &CommitmentTransaction) -> bool {
     a.trust().txid() == b.trust().txid()
 }
 
@@ -130,10 +145,11 @@ impl Channel {
             state: 0,
             stored: 0,
             secret_held: false,
+            negotiation: Negotiation::default(),
         }
     }
 
-    fn changed(&mut self) {
+    pub(super) fn changed(&mut self) {
         self.state = self.state.saturating_add(1);
     }
 
@@ -142,19 +158,24 @@ impl Channel {
         self.parameters.iter().find(|p| p.funding_outpoint.map(|o| o.into_bitcoin_outpoint()) == Some(*v))
     }
 
-    /// LDK has signed a commitment of the peer's.
+    /// LDK has signed a commitment of the peer's. False if it is not the one that was predicted, which must not leave.
     pub(super) fn signed(
         &mut self,
         parameters: &ChannelTransactionParameters,
         commitment: &CommitmentTransaction,
         signature: Signature,
-    ) {
-        let Some(theirs) = Theirs::new(commitment.clone(), Some(signature)) else { return };
+    ) -> bool {
+        let Some(theirs) = Theirs::new(commitment.clone(), Some(signature)) else { return true };
+        let other = |t: &Theirs| t.predicted && t.v == theirs.v && !same(&t.commitment, commitment);
+        if self.theirs.iter().any(other) && !switch("predict.unchecked") {
+            return false;
+        }
         if self.parameters(&theirs.v).is_none() {
             self.parameters.push(parameters.clone());
             self.changed();
         }
         self.add_theirs(theirs);
+        true
     }
 
     /// A commitment of the peer's; the same once more only brings its signature.
@@ -164,7 +185,9 @@ impl Channel {
         match old {
             Some(old) if same(&old.commitment, &new.commitment) => {
                 old.signature = new.signature.or(old.signature);
-                return;
+                if !std::mem::replace(&mut old.predicted, false) {
+                    return;
+                }
             }
             Some(old) => *old = new,
             None => self.theirs.push(new),
@@ -226,8 +249,12 @@ impl Channel {
         }
     }
 
-    /// Forgets every V but these: a splice came to nothing.
+    /// Forgets every V but these: a splice came to nothing. What LDK has accepted a commitment on stays, too: it does
+    /// not go back from there.
     pub(super) fn keep_only(&mut self, known: impl Fn(&OutPoint) -> bool) {
+        let accepted: Vec<OutPoint> = self.own.iter().filter(|o| !o.predicted).map(|o| o.v).collect();
+        let known = |v: &OutPoint| known(v) || accepted.contains(v);
+        self.negotiation = Negotiation { agreed: self.negotiation.agreed, ..Negotiation::default() };
         self.theirs.retain(|t| known(&t.v));
         self.own.retain(|o| known(&o.v));
         self.announced.retain(|a| known(&a.v));
@@ -244,7 +271,8 @@ impl Channel {
         });
     }
 
-    /// The peer announces an outpoint.
+    /// The peer announces an outpoint. Of Vs without a commitment of ours there is but one, that of a splice: the newest
+    /// takes the place of one that came to nothing.
     ///
     /// # Errors
     /// If that is one more than there may be.
@@ -255,9 +283,36 @@ impl Channel {
         if self.announced.iter().filter(|a| a.v == v).count() >= MAX_REALS {
             return Err(format!("real: more than {MAX_REALS} outpoints announced for one channel"));
         }
+        if self.parameters(&v).is_none() {
+            let parameters = self.parameters.iter();
+            let known = parameters.filter_map(|p| p.funding_outpoint.map(|o| o.into_bitcoin_outpoint()));
+            let known: Vec<OutPoint> = known.chain([v]).collect();
+            self.announced.retain(|a| a.covered || known.contains(&a.v));
+            self.inbox.retain(|w| known.contains(&w.v));
+        }
         self.announced.push(Announced { v, real, covered: false });
         self.changed();
         Ok(())
+    }
+
+    /// The connection has ended: what has not come to its end is announced and sent again after the next one.
+    pub(super) fn disconnected(&mut self) {
+        self.inbox.clear();
+        let before = self.announced.len();
+        self.announced.retain(|a| a.covered);
+        if self.announced.len() != before {
+            self.changed();
+        }
+    }
+
+    /// Whether a companion for the commitment of ours with this number can be of use: it is not revoked, or it is the
+    /// next one.
+    fn is_of_use(&self, number: u64) -> bool {
+        let newest = self.own.iter().map(Own::number).min();
+        let oldest = self.own.iter().map(Own::number).max();
+        newest
+            .zip(oldest)
+            .is_some_and(|(newest, oldest)| (newest.saturating_sub(1)..=oldest).contains(&number))
     }
 
     /// An outpoint that the peer was bound to can no longer confirm, or never could.
@@ -281,12 +336,14 @@ impl Channel {
         secp: &Secp256k1<All>,
     ) -> Result<(), String> {
         for new in waiting {
-            if !self.announced.iter().any(|a| a.v == new.v && a.real == new.real) {
+            let announced = self.announced.iter().any(|a| a.v == new.v && a.real == new.real);
+            if !announced || !self.is_of_use(new.number) {
                 continue;
             }
             self.inbox.retain(|w| (w.v, w.number, w.real) != (new.v, new.number, new.real));
-            if self.inbox.len() >= MAX_WAITING {
-                return Err(format!("companions: more than {MAX_WAITING} without their commitment"));
+            let waiting = self.inbox.iter().map(Waiting::size).fold(new.size(), usize::saturating_add);
+            if waiting > MAX_WAITING {
+                return Err(format!("companions: more than {MAX_WAITING} bytes without their commitment"));
             }
             self.inbox.push(new);
         }
@@ -303,11 +360,13 @@ impl Channel {
         funding: Option<&Txid>,
         commitment: &Signature,
         htlcs: usize,
+        secp: &Secp256k1<All>,
     ) -> Result<bool, String> {
+        self.is_as_predicted(funding, commitment, secp)?;
         let on = |a: &&Announced| funding.is_none_or(|txid| a.v.txid == *txid);
         for Announced { v, real, .. } in self.announced.iter().filter(on).copied() {
             // A record that is newer than LDK's own state knows the commitment already.
-            let known = |o: &Own| o.v == v && o.commitment.counterparty_sig == *commitment;
+            let known = |o: &Own| o.v == v && (o.predicted || o.commitment.counterparty_sig == *commitment);
             if self.own.iter().any(|o| known(o) && o.on(&real).is_some()) {
                 continue;
             }
@@ -323,7 +382,7 @@ impl Channel {
     }
 
     /// Gives our commitments the companions that have come for them; what is wrong with those.
-    fn settle(&mut self, secp: &Secp256k1<All>) -> Vec<String> {
+    pub(super) fn settle(&mut self, secp: &Secp256k1<All>) -> Vec<String> {
         let mut wrong = Vec::new();
         for own in &mut self.own {
             for announced in self.announced.iter().filter(|a| a.v == own.v) {

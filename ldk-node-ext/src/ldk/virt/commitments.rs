@@ -37,8 +37,8 @@ pub(crate) const NAMESPACE: &str = "commitments";
 const VERSION: u32 = 1;
 
 #[derive(Default)]
-struct Inner {
-    channels: HashMap<ChannelId, Channel>,
+pub(super) struct Inner {
+    pub(super) channels: HashMap<ChannelId, Channel>,
     by_keys: HashMap<[u8; 32], ChannelId>,
     /// What was wrong with companions whose commitment LDK has accepted.
     wrong: Vec<(ChannelId, String)>,
@@ -46,7 +46,7 @@ struct Inner {
 
 impl Inner {
     /// The channel of a signer; one that the signer has not been used for before is known by its first outpoint.
-    fn of(
+    pub(super) fn of(
         &mut self,
         keys_id: &[u8; 32],
         outpoints: &Outpoints,
@@ -87,10 +87,10 @@ pub(super) struct Accompanied {
 
 /// See the module's description.
 pub struct Commitments {
-    outpoints: Arc<Outpoints>,
+    pub(super) outpoints: Arc<Outpoints>,
     store: Arc<Store>,
-    secp: Secp256k1<All>,
-    inner: Mutex<Inner>,
+    pub(super) secp: Secp256k1<All>,
+    pub(super) inner: Mutex<Inner>,
 }
 
 impl Commitments {
@@ -133,19 +133,18 @@ impl Commitments {
 
     // What the signer tells.
 
-    /// LDK has signed a commitment of the peer's.
+    /// LDK has signed a commitment of the peer's; false if it must not have the signature: see [`Channel::signed`].
     pub(in crate::ldk) fn signed(
         &self,
         keys_id: &[u8; 32],
         parameters: &ChannelTransactionParameters,
         commitment: &CommitmentTransaction,
         signature: Signature,
-    ) {
+    ) -> bool {
         let mut inner = lock(&self.inner);
         let v = || parameters.funding_outpoint.map(|o| o.into_bitcoin_outpoint());
-        if let Some((_, channel)) = inner.of(keys_id, &self.outpoints, v) {
-            channel.signed(parameters, commitment, signature);
-        }
+        let found = inner.of(keys_id, &self.outpoints, v);
+        found.is_none_or(|(_, channel)| channel.signed(parameters, commitment, signature))
     }
 
     /// LDK accepts a commitment of ours. It is not refused for a companion that is wrong: that would close the
@@ -270,8 +269,10 @@ impl Commitments {
         commitment: &Signature,
         htlcs: usize,
     ) -> Result<bool, String> {
-        let inner = lock(&self.inner);
-        inner.channels.get(id).map_or(Ok(true), |channel| channel.is_accompanied(funding, commitment, htlcs))
+        let mut inner = lock(&self.inner);
+        let Some(channel) = inner.channels.get_mut(id) else { return Ok(true) };
+        channel.heard(funding, commitment);
+        channel.is_accompanied(funding, commitment, htlcs, &self.secp)
     }
 
     /// The peer announces an outpoint.
@@ -288,10 +289,21 @@ impl Commitments {
         self.write(id)
     }
 
-    /// A splice came to nothing: only these V are left.
-    pub(super) fn keep_virtuals(&self, id: &ChannelId, known: impl Fn(&OutPoint) -> bool) {
-        if let Some(channel) = lock(&self.inner).channels.get_mut(id) {
-            channel.keep_only(known);
+    /// A splice came to nothing: only these V are left, and those that LDK has accepted commitments on. Returns them.
+    pub(super) fn keep_virtuals(&self, id: &ChannelId, known: impl Fn(&OutPoint) -> bool) -> Vec<OutPoint> {
+        let mut inner = lock(&self.inner);
+        let Some(channel) = inner.channels.get_mut(id) else { return Vec::new() };
+        channel.keep_only(known);
+        channel.own.iter().map(|o| o.v).collect()
+    }
+
+    /// The connection to the peer of these channels has ended.
+    pub(super) fn disconnected(&self, channels: Vec<ChannelId>) {
+        let mut inner = lock(&self.inner);
+        for id in channels {
+            if let Some(channel) = inner.channels.get_mut(&id) {
+                channel.disconnected();
+            }
         }
     }
 
@@ -358,6 +370,14 @@ impl Commitments {
         let inner = lock(&self.inner);
         let own = inner.channels.get(id).into_iter().flat_map(|c| &c.own);
         own.map(|o| (o.v, o.number(), o.commitment.trust().txid())).collect()
+    }
+
+    /// Our commitment with this number, for tests.
+    #[cfg(test)]
+    pub(crate) fn own_transaction(&self, v: &OutPoint, number: u64) -> CommitmentTransaction {
+        let inner = lock(&self.inner);
+        let mut own = inner.channels.values().flat_map(|c| &c.own);
+        (*own.find(|o| o.v == *v && o.number() == number).unwrap().commitment).clone()
     }
 
     /// V of every commitment of either side, for tests.

@@ -77,17 +77,28 @@ pub(super) fn verify(
     secp: &Secp256k1<All>,
 ) -> bool {
     let Some((parameters, own)) = on(real, parameters, own, true, secp) else { return false };
-    let Some(peer) = parameters.counterparty_pubkeys() else { return false };
-    let script = make_funding_redeemscript(&parameters.holder_pubkeys.funding_pubkey, &peer.funding_pubkey);
     let trusted = own.trust();
-    let sighash = trusted.built_transaction().get_sighash_all(&script, parameters.channel_value_satoshis);
-    let main = secp.verify_ecdsa(&sighash, &signed.signature, &peer.funding_pubkey).is_ok();
-    main && own.nondust_htlcs().len() == signed.htlcs.len()
+    is_signed(&parameters, &own, &signed.signature, secp)
+        && own.nondust_htlcs().len() == signed.htlcs.len()
         && own
             .nondust_htlcs()
             .iter()
             .zip(&signed.htlcs)
             .all(|(htlc, signature)| verify_htlc(&parameters, &trusted, htlc, signature, secp))
+}
+
+/// Whether the peer has signed this commitment of ours, as it is; its HTLCs apart.
+pub(super) fn is_signed(
+    parameters: &ChannelTransactionParameters,
+    own: &CommitmentTransaction,
+    signature: &Signature,
+    secp: &Secp256k1<All>,
+) -> bool {
+    let Some(peer) = parameters.counterparty_pubkeys() else { return false };
+    let script = make_funding_redeemscript(&parameters.holder_pubkeys.funding_pubkey, &peer.funding_pubkey);
+    let trusted = own.trust();
+    let sighash = trusted.built_transaction().get_sighash_all(&script, parameters.channel_value_satoshis);
+    secp.verify_ecdsa(&sighash, signature, &peer.funding_pubkey).is_ok()
 }
 
 fn verify_htlc(

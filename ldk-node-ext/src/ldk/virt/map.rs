@@ -56,6 +56,13 @@ pub(super) struct Virtual {
     /// Which of them is confirmed.
     pub(super) confirmed: Option<(OutPoint, Place)>,
     pub(super) retired: bool,
+    // What follows is said in `pending`.
+    #[serde(default)]
+    pub(super) ahead: bool,
+    #[serde(default)]
+    pub(super) bound: bool,
+    #[serde(default)]
+    pub(super) lockable: bool,
 }
 
 /// A transaction below a real outpoint, by both its ids.
@@ -158,7 +165,7 @@ impl Mapping {
         Ok(answer)
     }
 
-    fn change_virtual(
+    pub(super) fn change_virtual(
         &self,
         v: &OutPoint,
         change: impl FnOnce(&Inner, &mut Virtual) -> Result<(), Error>,
@@ -180,31 +187,30 @@ impl Mapping {
     /// # Errors
     /// [`Error::Conflict`] if either outpoint is known as something else; [`Error::Store`].
     pub(crate) fn add_channel(&self, channel: ChannelId, v: OutPoint, real: Real) -> Result<(), Error> {
-        self.insert(channel, v, vec![real])
+        self.insert(channel, v, vec![real], None)
     }
 
-    /// Adds V' whose splice transaction is being signed; [`Self::splice_signed`] takes that in.
+    /// Adds V', which LDK's splice transaction `tx` creates, before anything is signed for it. It is LDK's to make and
+    /// never leaves; its inputs need a witness each, as for [`Self::set_creation`].
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the channel is unknown; [`Error::Conflict`]; [`Error::Store`].
-    pub(crate) fn expect_virtual(&self, channel: ChannelId, v: OutPoint) -> Result<(), Error> {
+    /// [`Error::NotFound`] if the channel is unknown; [`Error::Conflict`]; [`Error::InvalidArgument`] as for
+    /// [`Self::set_creation`]; [`Error::Store`]: nothing is known of V' then.
+    pub(crate) fn add_virtual(&self, channel: ChannelId, v: OutPoint, tx: Transaction) -> Result<(), Error> {
+        check_creation(&v, &tx)?;
         if !read(&self.inner).channels.contains_key(&channel) {
             return Err(Error::not_found(format!("virtual outpoints of channel {channel}")));
         }
-        self.insert(channel, v, Vec::new())
+        self.insert(channel, v, Vec::new(), Some(tx))
     }
 
-    /// Adds V', which LDK's fully signed splice transaction `tx` creates.
-    ///
-    /// # Errors
-    /// As [`Self::expect_virtual`] and [`Self::set_creation`].
-    pub(crate) fn add_virtual(&self, channel: ChannelId, v: OutPoint, tx: Transaction) -> Result<(), Error> {
-        check_creation(&v, &tx)?;
-        self.expect_virtual(channel, v)?;
-        self.set_creation(&v, tx)
-    }
-
-    fn insert(&self, channel: ChannelId, v: OutPoint, reals: Vec<Real>) -> Result<(), Error> {
+    fn insert(
+        &self,
+        channel: ChannelId,
+        v: OutPoint,
+        reals: Vec<Real>,
+        creation: Option<Transaction>,
+    ) -> Result<(), Error> {
         self.change(channel, |inner, record| {
             if let Some((id, known)) = inner.virtual_ref(&v) {
                 // The same once more, as after a crash, changes nothing.
@@ -217,14 +223,24 @@ impl Mapping {
             if record.virtuals.len() >= MAX_VIRTUALS {
                 return Err(too_many("virtual outpoints of one channel", MAX_VIRTUALS));
             }
-            let new = Virtual { outpoint: v, creation: None, reals, confirmed: None, retired: false };
+            let ahead = reals.is_empty();
+            let new = Virtual {
+                outpoint: v,
+                creation: creation.map(StoredTx),
+                reals,
+                confirmed: None,
+                retired: false,
+                ahead,
+                bound: false,
+                lockable: false,
+            };
             record.virtuals.push(new);
             Ok(())
         })
     }
 
     /// Says which transaction LDK believes creates V: the leaf's first state for the V that a channel was born with,
-    /// needed as soon as V has a real outpoint beside itself; a splice's otherwise. Its inputs need their witnesses:
+    /// needed as soon as V has a real outpoint beside itself. Its inputs need their witnesses:
     /// LDK takes a confirmed funding transaction of its own without them for a mistake that must not go on.
     ///
     /// # Errors
@@ -242,20 +258,6 @@ impl Mapping {
             known.creation = Some(StoredTx(tx));
             Ok(())
         })
-    }
-
-    /// Takes in a splice transaction that LDK has handed out, for the Vs that wait for it; LDK does so once.
-    ///
-    /// # Errors
-    /// As [`Self::set_creation`].
-    pub(crate) fn splice_signed(&self, tx: &Transaction) -> Result<(), Error> {
-        let txid = tx.compute_txid();
-        let waiting: Vec<OutPoint> = {
-            let inner = read(&self.inner);
-            let all = inner.channels.values().flat_map(|c| &c.virtuals);
-            all.filter(|v| v.outpoint.txid == txid && v.creation.is_none()).map(|v| v.outpoint).collect()
-        };
-        waiting.iter().try_for_each(|v| self.set_creation(v, tx.clone()))
     }
 
     /// Adds a real outpoint, the newest, under V. Adding it again changes nothing.
@@ -336,6 +338,11 @@ impl Mapping {
         read(&self.inner).virtual_ref(v).map(|(_, known)| known.reals.clone()).unwrap_or_default()
     }
 
+    /// Whether V takes no more real outpoints.
+    pub(crate) fn is_full(&self, v: &OutPoint) -> bool {
+        read(&self.inner).virtual_ref(v).is_some_and(|(_, known)| known.reals.len() >= MAX_REALS)
+    }
+
     /// The V that a real outpoint is under.
     pub(crate) fn virtual_of(&self, real: &OutPoint) -> Option<OutPoint> {
         read(&self.inner).by_real.get(real).copied()
@@ -382,6 +389,7 @@ fn check_creation(v: &OutPoint, tx: &Transaction) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::StoreKind;
     use bitcoin::hashes::Hash;
     use bitcoin::{absolute, transaction, Amount, ScriptBuf, TxIn, Witness};
 
@@ -445,6 +453,26 @@ mod tests {
     }
 
     #[test]
+    fn a_v_that_cannot_be_written_is_not_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open_as(dir.path(), StoreKind::Filesystem).unwrap());
+        let map = Mapping::load(Arc::clone(&store)).unwrap();
+        let (id, first, tx) = (ChannelId([1; 32]), real(1, 5), creation(true));
+        map.add_channel(id, first.outpoint, first).unwrap();
+        let next = OutPoint { txid: tx.compute_txid(), vout: 0 };
+        let place = dir.path().join("node.files").join(NAMESPACE);
+        std::fs::remove_dir_all(&place).unwrap();
+        std::fs::write(&place, "in the way").unwrap();
+        assert!(map.add_virtual(id, next, tx.clone()).is_err());
+        assert_eq!((map.channel_of(&next), map.pending(&id)), (None, vec![]), "known without being on disk");
+        std::fs::remove_file(&place).unwrap();
+        map.add_virtual(id, next, tx.clone()).unwrap();
+        let map = Mapping::load(store).unwrap();
+        assert_eq!((map.pending(&id), map.creation(&next)), (vec![next], Some(tx)));
+        assert!(map.is_ahead(&next) && !map.is_bound(&next));
+    }
+
+    #[test]
     fn the_number_of_outpoints_is_limited() {
         let dir = tempfile::tempdir().unwrap();
         let map = Mapping::load(Arc::new(Store::open(&dir.path().join("db")).unwrap())).unwrap();
@@ -454,6 +482,9 @@ mod tests {
         for n in 1..u32::try_from(MAX_REALS).unwrap() {
             map.add_real(&first.outpoint, nth(n)).unwrap();
         }
+        assert!(map.is_full(&first.outpoint) && !map.is_full(&nth(9_999).outpoint));
         assert!(matches!(map.add_real(&first.outpoint, nth(9_999)), Err(Error::Conflict(_))));
+        map.drop_real(&first.outpoint, &nth(7).outpoint).unwrap();
+        assert!(!map.is_full(&first.outpoint));
     }
 }

@@ -31,7 +31,8 @@ use tokio::sync::watch;
 use super::channel::Waiting;
 use super::commitments::{Accompanied, Commitments};
 use super::companion::Signed;
-use super::map::{Mapping, Real};
+use super::gate::Locks;
+use super::map::{Mapping, Real, MAX_REALS};
 use crate::error::Error;
 use crate::keys::Keys;
 use crate::ldk::{channel_id, ChannelManager};
@@ -39,6 +40,8 @@ use crate::util::lock;
 
 /// Messages of one channel that may be parked: a full round of updates of a channel, twice.
 const MAX_PARKED: usize = 1024;
+/// Markers of one channel that may wait for their companions: of the live V, of the next, and of one before.
+const MAX_DUE: usize = 3 * MAX_REALS;
 /// Bytes of a [`Companions`] message beside the companions: well above what they take.
 const OVERHEAD: usize = 256;
 /// The first commitment's number as LDK counts, down; BOLT 3 counts up from 0.
@@ -46,7 +49,7 @@ const FIRST: u64 = (1 << 48) - 1;
 
 /// A channel message, to be handed to LDK.
 pub(crate) type Deliver = Box<dyn FnOnce(&ChannelManager) + Send>;
-type Key = (PublicKey, ChannelId);
+pub(super) type Key = (PublicKey, ChannelId);
 
 /// What a `commitment_signed` has to come with.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +71,7 @@ struct Parked {
 }
 
 #[derive(Default)]
-struct Inner {
+pub(super) struct Inner {
     /// Whose channel it is, and the right to hand its messages to LDK: one at a time, in their order.
     owners: HashMap<ChannelId, (PublicKey, Arc<Mutex<()>>)>,
     parked: HashMap<Key, VecDeque<Parked>>,
@@ -78,14 +81,18 @@ struct Inner {
     /// Outpoints for which the peer has said that it has what we promised.
     peer_has: HashSet<(ChannelId, OutPoint, OutPoint)>,
     refused: Vec<(PublicKey, ChannelId, String)>,
+    /// `splice_locked` that waits.
+    pub(super) locks: HashMap<Key, Locks>,
+    /// What leaves before anything else.
+    pub(super) first: Vec<MessageSendEvent>,
 }
 
 /// See the module's description.
 pub struct Streams {
-    commitments: Arc<Commitments>,
-    mapping: Arc<Mapping>,
-    keys: Arc<Keys>,
-    inner: Mutex<Inner>,
+    pub(super) commitments: Arc<Commitments>,
+    pub(super) mapping: Arc<Mapping>,
+    pub(super) keys: Arc<Keys>,
+    pub(super) inner: Mutex<Inner>,
     changed: watch::Sender<u64>,
 }
 
@@ -124,10 +131,12 @@ impl Streams {
         real: Real,
     ) -> Result<(), Error> {
         let outpoint = real.outpoint;
+        // Held until the marker is queued: a commitment that leaves meanwhile would come with a companion on an outpoint
+        // that the peer has not heard of.
+        let mut inner = lock(&self.inner);
         self.mapping.add_real(v, real)?;
         let mut out = Vec::new();
         self.mark(channel, |on, real| on == v && *real == outpoint, &mut out);
-        let mut inner = lock(&self.inner);
         inner.outbox.extend(out.into_iter().map(|payload| (peer, payload)));
         Ok(())
     }
@@ -181,6 +190,8 @@ impl Streams {
 
     /// A channel message is about to leave: what has to follow it.
     pub(in crate::ldk) fn leaving(&self, event: &MessageSendEvent) {
+        // As in `announce`.
+        let mut inner = lock(&self.inner);
         let mut out = Vec::new();
         let peer = match event {
             MessageSendEvent::UpdateHTLCs { node_id, channel_id, updates } => {
@@ -194,9 +205,14 @@ impl Streams {
                 node_id
             }
             MessageSendEvent::SendTxAbort { msg, .. } => return self.aborted(&msg.channel_id),
+            MessageSendEvent::SendSpliceInit { msg, .. } => {
+                return self.commitments.we_add(&msg.channel_id, msg.funding_contribution_satoshis);
+            }
+            MessageSendEvent::SendSpliceAck { msg, .. } => {
+                return self.commitments.we_add(&msg.channel_id, msg.funding_contribution_satoshis);
+            }
             _ => return,
         };
-        let mut inner = lock(&self.inner);
         inner.outbox.extend(out.into_iter().map(|payload| (*peer, payload)));
     }
 
@@ -218,13 +234,25 @@ impl Streams {
         }
     }
 
-    /// A splice was given up: nothing that was signed for its outpoint counts. No hook of LDK's tells the signer.
+    /// A splice was given up: nothing that was signed for its outpoint counts. No hook of LDK's tells the signer. A V' that
+    /// is bound stays: its R' may confirm.
     pub(in crate::ldk) fn aborted(&self, channel: &ChannelId) {
         let current = self.mapping.current(channel);
-        self.commitments.keep_virtuals(channel, |v| match current {
-            Some(current) => *v == current || self.mapping.is_retired(v),
+        let kept = self.commitments.keep_virtuals(channel, |v| match current {
+            Some(current) => *v == current || self.mapping.is_retired(v) || self.mapping.is_bound(v),
             None => channel_id(*v) == *channel,
         });
+        let pending = self.mapping.pending(channel).into_iter();
+        for v in pending.filter(|v| !kept.contains(v) && !self.mapping.is_bound(v)) {
+            if let Err(e) = self.mapping.drop_virtual(&v) {
+                tracing::error!(%v, error = %e, "not stored that it came to nothing");
+            }
+        }
+    }
+
+    /// Tells the peer what is wrong, and ends the connection.
+    pub(super) fn refuse(&self, peer: PublicKey, channel: ChannelId, reason: String) {
+        lock(&self.inner).refused.push((peer, channel, reason));
     }
 
     /// Messages of ours that have to leave, in their order.
@@ -321,7 +349,11 @@ impl Streams {
             Payload::Marker(m) => {
                 let channel = ChannelId(m.channel_id);
                 self.commitments.announce(&channel, m.funding, m.real)?;
-                lock(&self.inner).due.insert(((peer, channel), m.funding, m.real));
+                let mut inner = lock(&self.inner);
+                if inner.due.iter().filter(|((_, c), ..)| *c == channel).count() >= MAX_DUE {
+                    return Err(format!("marker: more than {MAX_DUE} wait for their companions"));
+                }
+                inner.due.insert(((peer, channel), m.funding, m.real));
                 channel
             }
             Payload::MarkerAck(m) => {
@@ -369,6 +401,11 @@ impl Streams {
         Ok(())
     }
 
+    /// As [`Self::answer`], where it is repeated if it fails.
+    pub(super) fn settle(&self, channel: &ChannelId) {
+        let _ = self.answer(channel);
+    }
+
     /// A message has been handed to LDK: what came of its companions.
     pub(in crate::ldk) fn delivered(&self, channel: &ChannelId) {
         let wrong = self.commitments.take_wrong();
@@ -407,11 +444,16 @@ impl Streams {
 
     /// The connection ended: what was under way is lost, and is repeated after the next one.
     pub(in crate::ldk) fn disconnected(&self, peer: &PublicKey) {
+        let owned =
+            lock(&self.inner).owners.iter().filter(|(_, (p, _))| p == peer).map(|(id, _)| *id).collect();
+        self.commitments.disconnected(owned);
         let mut inner = lock(&self.inner);
         inner.parked.retain(|(p, _), _| p != peer);
         inner.outbox.retain(|(p, _)| p != peer);
         inner.due.retain(|((p, _), ..)| p != peer);
         inner.refused.retain(|(p, ..)| p != peer);
+        inner.locks.retain(|(p, _), _| p != peer);
+        inner.first.clear();
     }
 }
 

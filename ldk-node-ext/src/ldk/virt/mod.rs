@@ -59,22 +59,30 @@
 
 #![cfg_attr(not(test), expect(dead_code, reason = "what rotates a channel is not there yet"))]
 
+mod ahead;
 mod chain;
+mod change;
 mod channel;
 mod commitments;
 mod companion;
 mod events;
+mod foreseen;
+mod gate;
 mod map;
 mod messages;
 mod outgoing;
+mod pending;
+mod predict;
 mod record;
 mod retired;
 mod steps;
 
 pub(crate) use chain::InVForm;
+pub use change::Changes;
 pub use commitments::Commitments;
 pub(super) use commitments::NAMESPACE as COMMITMENTS;
 pub(crate) use events::Bump;
+pub(crate) use map::MAX_REALS;
 pub use map::{Mapping, Real};
 pub(super) use messages::Deliver;
 pub(crate) use messages::Needs;
@@ -90,3 +98,5 @@ mod on_chain;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;

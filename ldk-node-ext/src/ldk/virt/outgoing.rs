@@ -154,13 +154,3 @@ impl Outward {
         found
     }
 }
-
-impl Outward {
-    /// Takes in a splice transaction instead of sending it: see [`Mapping::splice_signed`].
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) fn splice_signed(&self, tx: &Transaction) -> Result<(), crate::Error> {
-        self.mapping.splice_signed(tx)
-    }
-}

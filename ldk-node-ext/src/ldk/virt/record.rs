@@ -45,6 +45,12 @@ struct StoredSigned {
 struct StoredOwn {
     commitment: Hex,
     companions: Vec<StoredSigned>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    predicted: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -61,6 +67,9 @@ pub(crate) struct StoredCommitments {
     keys_id: [u8; 32],
     parameters: Vec<Hex>,
     theirs: Vec<Hex>,
+    /// V of commitments among those of the peer's that are predicted only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    predicted: Vec<OutPoint>,
     own: Vec<StoredOwn>,
     announced: Vec<StoredAnnounced>,
 }
@@ -75,12 +84,14 @@ impl From<&Channel> for StoredCommitments {
         let own = |own: &Own| StoredOwn {
             commitment: Hex::of(&own.commitment),
             companions: own.companions.iter().map(signed).collect(),
+            predicted: own.predicted,
         };
         let announced = |a: &Announced| StoredAnnounced { funding: a.v, real: a.real, covered: a.covered };
         Self {
             keys_id: channel.keys_id,
             parameters: channel.parameters.iter().map(Hex::of).collect(),
             theirs: channel.theirs.iter().map(|t| Hex::of(&t.commitment)).collect(),
+            predicted: channel.theirs.iter().filter(|t| t.predicted).map(|t| t.v).collect(),
             own: channel.own.iter().map(own).collect(),
             announced: channel.announced.iter().map(announced).collect(),
         }
@@ -104,16 +115,18 @@ impl StoredCommitments {
         let own = |stored: &StoredOwn| {
             let commitment = stored.commitment.read::<HolderCommitmentTransaction>()?;
             let companions = stored.companions.iter().map(signed).collect::<Result<_, String>>()?;
-            Own::read(commitment, companions).ok_or_else(|| "a commitment without an input".to_owned())
+            let own = Own::read(commitment, companions).ok_or("a commitment without an input")?;
+            Ok(Own { predicted: stored.predicted, ..own })
         };
         let theirs = |stored: &Hex| {
-            Theirs::new(stored.read::<CommitmentTransaction>()?, None)
-                .ok_or_else(|| "a commitment without an input".to_owned())
+            let theirs = Theirs::new(stored.read::<CommitmentTransaction>()?, None)
+                .ok_or_else(|| "a commitment without an input".to_owned())?;
+            Ok(Theirs { predicted: self.predicted.contains(&theirs.v), ..theirs })
         };
         let announced = |a: &StoredAnnounced| Announced { v: a.funding, real: a.real, covered: a.covered };
         let mut channel = Channel::new(self.keys_id);
         channel.parameters = self.parameters.iter().map(parameters).collect::<Result<_, _>>()?;
-        channel.theirs = self.theirs.iter().map(theirs).collect::<Result<_, _>>()?;
+        channel.theirs = self.theirs.iter().map(theirs).collect::<Result<_, String>>()?;
         channel.own = self.own.iter().map(own).collect::<Result<_, String>>()?;
         channel.announced = self.announced.iter().map(announced).collect();
         Ok(channel)

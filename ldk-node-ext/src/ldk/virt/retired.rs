@@ -1,4 +1,4 @@
-//! AllMonitors for virtual outpoints that LDK has moved on from.
+//! Monitors for virtual outpoints that LDK has moved on from.
 //!
 //! When a splice V -> V' is locked, LDK's monitor forgets V: on a real chain V is spent by then. Here the splice is
 //! virtual, and the real outpoints under V may still confirm, with a revoked commitment on them. So a copy of the
@@ -10,7 +10,7 @@
 //!   monitor is written, and both are written in one transaction. Steps of any other kind would spoil it.
 //! - **It sleeps until V is spent**, on the chain that is valid now. A monitor that hears of blocks closes its channel
 //!   when an HTLC expires that it does not know to be settled, and this one does not know.
-//! - **It sees nothing but what is below its own V** ([`Shown::retired`]). V' it takes for unconfirmed.
+//! - **It sees nothing but what is below its own V** ([`Shown::apart`]). V' it takes for unconfirmed.
 //! - What it finds out goes to the channel manager as if the live monitor had said it ([`AllMonitors`]): the channel is
 //!   closed, a payment that was claimed on the chain is claimed upstream.
 //! - It is removed when the mapping has forgotten V: none of its real outpoints can confirm any more.
@@ -49,20 +49,20 @@ use crate::util::lock;
 /// Where copies are kept. LDK's own namespace has the live monitor under the same name.
 const NAMESPACE: &str = "retired_monitors";
 
-type Monitor = ChannelMonitor<FactorySigner>;
+pub(super) type Monitor = ChannelMonitor<FactorySigner>;
 
 /// The monitor of one retired V.
-struct Kept {
-    v: OutPoint,
-    channel: ChannelId,
-    monitor: Arc<Monitor>,
+pub(super) struct Kept {
+    pub(super) v: OutPoint,
+    pub(super) channel: ChannelId,
+    pub(super) monitor: Arc<Monitor>,
     /// It has changed since it was written.
-    dirty: bool,
+    pub(super) dirty: bool,
 }
 
 #[derive(Default)]
-struct Inner {
-    kept: Vec<Kept>,
+pub(super) struct Inner {
+    pub(super) kept: Vec<Kept>,
     /// Updates that LDK has handed over and that no monitor has seen.
     waiting: HashMap<ChannelId, VecDeque<Steps>>,
     /// The newest state of monitors that could not be written.
@@ -71,18 +71,18 @@ struct Inner {
 
 /// See the module's description.
 pub struct Retired {
-    store: Arc<Store>,
-    mapping: Arc<Mapping>,
-    broadcaster: Arc<Broadcaster>,
-    fees: Arc<Fees>,
+    pub(super) store: Arc<Store>,
+    pub(super) mapping: Arc<Mapping>,
+    pub(super) broadcaster: Arc<Broadcaster>,
+    pub(super) fees: Arc<Fees>,
     keys: Arc<Keys>,
-    inner: Mutex<Inner>,
+    pub(super) inner: Mutex<Inner>,
 }
 
 /// A monitor's key and bytes, to be written with the live one.
 pub(crate) type Entry = (String, Vec<u8>);
 
-fn key(v: &OutPoint) -> String {
+pub(super) fn key(v: &OutPoint) -> String {
     format!("{}_{}", v.txid, v.vout)
 }
 
@@ -109,13 +109,15 @@ impl Retired {
             let bytes = retired.store.read(NAMESPACE, "", &name).map_err(|e| store::error(&what, &e))?;
             let kept =
                 retired.decode(&bytes).map_err(|e| Error::Corrupt { key: what, reason: e.to_string() })?;
-            retired.retire(&kept.v);
+            if !retired.mapping.is_ahead(&kept.v) {
+                retired.retire(&kept.v);
+            }
             lock(&retired.inner).kept.push(Kept { dirty: false, ..kept });
         }
         Ok(retired)
     }
 
-    fn decode(&self, bytes: &[u8]) -> Result<Kept, io::Error> {
+    pub(super) fn decode(&self, bytes: &[u8]) -> Result<Kept, io::Error> {
         let read = <(BlockLocator, Monitor)>::read(&mut &bytes[..], (&*self.keys, &*self.keys));
         let (_, monitor) = read.map_err(other)?;
         let (v, channel) = (monitor.get_funding_txo().into_bitcoin_outpoint(), monitor.channel_id());
@@ -240,7 +242,7 @@ impl Retired {
             if self.mapping.spend(&kept.v).is_none() && !switch("virt.retired.awake") {
                 continue;
             }
-            let own = shown.retired.iter().filter(|(v, _)| *v == kept.v).map(|(_, tx)| tx);
+            let own = shown.apart.iter().filter(|(v, _)| *v == kept.v).map(|(_, tx)| tx);
             let own: Vec<(usize, &Transaction)> = own.enumerate().map(|(at, tx)| (at + 1, tx)).collect();
             self.show(&kept.monitor, header, height, &own);
             kept.dirty = true;
@@ -278,7 +280,7 @@ impl Retired {
     }
 
     /// Writes one by itself. If that fails it is older on disk than in memory, and reads the blocks in between again.
-    fn write(&self, kept: &mut Kept) {
+    pub(super) fn write(&self, kept: &mut Kept) {
         match self.store.write(NAMESPACE, "", &key(&kept.v), kept.monitor.encode()) {
             Ok(()) => kept.dirty = false,
             Err(e) => tracing::error!(v = %kept.v, error = %e, "retired monitor not stored"),

@@ -5,6 +5,9 @@
 //! (BigSize) and a TLV stream, then a TLV stream with the channel's id. The test pins it for the LDK of this lockfile.
 
 use lightning::chain::channelmonitor::ChannelMonitorUpdate;
+use lightning::ln::chan_utils::{
+    ChannelTransactionParameters, CommitmentTransaction, HolderCommitmentTransaction,
+};
 use lightning::ln::msgs::DecodeError;
 use lightning::ln::types::ChannelId;
 use lightning::util::ser::{BigSize, Readable, Writeable};
@@ -15,6 +18,45 @@ const PAYMENT_PREIMAGE: u8 = 2;
 const COMMITMENT_SECRET: u8 = 3;
 /// A splice is locked: the funding outpoint before it is forgotten.
 const FUNDING_LOCKED: u8 = 12;
+
+/// A splice is signed: there is another funding outpoint, with commitments.
+const FUNDING_RENEGOTIATED: u8 = 10;
+
+/// Writes a step.
+fn put(kind: u8, records: &[(u8, Vec<u8>)], out: &mut Vec<u8>) {
+    let mut contents = Vec::new();
+    for (number, value) in records {
+        contents.push(*number);
+        contents.extend(BigSize(u64::try_from(value.len()).unwrap_or(u64::MAX)).encode());
+        contents.extend(value);
+    }
+    out.push(kind);
+    out.extend(BigSize(u64::try_from(contents.len()).unwrap_or(u64::MAX)).encode());
+    out.extend(contents);
+}
+
+/// The update by which a monitor moves on to a V' with these commitments, as if the splice were locked.
+///
+/// # Errors
+/// If LDK's encoding is not what this file knows.
+pub(super) fn moved(
+    id: u64,
+    channel: &ChannelId,
+    parameters: &ChannelTransactionParameters,
+    own: &HolderCommitmentTransaction,
+    theirs: &CommitmentTransaction,
+) -> Result<ChannelMonitorUpdate, DecodeError> {
+    let v = parameters.funding_outpoint.ok_or(DecodeError::InvalidValue)?;
+    let mut bytes = vec![1, 1];
+    bytes.extend(id.to_be_bytes());
+    bytes.extend(2u64.to_be_bytes());
+    let renegotiated = [(1, parameters.encode()), (3, own.encode()), (5, theirs.encode())];
+    put(FUNDING_RENEGOTIATED, &renegotiated, &mut bytes);
+    put(FUNDING_LOCKED, &[(1, v.txid.encode())], &mut bytes);
+    bytes.extend([34, 3, 32]);
+    bytes.extend(channel.0);
+    ChannelMonitorUpdate::read(&mut &bytes[..])
+}
 
 /// The part of an update that matters to retired monitors.
 #[derive(Debug, PartialEq, Eq)]

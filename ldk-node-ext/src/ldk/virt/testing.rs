@@ -3,6 +3,7 @@
 //! process dies and what was on disk by then; blocks are made by hand.
 
 mod blocks;
+mod change;
 mod pair;
 mod wire;
 
@@ -40,15 +41,16 @@ use lightning::util::ser::Writeable;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
+pub(crate) use self::change::Move;
 pub(crate) use self::pair::Pair;
 pub(crate) use self::wire::Wire;
 use crate::chain::{ChainIndex, Fees};
 use crate::config::{NodeConfig, RpcAuth};
 use crate::keys::{self, Keys};
 use crate::ldk::{
-    AllMonitors, Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, Commitments, FactoryMessages,
-    FundingDepth, HeldHtlcs, Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints,
-    Outward, PeerEvent, Retired, Router, Streams, WholeBlocks,
+    AllMonitors, Broadcaster, ChainMonitor, Changes, ChannelManager, ChannelMessages, Commitments,
+    FactoryMessages, FundingDepth, HeldHtlcs, Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing,
+    Outpoints, Outward, PeerEvent, Retired, Router, Streams, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::node::{Failure, Ldk};
@@ -78,6 +80,7 @@ pub(crate) struct Node {
     pub(crate) mapping: Arc<Mapping>,
     pub(crate) commitments: Arc<Commitments>,
     pub(crate) streams: Arc<Streams>,
+    pub(crate) changes: Changes,
     pub(crate) outward: Arc<Outward>,
     pub(crate) retired: Arc<Retired>,
     pub(crate) index: Arc<ChainIndex>,
@@ -195,6 +198,12 @@ impl Node {
         }
         let streams = Streams::new(Arc::clone(&commitments), Arc::clone(&mapping), Arc::clone(&keys));
         let streams = Arc::new(streams);
+        let changes = Changes::new(
+            Arc::clone(&manager),
+            Arc::clone(&monitor),
+            Arc::clone(&streams),
+            Arc::clone(&retired),
+        );
         let (stop, _) = watch::channel(false);
         let failure = Arc::new(Failure::new(stop, Arc::clone(&store)));
         let channel_messages =
@@ -210,6 +219,7 @@ impl Node {
             mapping,
             commitments,
             streams,
+            changes,
             outward,
             retired,
             index,

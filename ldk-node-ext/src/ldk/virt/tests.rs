@@ -1,14 +1,14 @@
 //! Companions between two nodes in one process: that they are there when they have to be, and what becomes of wrong,
 //! missing, late, repeated and too many ones.
 
+mod change;
 mod random;
 
 use bitcoin::hashes::Hash;
 use bitcoin::secp256k1::{Message, PublicKey, Secp256k1};
 use bitcoin::sighash::SighashCache;
-use bitcoin::{ecdsa, Amount, EcdsaSighashType, FeeRate, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
+use bitcoin::{ecdsa, EcdsaSighashType, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 use bolt_tlv::payload::{Companions, Marker, Payload};
-use lightning::events::Event;
 use lightning::util::persist::KVStoreSync;
 
 use super::commitments::NAMESPACE;
@@ -358,20 +358,9 @@ fn a_splice_that_is_given_up_leaves_nothing_behind() {
     let pair = rotated(1);
     let (a, b) = (&pair.a, &pair.b);
     let id = pair.channel;
-    let template = a.manager.splice_channel(&id, &b.id).unwrap();
-    let output =
-        TxOut { value: Amount::from_sat(50_000), script_pubkey: pair.leaf.output[0].script_pubkey.clone() };
-    let contribution = template
-        .without_prior_contribution(FeeRate::ZERO, FeeRate::from_sat_per_kwu(5_000))
-        .add_output(output)
-        .build()
-        .unwrap();
-    a.manager.funding_contributed(&id, &b.id, contribution, Some(0)).unwrap();
-    pair.settle();
-    let ready = |e: &Event| matches!(e, Event::FundingTransactionReadyForSigning { .. });
-    assert!(a.take_events().iter().any(ready));
+    pair.negotiate(-50_000, 0);
     assert_eq!(b.commitments.virtuals(&id).len(), 2, "the client has signed for V'");
-    a.manager.cancel_funding_contributed(&id, &b.id).unwrap();
+    a.changes.abort(b.id, &id).unwrap();
     pair.settle();
     for node in [a, b] {
         assert_eq!(node.commitments.virtuals(&id), [pair.funding()], "nothing of V' is left");
@@ -400,23 +389,43 @@ fn what_a_peer_may_say_has_limits() {
     }
     let said = say(marker(99_999).into());
     assert!(said.contains("more than 256 outpoints announced"), "{said:?}");
-    let companion = |real| bolt_tlv::payload::Companion { real, signature: [1; 64], htlc_signatures: vec![] };
+    let announced = || pair.b.commitments.announced(&pair.channel);
+    // Of Vs that are not there, only the newest is remembered.
+    for nth in 0..300 {
+        let other = OutPoint { txid: Txid::from_byte_array([7; 32]), vout: nth };
+        assert_eq!(say(Marker { funding: other, ..marker(nth) }.into()), "");
+        assert_eq!(announced().len(), MAX_REALS + 1);
+    }
     let companions = |number: u64, real| Companions {
         channel_id,
         funding,
         number,
         commitment: [1; 64],
-        companions: vec![companion(real)],
+        companions: vec![bolt_tlv::payload::Companion {
+            real,
+            signature: [1; 64],
+            htlc_signatures: vec![[1; 64]; 483],
+        }],
     };
     assert_eq!(say(companions(5, OutPoint::null()).into()), "", "of no outpoint that was announced");
     assert!(say(companions(1 << 48, OutPoint::null()).into()).contains("above 2^48 - 1"));
-    let mut refused = String::new();
-    for number in 1..=8 {
-        for nth in 0..u32::try_from(MAX_REALS).unwrap() {
-            refused += &say(companions(number, marker(nth).real).into());
-        }
+    let fill = |number: u64| {
+        let all = (0..u32::try_from(MAX_REALS).unwrap()).map(|nth| marker(nth).real);
+        all.map(|real| say(companions(number, real).into())).collect::<String>()
+    };
+    // LDK counts down.
+    let [(_, newest, _)] = pair.b.commitments.own_commitments(&pair.channel)[..] else {
+        panic!("one commitment")
+    };
+    let newest = (1 << 48) - 1 - newest;
+    for useless in [newest + 2, newest + 1_000] {
+        assert_eq!(fill(useless), "", "of no commitment that can come");
     }
-    assert!(refused.contains("without their commitment"), "{refused:?}");
+    let refused = fill(newest + 1);
+    assert!(refused.contains("bytes without their commitment"), "{refused:?}");
+    // With the connection all of it goes.
+    pair.b.streams.disconnected(&pair.a.id);
+    assert_eq!(announced(), []);
 }
 
 #[test]

@@ -1,16 +1,22 @@
 //! Closings on the chain under one V with several real outpoints.
 
-use bitcoin::Transaction;
+use bitcoin::absolute::LockTime;
+use bitcoin::secp256k1::Secp256k1;
+use bitcoin::transaction::Version;
+use bitcoin::{OutPoint, Transaction};
 use lightning::events::Event;
+use lightning::sign::ecdsa::EcdsaChannelSigner;
+use lightning::sign::{HTLCDescriptor, SignerProvider};
+use lightning::types::payment::PaymentPreimage;
 
 use super::super::testing::CAPACITY_SAT;
 use super::super::Way;
 use super::World;
 
 /// Blocks until everything is over: HTLCs expire (LDK adds up to 160 blocks at random), then `to_self_delay`.
-const LONG: u32 = 400;
+pub(super) const LONG: u32 = 400;
 /// What side `b` has after the first payments, sat.
-fn balance(b: bool) -> u64 {
+pub(super) fn balance(b: bool) -> u64 {
     if b {
         410_000
     } else {
@@ -18,14 +24,19 @@ fn balance(b: bool) -> u64 {
     }
 }
 
-const SENT: u64 = 30_000_000;
-const RECEIVED: u64 = 25_000_000;
+pub(super) const SENT: u64 = 30_000_000;
+pub(super) const RECEIVED: u64 = 25_000_000;
 
 impl World {
     /// Pending for `b` in both directions: one that it can claim, and one that will expire. Nobody hears of the claim.
     fn pending(&mut self, b: bool) {
         self.lock_in(b, SENT);
         let preimage = self.lock_in(!b, RECEIVED);
+        self.claim_alone(b, preimage);
+    }
+
+    /// Nobody hears of the claim.
+    pub(super) fn claim_alone(&mut self, b: bool, preimage: PaymentPreimage) {
         self.pair.disconnect();
         self.node(b).manager.claim_funds(preimage);
         self.node(b).persist();
@@ -33,11 +44,11 @@ impl World {
     }
 
     /// Whether that side has paid what it had sent.
-    fn was_paid(&self, b: bool) -> bool {
+    pub(super) fn was_paid(&self, b: bool) -> bool {
         self.node(b).take_events().iter().any(|e| matches!(e, Event::PaymentSent { .. }))
     }
 
-    fn confirm_leaf(&mut self, state: usize) {
+    pub(super) fn confirm_leaf(&mut self, state: usize) {
         let leaf = self.leaves[state].0.clone();
         self.block(&[leaf]);
     }
@@ -174,4 +185,57 @@ fn a_penalty_follows_a_reorganisation() {
     let second = world.on(true, &old, &real);
     world.block(&[second]);
     assert_eq!(world.resolve(false, 40), CAPACITY_SAT);
+}
+
+/// The cheater has brought its HTLC to a second transaction before anybody looks.
+#[test]
+fn a_revoked_htlc_transaction_is_punished() {
+    for (cheater, state) in [(true, 1), (false, 2)] {
+        let mut world = World::open(2);
+        let preimage = world.lock_in(!cheater, RECEIVED);
+        let real = world.leaves[state].1.clone();
+        let old = world.on(cheater, &world.snapshot(cheater), &real);
+        let success = htlc_success(&world, cheater, &real.outpoint, &old, preimage);
+        world.node(cheater).manager.claim_funds(preimage);
+        world.pair.settle();
+        world.pair.pay(true, 1_000_000);
+        world.confirm_leaf(state);
+        world.block(&[old, success]);
+        assert_eq!(world.resolve(!cheater, 30), CAPACITY_SAT, "cheater {cheater}, state {state}");
+    }
+}
+
+/// The transaction that claims the only HTLC of a side's own commitment.
+fn htlc_success(
+    world: &World,
+    b: bool,
+    real: &OutPoint,
+    commitment: &Transaction,
+    preimage: PaymentPreimage,
+) -> Transaction {
+    let (node, secp) = (world.node(b), Secp256k1::new());
+    let number = node.commitments.newest_on(&world.v, real).unwrap();
+    let (_, htlcs) = node.commitments.companion_of(&world.v, number, real).unwrap();
+    let derivation = world.snapshot(b).derivation;
+    let signer = node.keys.derive_channel_signer(derivation.keys_id);
+    let own = node.commitments.own_transaction(&world.v, number);
+    let descriptor = HTLCDescriptor {
+        channel_derivation_parameters: derivation,
+        commitment_txid: commitment.compute_txid(),
+        per_commitment_number: number,
+        per_commitment_point: own.per_commitment_point(),
+        feerate_per_kw: own.negotiated_feerate_per_kw(),
+        htlc: own.nondust_htlcs()[0].clone(),
+        preimage: Some(preimage),
+        counterparty_sig: htlcs[0],
+    };
+    let mut tx = Transaction {
+        version: Version(3),
+        lock_time: LockTime::ZERO,
+        input: vec![descriptor.unsigned_tx_input()],
+        output: vec![descriptor.tx_output(&secp)],
+    };
+    let signature = signer.sign_holder_htlc_transaction(&tx, 0, &descriptor, &secp).unwrap();
+    tx.input[0].witness = descriptor.tx_input_witness(&signature, &descriptor.witness_script(&secp));
+    tx
 }

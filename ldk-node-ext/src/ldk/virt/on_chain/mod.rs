@@ -5,6 +5,7 @@
 mod claims;
 mod retired;
 mod signing;
+mod window;
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,78 +1,41 @@
 //! What happens on the chain to a V that LDK has moved on from by a splice.
 
-use bitcoin::key::{Keypair, TweakedPublicKey};
-use bitcoin::secp256k1::{Message, Secp256k1, SecretKey};
-use bitcoin::sighash::{Prevouts, SighashCache, TapSighashType};
-use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, TxOut, Witness};
-use lightning::events::Event;
-use lightning::util::wallet_utils::ConfirmedUtxo;
+use bitcoin::Transaction;
 
-use super::super::testing::{unbroadcast, CAPACITY_SAT};
-use super::super::{Real, Way};
+use super::super::testing::{Move, CAPACITY_SAT};
+use super::super::Way;
+use super::claims::LONG;
 use super::World;
 
 const ADDED: u64 = 100_000;
 const HTLC: u64 = 40_000_000;
 
 impl World {
-    /// The provider adds capacity out of an input that is on no chain: V -> V', with a real outpoint for V'.
+    /// The provider adds capacity: V -> V', with a real outpoint for V'.
     fn splice(&mut self) {
-        let secp = Secp256k1::new();
-        let key = Keypair::from_secret_key(&secp, &SecretKey::from_slice(&[77; 32]).unwrap());
-        let output_key = TweakedPublicKey::dangerous_assume_tweaked(key.x_only_public_key().0);
-        let script_pubkey = ScriptBuf::new_p2tr_tweaked(output_key);
+        self.change(i64::try_from(ADDED).unwrap(), 0);
+    }
+
+    /// Each side adds this, sat.
+    pub(super) fn change(&mut self, a_sat: i64, b_sat: i64) {
         self.tag += 1;
-        let stock = TxOut { value: Amount::from_sat(ADDED), script_pubkey };
-        let stock_tx = unbroadcast(self.tag, vec![stock.clone()]);
-        let (a, b) = (&self.pair.a, &self.pair.b);
-        let (id, peer) = (self.pair.channel, b.id);
-        let template = a.manager.splice_channel(&id, &peer).unwrap();
-        let input = ConfirmedUtxo::new_p2tr_key_spend(stock_tx.clone(), 0).unwrap();
-        let contribution = template
-            .without_prior_contribution(FeeRate::ZERO, FeeRate::from_sat_per_kwu(5_000))
-            .add_input(input)
-            .unwrap()
-            .build()
-            .unwrap();
-        a.manager.funding_contributed(&id, &peer, contribution, Some(0)).unwrap();
-        self.pair.settle();
-        let old = self.leaves.last().unwrap().1.output.clone();
-        let ready = a.take_events().into_iter().find_map(|event| match event {
-            Event::FundingTransactionReadyForSigning { unsigned_transaction, .. } => {
-                Some(unsigned_transaction)
-            }
-            _ => None,
-        });
-        let mut tx = ready.unwrap();
-        let vout = tx.output.iter().position(|o| o.script_pubkey.is_p2wsh()).unwrap();
-        let from_stock = |o: &OutPoint| o.txid == stock_tx.compute_txid();
-        let spent: Vec<TxOut> = tx
-            .input
-            .iter()
-            .map(|i| if from_stock(&i.previous_output) { stock.clone() } else { old.clone() })
-            .collect();
-        let at = tx.input.iter().position(|i| from_stock(&i.previous_output)).unwrap();
-        let hash = SighashCache::new(&tx)
-            .taproot_key_spend_signature_hash(at, &Prevouts::All(&spent), TapSighashType::Default)
-            .unwrap();
-        let signature = secp.sign_schnorr_no_aux_rand(&Message::from(hash), &key);
-        tx.input[at].witness = Witness::from_slice(&[signature.serialize()]);
-        self.v = OutPoint { txid: tx.compute_txid(), vout: u32::try_from(vout).unwrap() };
-        let output = tx.output[vout].clone();
-        let leaf = unbroadcast(self.tag + 100, vec![output.clone()]);
-        let real = Real { outpoint: OutPoint { txid: leaf.compute_txid(), vout: 0 }, output };
-        for node in [a, b] {
-            node.mapping.expect_virtual(id, self.v).unwrap();
-        }
-        a.manager.funding_transaction_signed(&id, &peer, tx).unwrap();
-        self.pair.settle();
-        for node in [a, b] {
+        let to = self.pair.prepare(a_sat, b_sat, self.tag + 100);
+        self.pair.bind(&to);
+        self.pair.sign(&to);
+        self.pair.lock(&to);
+        for node in [&self.pair.a, &self.pair.b] {
             node.take_events();
-            assert_eq!(node.manager.list_channels()[0].funding_txo.unwrap().into_bitcoin_outpoint(), self.v);
-            assert_eq!(node.mapping.current(&id), Some(self.v), "no monitor was kept for the V before");
+            let current = node.mapping.current(&self.pair.channel);
+            assert_eq!(current, Some(to.v), "no monitor was kept for the V before");
             assert_eq!(node.take_broadcast(), [], "only LDK believes in it");
         }
-        self.announce(leaf, real);
+        self.moved(to);
+    }
+
+    /// LDK is at V'.
+    pub(super) fn moved(&mut self, to: Move) {
+        self.v = to.v;
+        self.leaves.push((to.leaf, to.real));
         self.learn();
     }
 
@@ -171,9 +134,58 @@ fn a_commitment_of_ours_on_a_retired_outpoint_never_leaves() {
     assert_eq!(world.node(false).outward.way(&[&old]), Way::Held, "on a retired outpoint");
 }
 
+/// The payer's retired monitor reads the preimage on the chain, and the channel manager hears of it.
+#[test]
+fn a_claim_on_a_retired_outpoint_reaches_the_channel_manager() {
+    for b in [false, true] {
+        for restart in [false, true] {
+            let mut world = World::open(1);
+            let preimage = world.lock_in(!b, HTLC);
+            let own = world.snapshot(b);
+            let own = world.on(b, &own, &world.leaves[1].1.clone());
+            world.splice();
+            world.claim_alone(b, preimage);
+            if restart {
+                world = world.restart(!b);
+            }
+            world.confirm(1, own);
+            let has = if b { 410_000 } else { 590_000 };
+            assert_eq!(world.resolve(b, LONG), has + HTLC / 1000, "side b: {b}, restart {restart}");
+            assert!(world.was_paid(!b), "the preimage was read and went nowhere");
+        }
+    }
+}
+
+#[test]
+fn blocks_between_the_steps_of_a_change_do_no_harm() {
+    let mut world = World::open(1);
+    let (by_b, by_a) = (world.lock_in(false, HTLC), world.lock_in(true, HTLC));
+    let (v, output) = world.pair.negotiate(i64::try_from(ADDED).unwrap(), 0);
+    let to = world.pair.leaf_for(v, output, 222);
+    world.blocks(1);
+    world.pair.announce_move(&to);
+    world.blocks(1);
+    world.pair.bind(&to);
+    world.blocks(1);
+    world.pair.sign(&to);
+    world.blocks(7);
+    world.pair.lock(&to);
+    world.blocks(1);
+    world.moved(to);
+    world.node(true).manager.claim_funds(by_b);
+    world.node(false).manager.claim_funds(by_a);
+    world.pair.settle();
+    world.pair.pay(true, 1_000_000);
+    for b in [false, true] {
+        assert_eq!(world.due(b).0, [], "nothing leaves");
+    }
+}
+
 #[test]
 fn every_generation_has_its_own_monitor() {
     let (cheater, generations) = (true, 3);
+    // The provider's, the client's, and both.
+    let changes = [(100_000, 0), (0, -20_000), (30_000, 10_000)];
     for punished in 0..generations {
         let mut world = World::open(0);
         let mut old = Vec::new();
@@ -184,11 +196,13 @@ fn every_generation_has_its_own_monitor() {
             old.push(world.on(cheater, &snapshot, &real));
             world.node(!cheater).manager.claim_funds(preimage);
             world.pair.settle();
-            world.splice();
+            let (a_sat, b_sat) = changes[generation];
+            world.change(a_sat, b_sat);
         }
         world = world.restart(!cheater);
         world.confirm(punished, old[punished].clone());
-        let capacity = CAPACITY_SAT + ADDED * u64::try_from(punished).unwrap();
+        let added: i64 = changes[..punished].iter().map(|(a_sat, b_sat)| a_sat + b_sat).sum();
+        let capacity = CAPACITY_SAT.checked_add_signed(added).unwrap();
         assert_eq!(world.resolve(!cheater, 30), capacity, "generation {punished}");
     }
 }

@@ -1,5 +1,8 @@
 //! All clients and the LSP are gone; a watcher without any key of theirs pays every client after the expiry height.
+//! `rotations`: it is handed each new path, and publishes the newest when somebody publishes an older one.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod rotations;
 
 use std::path::{Path, PathBuf};
 

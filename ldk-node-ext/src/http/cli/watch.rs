@@ -1,21 +1,25 @@
-//! `watch` and `watch-status`: guarding leaves by their exit files. No wallet of the client is needed.
+//! `watch` and `watch-status`: guarding leaves by their exit files, or by what comes through shared folders. No wallet
+//! of the client is needed, and none of the LSP.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use ldk_node_ext::http::cli::{bad, set, CommonSettings, Layers, Output, Settings};
-use ldk_node_ext::http::HttpError;
-use ldk_node_ext::watch::{ExitFile, LeafStatus, WatchStatus, Watcher, WatcherConfig};
 use tokio::signal::unix::{signal, SignalKind};
+
+use super::{bad, set, CommonSettings, Layers, Output, Settings};
+use crate::http::HttpError;
+use crate::watch::{ExitFile, LeafStatus, WatchStatus, Watcher, WatcherConfig};
 
 /// Begin of every environment variable of a watcher.
 pub const PREFIX: &str = "EXIT_WATCH";
+/// A watcher's data directory unless told otherwise, below the home directory.
+pub const DATA_DIR: &str = ".exit-watch";
 /// Digits of an id that are shown.
 const SHOWN_DIGITS: usize = 12;
 
-ldk_node_ext::settings! {
+crate::settings! {
     /// Settings that only a watcher has.
     #[derive(Debug)]
     pub struct WatchSettings {
@@ -28,8 +32,8 @@ ldk_node_ext::settings! {
 /// Flags of `watch`.
 #[derive(Args, Clone, Default)]
 pub struct WatchArgs {
-    /// Exit files, written by `export-exit`
-    #[arg(required = true, value_name = "FILE")]
+    /// Exit files, written by `export-exit`; none is needed with a folder
+    #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// Config file [default: config.toml in the data directory, if it is there]
     #[arg(long, value_name = "CONFIG")]
@@ -62,6 +66,9 @@ pub fn configure(
         ("alias", common.alias.clone()),
         ("store", common.store.map(|v| format!("{v:?}").to_lowercase())),
         ("exit_max_fee_sat", common.exit_max_fee_sat.map(|v| v.to_string())),
+        ("watchers", common.watchers.as_ref().map(ToString::to_string)),
+        ("watchers_required", common.watchers_required.map(|v| v.to_string())),
+        ("watchers_wait_secs", common.watchers_wait_secs.map(|v| v.to_string())),
         ("claim_margin_blocks", common.claim_margin_blocks.map(|v| v.to_string())),
     ];
     if let Some((key, Some(value))) = unused.into_iter().find(|(_, value)| value.is_some()) {
@@ -72,6 +79,7 @@ pub fn configure(
     set(&mut config.fallback_feerate_sat_per_vb, common.fallback_feerate_sat_per_vb);
     set(&mut config.max_feerate_sat_per_vb, common.max_feerate_sat_per_vb);
     config.max_fee_sat = own.max_fee_sat;
+    config.folders = common.watch_folders.map(|f| f.0).unwrap_or_default();
     config.validate()?;
     let files = args.files.iter().map(|file| ExitFile::read(file)).collect::<Result<_, _>>()?;
     Ok((config, files))
@@ -157,7 +165,13 @@ fn leaf_line(leaf: &LeafStatus) -> String {
         0 => String::new(),
         sat => format!(" (fees so far {sat} sat)"),
     };
-    format!("factory {}, client {}: {}{spent}", short(&leaf.instance_id), short(&leaf.node_id), leaf.next)
+    format!(
+        "factory {}, node {}, position {}: {}{spent}",
+        short(&leaf.instance_id),
+        short(&leaf.node_id),
+        leaf.position,
+        leaf.next
+    )
 }
 
 #[cfg(test)]
