@@ -30,6 +30,7 @@ use super::Service;
 use crate::error::Error;
 use crate::faults;
 use crate::ldk::{channel_id, InstanceId, Real};
+use crate::util::lock;
 use bolt_tlv::payload;
 use factory_core::advance::LspAdvanceState;
 
@@ -159,6 +160,7 @@ impl Service {
 
     /// Gives a change up that is not bound.
     pub(super) fn abort_resize(&self, peer: &PublicKey, channel: &OutPoint) {
+        lock(&self.to_sign).remove(&channel_id(*channel));
         if let Err(e) = self.parts.changes.abort(*peer, &channel_id(*channel)) {
             tracing::debug!(%channel, reason = %e, "change of capacity stays");
         }
@@ -167,6 +169,7 @@ impl Service {
     /// LDK is ready to sign a splice.
     pub(super) async fn ready_to_sign(&mut self, channel: ChannelId, unsigned: &Transaction) {
         self.parts.changes.ready(&channel, unsigned);
+        lock(&self.to_sign).insert(channel);
         let Some(known) = self.parts.outpoints.get(&channel) else { return };
         self.finish_resize(&known.instance, &known.outpoint, false);
         self.check_covered().await;
@@ -253,11 +256,13 @@ impl Service {
         let newest = factory.newest_place(channel);
         for v in pending.into_iter().filter(|v| mapping.is_bound(v)) {
             let result = if mapping.reals(&v).iter().any(|real| real.outpoint == newest) {
-                if let Err(e) = self.parts.changes.sign(&peer, &name, &v) {
-                    // It is, or LDK does not know it again yet.
-                    tracing::debug!(%channel, reason = %e, "change of capacity not signed now");
+                // Once: LDK asks again after a restart, if it has to be signed then.
+                if lock(&self.to_sign).remove(&name) {
+                    if let Err(e) = self.parts.changes.sign(&peer, &name, &v) {
+                        tracing::error!(%channel, error = %e, "change of capacity not signed");
+                    }
+                    faults::point("node.change.signed");
                 }
-                faults::point("node.change.signed");
                 if locks {
                     self.parts.changes.lock(&name, &v)
                 } else {

@@ -32,7 +32,7 @@ mod stored;
 mod watchers;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
@@ -168,6 +168,8 @@ pub(crate) struct Service {
     tries: HashMap<InstanceId, rotate_limits::Tries>,
     /// Why the last rotation of a leaf came to nothing, until one succeeds.
     rotation_failures: HashMap<(InstanceId, u32), String>,
+    /// Channels whose change of capacity LDK wants to have signed.
+    to_sign: Mutex<HashSet<ChannelId>>,
     /// LSP: when clients last had their capacities changed because they asked, blocks.
     asked: HashMap<PublicKey, u32>,
     /// LSP: clients at whom a rotation failed lately that had used a position up.
@@ -218,6 +220,7 @@ impl Loaded {
             tries: HashMap::new(),
             rotation_failures: HashMap::new(),
             asked: HashMap::new(),
+            to_sign: Mutex::new(HashSet::new()),
             wasteful: HashMap::new(),
             handover,
             offered: watchers::Offered::new(),
