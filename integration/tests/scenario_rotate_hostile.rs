@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
+use bitcoin::consensus::encode::serialize_hex;
 use bitcoin::OutPoint;
 use integration::ledger::{wait_at_rest, wait_for, Settled, Snapshot};
 use integration::pace::{self, Leaving};
@@ -314,6 +315,41 @@ fn the_kept_state_wins(name: &str, switch: &str) -> Result<()> {
         ensure!(world.bitcoind.confirmed(step.txid)?.is_some(), "{} is not there", step.kind);
     }
     // Either side's commitment.
+    wait_spent(&world.bitcoind, place)?;
+    world.mine(1)?;
+    scene.whole(&before, share, place, 0)
+}
+
+/// The same where miners leave the newer state out until the client's is valid, too, and take that one. All coins that
+/// paid for what has lost are free again.
+#[test]
+#[ignore = "long: make adversaries"]
+fn the_state_that_the_lsp_kept_loses() -> Result<()> {
+    let scene = completed_alone("rotate-kept-loses", "lsp.advance.withholds_signed")?;
+    let path = OldPath::of(&scene.world, MOVER)?;
+    let (place, before) = (path.place()?, wait_at_rest(&scene.world)?);
+    let share = shares::of_client(&scene.world, MOVER, &scene.id)?;
+    let world = &scene.world;
+    world.client(MOVER)?.exit(&scene.id)?;
+    let raced = steps_of_lsp(&scene)?.get(2).context("the outer state")?.txid;
+    for (number, tx) in path.transactions().iter().enumerate() {
+        let (next, due) = path.next(world)?.context("a step")?;
+        ensure!(next == tx);
+        if number == 2 {
+            while world.bitcoind.height()? + 1 < due {
+                world.bitcoind.mine_empty(1)?;
+                world.sync()?;
+            }
+            world.bitcoind.wait_seen(raced, PATIENCE)?;
+            let block = json!([world.bitcoind.new_address()?, [serialize_hex(tx)]]);
+            world.bitcoind.rpc().call::<Value>("generateblock", block)?;
+            world.sync()?;
+        } else {
+            world.bitcoind.wait_seen(tx.compute_txid(), PATIENCE)?;
+            world.mine(1)?;
+        }
+        ensure!(world.bitcoind.confirmed(tx.compute_txid())?.is_some(), "transaction {number} is not there");
+    }
     wait_spent(&world.bitcoind, place)?;
     world.mine(1)?;
     scene.whole(&before, share, place, 0)
