@@ -198,6 +198,19 @@ fn a_superseded_state_loses_while_its_client_sleeps() -> Result<()> {
     assert!(paid > 0, "who paid for the newest state?");
 
     check_whole(&mut world, &factory.instance_id, &before, hostile.fees + paid)?;
+    // It forgets a leaf that has ended long ago, and clears the folder.
+    assert!(world.bitcoind.height()? > kickoff + 200);
+    wait::until_value(
+        "the leaf to be forgotten",
+        PATIENCE,
+        || {
+            Ok((
+                watcher.wait_synced(&world.bitcoind)?.leaves.len(),
+                std::fs::read_dir(folder.join("paths"))?.count(),
+            ))
+        },
+        |left| *left == (0, 0),
+    )?;
     watcher.stop()?;
     world.finish();
     Ok(())
