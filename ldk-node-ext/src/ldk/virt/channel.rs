@@ -254,7 +254,11 @@ impl Channel {
     pub(super) fn keep_only(&mut self, known: impl Fn(&OutPoint) -> bool) {
         let accepted: Vec<OutPoint> = self.own.iter().filter(|o| !o.predicted).map(|o| o.v).collect();
         let known = |v: &OutPoint| known(v) || accepted.contains(v);
-        self.negotiation = Negotiation { agreed: self.negotiation.agreed, ..Negotiation::default() };
+        self.negotiation = Negotiation {
+            agreed: self.negotiation.agreed,
+            contributed: self.negotiation.contributed,
+            ..Negotiation::default()
+        };
         self.theirs.retain(|t| known(&t.v));
         self.own.retain(|o| known(&o.v));
         self.announced.retain(|a| known(&a.v));
@@ -280,6 +284,10 @@ impl Channel {
         if self.announced.iter().any(|a| a.v == v && a.real == real) {
             return Ok(());
         }
+        // Of V that there is no commitment on yet there may be one: where a change of capacity leads to.
+        let known = |other: &OutPoint| *other == v || self.own.iter().any(|o| o.v == *other);
+        self.announced.retain(|a| known(&a.v));
+        self.inbox.retain(|w| known(&w.v));
         if self.announced.iter().filter(|a| a.v == v).count() >= MAX_REALS {
             return Err(format!("real: more than {MAX_REALS} outpoints announced for one channel"));
         }
