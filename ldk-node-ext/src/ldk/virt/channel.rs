@@ -120,6 +120,8 @@ pub(super) struct Channel {
     pub(super) stored: u64,
     /// LDK was refused a secret for want of a companion, and waits.
     pub(super) secret_held: bool,
+    /// The record could not be written when it was due.
+    pub(super) owed: bool,
     /// A change of capacity that is being negotiated.
     pub(super) negotiation: Negotiation,
 }
@@ -145,6 +147,7 @@ impl Channel {
             state: 0,
             stored: 0,
             secret_held: false,
+            owed: false,
             negotiation: Negotiation::default(),
         }
     }
@@ -284,10 +287,6 @@ impl Channel {
         if self.announced.iter().any(|a| a.v == v && a.real == real) {
             return Ok(());
         }
-        // Of V that there is no commitment on yet there may be one: where a change of capacity leads to.
-        let known = |other: &OutPoint| *other == v || self.own.iter().any(|o| o.v == *other);
-        self.announced.retain(|a| known(&a.v));
-        self.inbox.retain(|w| known(&w.v));
         if self.announced.iter().filter(|a| a.v == v).count() >= MAX_REALS {
             return Err(format!("real: more than {MAX_REALS} outpoints announced for one channel"));
         }
