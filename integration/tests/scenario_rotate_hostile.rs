@@ -277,7 +277,6 @@ fn completed_alone(name: &str, switch: &str) -> Result<Scene> {
     )?;
     // Neither knows which of the two states it is going to be.
     scene.pays()?;
-    scene.pays()?;
     ensure!(OldPath::of(&scene.world, MOVER)?.place()? != newest_of_lsp(&scene)?);
     Ok(scene)
 }
@@ -346,7 +345,6 @@ fn the_state_that_the_lsp_kept_loses() -> Result<()> {
             }
             world.bitcoind.wait_seen(raced, PATIENCE)?;
             world.bitcoind.mine_empty(1)?;
-            world.sync()?;
             let block = json!([world.bitcoind.new_address()?, [serialize_hex(tx)]]);
             world.bitcoind.rpc().call::<Value>("generateblock", block)?;
             world.sync()?;
@@ -474,7 +472,6 @@ fn a_neighbour_stops() -> Result<()> {
     scene.rotates_on()?;
     scene.pays()?;
     for step in ["withholds_partials", "withholds_outer", "withholds_persisted"] {
-        println!("{step}");
         while scene.leaves()?.0.position % 2 == 0 {
             scene.rotates_on()?;
         }
