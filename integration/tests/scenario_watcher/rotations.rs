@@ -199,7 +199,7 @@ fn a_superseded_state_loses_while_its_client_sleeps() -> Result<()> {
 
     check_whole(&mut world, &factory.instance_id, &before, hostile.fees + paid)?;
     // It forgets a leaf that has ended long ago, and clears the folder.
-    assert!(world.bitcoind.height()? > kickoff + 200);
+    world.bitcoind.mine_to(kickoff + 300)?;
     wait::until_value(
         "the leaf to be forgotten",
         PATIENCE,
