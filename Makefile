@@ -39,7 +39,7 @@ CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -
 HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored
 endif
 
-.PHONY: help demo test scenarios exits adversaries crash checks hostile fuzz fuzz-seeds random bench scale build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios exits adversaries crash checks hostile fuzz fuzz-seeds vectors random bench scale build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -76,6 +76,9 @@ random: ## payments and new outpoints in CASES (3000) random orders from SEED on
 
 fuzz-seeds: ## makes fuzz/seeds again
 	@$(CARGO) test --locked --workspace -- --ignored write_seeds
+
+vectors: ## makes the test vectors again: in the JSON files and in blip-draft.md
+	@$(CARGO) test --locked --workspace --lib --test draft -- --ignored write_vectors
 
 bench: bitcoind ## costs of the ceremony against the least possible (release build of its own), and of exits (four minutes)
 	@$(CARGO) bench --locked -p factory-core --bench ceremony

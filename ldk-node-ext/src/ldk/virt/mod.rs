@@ -90,3 +90,5 @@ mod on_chain;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;
