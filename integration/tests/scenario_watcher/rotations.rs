@@ -1,6 +1,6 @@
 //! A watcher is handed each path of a leaf that rotates, before the older one is retired.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
 use bitcoin::{Transaction, Txid};
@@ -54,7 +54,7 @@ fn wait_watcher(node: &Daemon, what: &str, is: impl Fn(&Value) -> bool) -> Resul
 }
 
 /// Has a node hand its paths over in this folder.
-fn hand_over(node: &mut Daemon, folder: &PathBuf, required: bool) -> Result<()> {
+fn hand_over(node: &mut Daemon, folder: &Path, required: bool) -> Result<()> {
     node.restart_with(&[
         ("watchers", json!(folder).to_string()),
         ("watchers_required", required.to_string()),
@@ -63,7 +63,7 @@ fn hand_over(node: &mut Daemon, folder: &PathBuf, required: bool) -> Result<()> 
 }
 
 /// A stand-alone watcher that serves a folder, with a coin.
-fn watcher_of(world: &World, folder: &PathBuf) -> Result<Watcher> {
+fn watcher_of(world: &World, folder: &Path) -> Result<Watcher> {
     let folder = folder.to_str().context("a path that is no text")?;
     let mut watcher = Watcher::start(world.path(), &world.bitcoind, &[], &["--watch-folders", folder])?;
     let wallet = watcher.wait_synced(&world.bitcoind)?.fee_wallet;
@@ -199,7 +199,7 @@ fn a_superseded_state_loses_while_its_client_sleeps() -> Result<()> {
 
     check_whole(&mut world, &factory.instance_id, &before, hostile.fees + paid)?;
     // It forgets a leaf that has ended long ago, and clears the folder.
-    assert!(world.bitcoind.height()? > kickoff + 200);
+    world.bitcoind.mine_to(kickoff + 300)?;
     wait::until_value(
         "the leaf to be forgotten",
         PATIENCE,
@@ -281,13 +281,13 @@ fn a_watcher_that_is_away_is_named() -> Result<()> {
     wait_watcher(world.client(MOVER)?, "the watcher to be back", mine)?;
     watcher.kill()?;
     rotate::ask(&world, &id, &node)?;
-    wait::until("the user to be told", PATIENCE, || {
-        let events = world.client(MOVER)?.events("watcher_silent")?;
-        Ok(match events.first() {
-            Some(event) => Seen::Done(assert!(event.data["reason"].as_str().unwrap().contains(&name))),
-            None => Seen::not_yet("no event"),
-        })
-    })?;
+    let told = wait::until_value(
+        "the user to be told",
+        PATIENCE,
+        || world.client(MOVER)?.events("watcher_silent"),
+        |events| !events.is_empty(),
+    )?;
+    assert!(told[0].data["reason"].as_str().unwrap().contains(&name), "{told:?}");
     let leaf = rotate::leaf(&world, &id, &node)?;
     assert_eq!(
         leaf.rotating.as_deref(),

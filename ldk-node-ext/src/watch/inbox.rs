@@ -62,7 +62,7 @@ struct New {
     leaf: Leaf,
 }
 
-/// Carries between a folder and the engine, until told to stop. Where the folder is on hangs, this does and nothing
+/// Carries between a folder and the engine, until told to stop. If what the folder is on hangs, this hangs and nothing
 /// else: the files are read and written on a thread of its own.
 pub(super) async fn serve(folder: Folder, engine: mpsc::Sender<Batch>, mut stop: watch::Receiver<bool>) {
     let mut answered = BTreeMap::new();
@@ -149,7 +149,16 @@ fn round(folder: &Folder, mut answered: Answered, say: Say) -> (Result<Vec<Incom
             if files.len() >= AT_ONCE || bytes >= BYTES_AT_ONCE {
                 break;
             }
-            let Some(read) = folder.read_path(&id)? else { continue };
+            let read = match folder.read_path(&id) {
+                Err(e @ Error::InvalidArgument { .. }) => {
+                    tracing::warn!(leaf = %id, error = %e, "path refused");
+                    folder.write_ack(&id, &Ack::new(String::new(), None, Some(e.to_string())))?;
+                    answered.insert(id, stamp);
+                    continue;
+                }
+                read => read?,
+            };
+            let Some(read) = read else { continue };
             bytes = bytes.saturating_add(u64::try_from(read.len()).unwrap_or(u64::MAX));
             files.push(Incoming { id, stamp, bytes: read });
         }
@@ -317,5 +326,33 @@ async fn catch_up(bitcoind: &Bitcoind, index: &ChainIndex, from: u32) -> Result<
     match same && index.add(found, reorganizations)? {
         true => Ok(()),
         false => Err(Error::Bitcoind("the chain was reorganized in between".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing() -> Say {
+        Say { acks: Vec::new(), alive: None, ended: BTreeSet::new() }
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_refused_and_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let ids: Vec<LeafId> = ["0a", "0b"].map(|byte| byte.repeat(32).parse().unwrap()).into();
+        let large = " ".repeat(usize::try_from(MAX_EXIT_FILE_BYTES).unwrap() + 1);
+        folder.write_path(&ids[0], &large).unwrap();
+        folder.write_path(&ids[1], "{}").unwrap();
+        let (read, answered) = round(&folder, BTreeMap::new(), nothing());
+        let read: Vec<LeafId> = read.unwrap().iter().map(|file| file.id).collect();
+        assert_eq!(read, ids[1..]);
+        assert!(folder.read_ack(&ids[0]).unwrap().unwrap().refused.unwrap().contains("larger than"));
+        assert_eq!(answered.keys().collect::<Vec<_>>(), [&ids[0]], "it is not read again");
+        // A leaf that has ended is cleared away.
+        let say = Say { ended: ids.iter().copied().collect(), ..nothing() };
+        assert!(round(&folder, answered, say).0.unwrap().is_empty());
+        assert!(folder.paths().unwrap().is_empty());
     }
 }
