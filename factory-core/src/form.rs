@@ -3,6 +3,7 @@
 
 use bitcoin::ScriptBuf;
 
+use crate::faults::switch;
 use crate::plan::LeafSpec;
 use crate::record::SignedPath;
 use crate::transaction::{SignedTx, TxKind};
@@ -66,7 +67,8 @@ pub(crate) fn check(path: &SignedPath) -> Result<(), Error> {
         return Err(Error::Mismatch { what: "outputs of a stored leaf" });
     }
     let shares = spec.distribution_outputs()?;
-    if path.distributions.iter().any(|tx| pays(tx).as_ref() != Some(&shares)) {
+    let other = |tx: &SignedTx| pays(tx).as_ref() != Some(&shares);
+    if path.distributions.iter().any(other) && !switch("watch.distributions") {
         return Err(Error::Mismatch { what: "outputs of a stored distribution" });
     }
     Ok(())

@@ -137,7 +137,7 @@ fn nobody_keeps_the_clients_out() -> Result<()> {
     let mut world = World::start("connections", 2)?;
     let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, None);
     let factory = world.create_factory(&request)?;
-    world.lsp.restart_with(&[("max_connections", PLACES.parse::<u32>()?)])?;
+    world.lsp.restart_with(&[("max_connections", PLACES)])?;
     world.wait_usable(&factory)?;
     let mut held = Snapshot::take(&world)?;
     serves(&world, &mut held)?;

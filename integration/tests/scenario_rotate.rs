@@ -237,9 +237,14 @@ fn a_leaf_rotates_while_another_is_on_the_chain() -> Result<()> {
     let (id, node) = (factory.instance_id.clone(), world.client(MOVER)?.node_id().to_owned());
     rotate::once(&world, &id, MOVER)?;
     wait_at_rest(&world)?;
-    world.client(LEAVER)?.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &json!({}))?;
-    let leaving = Leaving::client(&world, LEAVER, &id)?;
+    let left = world.client(LEAVER)?.node_id().to_owned();
+    world.client_mut(LEAVER)?.kill()?;
+    let leaving = Leaving::by_lsp(&world, LEAVER, &id)?;
+    world.lsp.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &json!({ "client": left }))?;
     pace::drive(&world, std::slice::from_ref(&leaving), LIMIT, &mut |_| Ok(()))?;
+    pace::rest(&world)?;
+    world.client_mut(LEAVER)?.start()?;
+    pace::rest(&world)?;
     let root = world.client(MOVER)?.factory(&id)?.tree.first().map(|step| step.txid).expect("a root");
     assert!(world.bitcoind.confirmed(root)?.is_some(), "the root is not on the chain");
 
@@ -250,14 +255,27 @@ fn a_leaf_rotates_while_another_is_on_the_chain() -> Result<()> {
     let paid = [paid, pay(&world, back(2_000_003))?];
     wait_for(&world, &start.after(&paid)?)?;
     assert_eq!(rotate::leaf(&world, &id, &node)?.position, from + 1);
-    let left = world.client(LEAVER)?.node_id().to_owned();
     let (code, words) = refused(rotate::ask(&world, &id, &left));
     assert!(code == "conflict", "{code}: {words}");
     wait_at_rest(&world)?;
 
     world.lsp.kill()?;
-    let report = exit::drive(&world, MOVER, &id, &mut |line| println!("{line}"))?;
-    report.check_wallet(CAPACITY)?;
+    for client in [OTHER, LEAVER] {
+        world.client_mut(client)?.kill()?;
+    }
+    let mover = world.client(MOVER)?;
+    let (newest, before) = (mover.factory(&id)?.tree, mover.balance()?);
+    mover.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &json!({}))?;
+    let leaving = Leaving::client(&world, MOVER, &id)?;
+    pace::drive(&world, std::slice::from_ref(&leaving), LIMIT, &mut |_| Ok(()))?;
+    for step in &newest {
+        assert!(world.bitcoind.confirmed(step.txid)?.is_some(), "{} is not on the chain", step.kind);
+    }
+    pace::rest(&world)?;
+    let now = mover.balance()?;
+    assert_eq!(now.onchain.confirmed_sat, now.total_sat, "{now:?}");
+    let paid = before.total_sat.checked_sub(now.total_sat).expect("no gain");
+    assert!(paid < 20_000, "the client paid {paid} sat to leave");
     world.finish();
     Ok(())
 }
@@ -339,9 +357,9 @@ fn a_silent_client_holds_nothing_up() -> Result<()> {
     // The same once more, and the close begins while the LSP still waits.
     wait_at_rest(&world)?;
     let due = Due::ask(&world, &id)?;
-    mover.faults().set("hold@client.advance.store")?;
+    mover.faults().set("hold@client.advance.stored")?;
     rotate::ask(&world, &id, &node)?;
-    mover.faults().wait_held("client.advance.store")?;
+    mover.faults().wait_held("client.advance.stored")?;
     until_value(
         "the LSP to have the new state",
         PATIENCE,
@@ -349,7 +367,7 @@ fn a_silent_client_holds_nothing_up() -> Result<()> {
         |leaf| leaf.position == 4 && leaf.rotating.as_deref() != Some("signing"),
     )?;
     world.lsp.close_factory(&id)?;
-    mover.faults().go_on("client.advance.store")?;
+    mover.faults().go_on("client.advance.stored")?;
     due.finish(&world)?;
     world.finish();
     Ok(())

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
+use bitcoin::consensus::encode::serialize_hex;
 use bitcoin::OutPoint;
 use integration::ledger::{wait_at_rest, wait_for, Settled, Snapshot};
 use integration::pace::{self, Leaving};
@@ -86,8 +87,13 @@ impl Scene {
         Ok(())
     }
 
-    /// Asks for a rotation that fails at the client: named, in time.
+    /// Asks for a rotation that fails at the mover: named, in time.
     fn fails_at_the_client(&self) -> Result<()> {
+        self.fails_at(&self.node)
+    }
+
+    /// The same for a client of this name.
+    fn fails_at(&self, named: &str) -> Result<()> {
         let began = Instant::now();
         let seen = self.world.lsp.events("rotation_failed")?.len();
         rotate::ask(&self.world, &self.id, &self.node)?;
@@ -98,9 +104,9 @@ impl Scene {
             }
         })?;
         println!("failed after {:.1} s: {}", began.elapsed().as_secs_f32(), event.data);
-        ensure!(event.data["who"] == json!([self.node]), "who? {event:?}");
+        ensure!(event.data["who"] == json!([named]), "who? {event:?}");
         let (lsp, _) = self.leaves()?;
-        ensure!(lsp.rotating.is_none() && lsp.failure.is_some_and(|f| f.contains(&self.node)));
+        ensure!(lsp.rotating.is_none() && lsp.failure.is_some_and(|f| f.contains(named)));
         Ok(())
     }
 
@@ -176,11 +182,11 @@ fn a_client_stops_at_every_step() -> Result<()> {
     scene.rotates_on()?;
     scene.pays()?;
     // The outer one ticks.
-    for step in ["partials", "outer"] {
+    for step in ["withholds_partials", "withholds_outer"] {
         while scene.leaves()?.0.position % 2 == 0 {
             scene.rotates_on()?;
         }
-        scene.world.client(MOVER)?.faults().set(&format!("on@client.advance.withholds_{step}"))?;
+        scene.world.client(MOVER)?.faults().set(&format!("on@client.advance.{step}"))?;
         scene.fails_at_the_client()?;
         scene.world.client(MOVER)?.faults().clear()?;
         scene.pays()?;
@@ -271,7 +277,6 @@ fn completed_alone(name: &str, switch: &str) -> Result<Scene> {
     )?;
     // Neither knows which of the two states it is going to be.
     scene.pays()?;
-    scene.pays()?;
     ensure!(OldPath::of(&scene.world, MOVER)?.place()? != newest_of_lsp(&scene)?);
     Ok(scene)
 }
@@ -313,7 +318,42 @@ fn the_kept_state_wins(name: &str, switch: &str) -> Result<()> {
         world.mine(1)?;
         ensure!(world.bitcoind.confirmed(step.txid)?.is_some(), "{} is not there", step.kind);
     }
-    // Either side's commitment.
+    wait_spent(&world.bitcoind, place)?;
+    world.mine(1)?;
+    scene.whole(&before, share, place, 0)
+}
+
+/// The same where miners leave the newer state out until the client's is valid, too, and take that one. All coins that
+/// paid for what has lost are free again.
+#[test]
+#[ignore = "long: make adversaries"]
+fn the_state_that_the_lsp_kept_loses() -> Result<()> {
+    let scene = completed_alone("rotate-kept-loses", "lsp.advance.withholds_signed")?;
+    let path = OldPath::of(&scene.world, MOVER)?;
+    let (place, before) = (path.place()?, wait_at_rest(&scene.world)?);
+    let share = shares::of_client(&scene.world, MOVER, &scene.id)?;
+    let world = &scene.world;
+    world.client(MOVER)?.exit(&scene.id)?;
+    let raced = steps_of_lsp(&scene)?.get(2).context("the outer state")?.txid;
+    for (number, tx) in path.transactions().iter().enumerate() {
+        let (next, due) = path.next(world)?.context("a step")?;
+        ensure!(next == tx);
+        if number == 2 {
+            while world.bitcoind.height()? + 2 < due {
+                world.bitcoind.mine_empty(1)?;
+                world.sync()?;
+            }
+            world.bitcoind.wait_seen(raced, PATIENCE)?;
+            world.bitcoind.mine_empty(1)?;
+            let block = json!([world.bitcoind.new_address()?, [serialize_hex(tx)]]);
+            world.bitcoind.rpc().call::<Value>("generateblock", block)?;
+            world.sync()?;
+        } else {
+            world.bitcoind.wait_seen(tx.compute_txid(), PATIENCE)?;
+            world.mine(1)?;
+        }
+        ensure!(world.bitcoind.confirmed(tx.compute_txid())?.is_some(), "transaction {number} is not there");
+    }
     wait_spent(&world.bitcoind, place)?;
     world.mine(1)?;
     scene.whole(&before, share, place, 0)
@@ -431,26 +471,19 @@ fn a_neighbour_stops() -> Result<()> {
     let mut scene = Scene { id: factory.instance_id.clone(), world, factory, node, start, paid: Vec::new() };
     scene.rotates_on()?;
     scene.pays()?;
-    for step in ["partials", "outer", "persisted"] {
-        println!("{step}");
+    for step in ["withholds_partials", "withholds_outer", "withholds_persisted"] {
         while scene.leaves()?.0.position % 2 == 0 {
             scene.rotates_on()?;
         }
         let neighbour = scene.world.client(OTHER)?;
-        neighbour.faults().set(&format!("on@client.advance.withholds_{step}"))?;
+        neighbour.faults().set(&format!("on@client.advance.{step}"))?;
         let named = neighbour.node_id().to_owned();
-        let seen = scene.world.lsp.events("rotation_failed")?.len();
-        rotate::ask(&scene.world, &scene.id, &scene.node)?;
-        if step != "persisted" {
-            let event = wait::until("the rotation to fail", IN_TIME, || {
-                match scene.world.lsp.events("rotation_failed")?.get(seen) {
-                    Some(event) => Ok(Seen::Done(event.clone())),
-                    None => Ok(Seen::NotYet(format!("{:?}", scene.leaves()))),
-                }
-            })?;
-            ensure!(event.data["who"] == json!([named]), "who? {event:?}");
+        if step == "withholds_persisted" {
+            rotate::ask(&scene.world, &scene.id, &scene.node)?;
+        } else {
+            scene.fails_at(&named)?;
         }
-        if step != "persisted" {
+        if step != "withholds_persisted" {
             scene.world.client(OTHER)?.faults().clear()?;
         }
         scene.pays()?;

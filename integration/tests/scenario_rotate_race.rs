@@ -129,11 +129,12 @@ fn loses_its_race(name: &str, inner: u16, rotations: u64) -> Result<()> {
     let before = before.after(&paid)?;
     let share = shares::of_client(&world, MOVER, id)?;
     ask(&world, Party::Client(MOVER), id)?;
-    let (commitment, _) = to_commitment(&world, &leaving(&world, Party::Client(MOVER), id)?)?;
-    ensure!(
-        commitment.input[0].previous_output == newest.place()?,
-        "not on the newest state: {commitment:?}"
-    );
+    // The commitment may be either side's.
+    let place = newest.place()?;
+    wait_spent(&world.bitcoind, place)?;
+    world.mine(1)?;
+    let tip = world.bitcoind.height()?;
+    let commitment = spender(&world.bitcoind, place, tip, tip)?;
     ensure!(paid_sat(&commitment) == due_sat(CAPACITY, share, &[]), "{commitment:?}, {share} msat");
     pace::rest_until(&world, |after| whole(&world, &before, after, FEES, cheater.fees_sat))?;
     world.finish();

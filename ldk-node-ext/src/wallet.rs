@@ -97,12 +97,18 @@ impl Inner {
         self.bdk.apply_unconfirmed_txs([(Arc::new(tx.clone()), unix_now().max(after))]);
     }
 
-    /// Takes back unconfirmed transactions; confirmed and unknown ones are left alone.
+    /// Takes back unconfirmed transactions; confirmed and unknown ones are left alone. One that does not count because
+    /// of another transaction is taken back, too: it would count again if that one is gone after a reorganisation. (bdk's
+    /// own call leaves those out.)
     fn evict(&mut self, txids: &[Txid]) {
+        let mut update = Update::default();
         for txid in txids {
-            let unconfirmed = self.bdk.get_tx(*txid).filter(|t| !t.chain_position.is_confirmed());
-            let Some(seen) = unconfirmed.map(|t| t.tx_node.last_seen.unwrap_or(0)) else { continue };
-            self.bdk.apply_evicted_txs([(*txid, unix_now().max(seen))]);
+            let confirmed = self.bdk.get_tx(*txid).is_some_and(|t| t.chain_position.is_confirmed());
+            let Some(node) = self.bdk.tx_graph().get_tx_node(*txid).filter(|_| !confirmed) else { continue };
+            update.tx_update.evicted_ats.insert((*txid, unix_now().max(node.last_seen.unwrap_or(0))));
+        }
+        if let Err(e) = self.bdk.apply_update(update) {
+            tracing::error!(error = %e, "unconfirmed transactions not taken back");
         }
     }
 

@@ -59,9 +59,17 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("virt.retired.none", 9, "a retired outpoint has a monitor of its own"),
     ("virt.retired.ignorant", 9, "a retired monitor learns secrets and preimages that come later"),
     ("virt.retired.awake", 9, "a retired monitor sleeps until its outpoint is spent"),
+    (
+        "change.bind.uncovered",
+        3,
+        "no signature of a new state leaves before both have their commitments on it",
+    ),
+    ("change.sign.unbound", 12, "LDK signs for a new V when the new state is complete"),
     ("predict.unchecked", 3, "LDK makes the commitments that were foretold of a change of capacity"),
     ("splice.abort.passed", 11, "a change of capacity is not given up after signatures of it have left"),
     ("splice.any", 16, "only a splice that was agreed is accepted"),
+    ("splice.stfu.early", 14, "what both sides add is in one splice"),
+    ("virt.ahead.none", 9, "a new V that LDK does not know yet has a monitor"),
     ("splice.lock.not_held", 11, "a new V is locked when both have the new state"),
     ("virt.splice.sent", 16, "a splice transaction that only LDK believes in stays here"),
     // Payments.

@@ -424,6 +424,20 @@ pub const TABLE: &[Check] = &[
         "a_watcher_without_keys_pays_everybody",
         "it took ",
     ),
+    scenario(
+        "watch.any_position",
+        &[],
+        "scenario_watcher",
+        "rotations::a_watcher_that_is_away_is_named",
+        "the older path to be refused",
+    ),
+    scenario(
+        "node.watchers.unasked",
+        &["client"],
+        "scenario_watcher",
+        "rotations::a_watcher_that_is_away_is_named",
+        "the user to be told",
+    ),
     crash("publish.child_unstored", &["client"], "node.child.submitted", "does not know the child"),
     scenario(
         "holds.late_given_up",

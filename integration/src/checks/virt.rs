@@ -12,8 +12,14 @@ const REVOKED_ON_REAL: &str =
 const REVOKED_ON_RETIRED: &str =
     "ldk::virt::on_chain::retired::a_revoked_commitment_on_a_retired_outpoint_is_punished";
 
+const FORETOLD: &str = "ldk::virt::tests::change::what_cannot_be_foretold_is_refused";
+const CHANGES: &str =
+    "ldk::virt::tests::change::each_side_and_both_change_the_capacity_with_payments_under_way";
+
 /// The checks of companions and of the translation.
 pub const VIRT: &[Check] = &[
+    test("change.bind.uncovered", "ldk_node_ext", FORETOLD, "the peer has not announced it"),
+    test("change.sign.unbound", "ldk_node_ext", FORETOLD, "not bound"),
     test("companion.not_awaited", "ldk_node_ext", RANDOM, "an own commitment without a companion"),
     test(
         "companion.not_stored",
@@ -30,6 +36,37 @@ pub const VIRT: &[Check] = &[
         "both commitments",
     ),
     test("marker.newest_suffices", "ldk_node_ext", RANDOM, "an own commitment without a companion"),
+    test(
+        "predict.unchecked",
+        "ldk_node_ext",
+        "ldk::virt::tests::change::what_was_foretold_wrongly_is_refused_and_the_channel_goes_on",
+        "other commitments than LDK's were foretold",
+    ),
+    test(
+        "splice.abort.passed",
+        "ldk_node_ext",
+        "ldk::virt::tests::change::what_is_bound_is_not_given_up",
+        "tx_abort was heard",
+    ),
+    test(
+        "splice.any",
+        "ldk_node_ext",
+        "ldk::virt::tests::change::a_splice_that_was_not_agreed_is_not_heard",
+        "the splice was accepted",
+    ),
+    test("splice.lock.not_held", "ldk_node_ext", CHANGES, "locked before both have the new state"),
+    test(
+        "splice.stfu.early",
+        "ldk_node_ext",
+        "ldk::virt::tests::change::what_both_add_is_in_one_splice",
+        "both add something",
+    ),
+    test(
+        "virt.ahead.none",
+        "ldk_node_ext",
+        "ldk::virt::on_chain::window::our_own_commitment_leaves_by_the_new_outpoint",
+        "no monitor of V'",
+    ),
     test("virt.creation.unseen", "ldk_node_ext", OWN_ON_REAL, "nothing leaves though a leaf is confirmed"),
     test("virt.spend.unseen", "ldk_node_ext", REVOKED_ON_REAL, "right: 1000000"),
     test(

@@ -81,7 +81,9 @@ fn check_refusals(world: &World, file: &Path) -> Result<()> {
         ("lock time", &|v| v["path"]["expiry_height"] = json!(1)),
         ("for bitcoin", &|v| v["network"] = json!("bitcoin")),
         ("does not match", &|v| v["path"]["funding"]["value_sat"] = json!(1_000_000)),
-        ("does not pay", &|v| v["path"]["leaf"][0]["payout_script"] = v["path"]["stock_script"].clone()),
+        ("stored distribution", &|v| {
+            v["path"]["leaf"][0]["payout_script"] = v["path"]["stock_script"].clone()
+        }),
     ];
     for (reason, change) in changes {
         let mut value = good.clone();

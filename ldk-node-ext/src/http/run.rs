@@ -100,14 +100,19 @@ pub async fn serve_node(
         _ = interrupt.recv() => return Ok(()),
     };
     let watcher = match watching {
-        Some(watching) => match Watcher::start(watching, Vec::new()).await {
-            Ok(watcher) => Some(watcher),
-            Err(e) => {
-                node.stop().await?;
-                return Err(e.into());
-            }
+        Some(watching) => tokio::select! {
+            watcher = Watcher::start(watching, Vec::new()) => watcher.map(Some).map_err(HttpError::from),
+            _ = terminate.recv() => return Ok(node.stop().await?),
+            _ = interrupt.recv() => return Ok(node.stop().await?),
         },
-        None => None,
+        None => Ok(None),
+    };
+    let watcher = match watcher {
+        Ok(watcher) => watcher,
+        Err(e) => {
+            node.stop().await?;
+            return Err(e);
+        }
     };
     let shutdown = Shutdown::default();
     let quick = routes::quick(node.clone(), shutdown.clone())

@@ -369,6 +369,20 @@ impl ChannelMessageHandler for ChannelMessages {
         });
     }
 
+    fn handle_stfu(&self, peer: PublicKey, msg: &msgs::Stfu) {
+        let deliver = || -> Deliver {
+            let (msg, streams) = (msg.clone(), Arc::clone(&self.streams));
+            Box::new(move |manager| {
+                if streams.may_rest(peer, &msg) {
+                    manager.handle_stfu(peer, &msg);
+                }
+            })
+        };
+        if !self.in_order(peer, msg.channel_id, &[], deliver) {
+            self.manager.handle_stfu(peer, msg)
+        }
+    }
+
     fn handle_splice_locked(&self, peer: PublicKey, msg: &msgs::SpliceLocked) {
         let deliver = || -> Deliver {
             let (msg, streams) = (msg.clone(), Arc::clone(&self.streams));
@@ -413,7 +427,6 @@ impl ChannelMessageHandler for ChannelMessages {
 
     in_order! {
         handle_closing_signed: ClosingSigned,
-        handle_stfu: Stfu,
         handle_tx_add_input: TxAddInput,
         handle_tx_add_output: TxAddOutput,
         handle_tx_remove_input: TxRemoveInput,

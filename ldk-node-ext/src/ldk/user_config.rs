@@ -26,6 +26,7 @@ impl NodeConfig {
         c.channel_handshake_limits.their_to_self_delay = 2016;
         c.channel_config.cltv_expiry_delta = CLTV_EXPIRY_DELTA;
         c.accept_inbound_channels = true;
+        // Which splices are let in is said in `virt`: those of a factory's channels that were agreed.
         c.reject_inbound_splices = false;
         if let RoleConfig::Lsp(s) = &self.role {
             c.accept_forwards_to_priv_channels = true;

@@ -316,6 +316,25 @@ fn a_child_that_lost_its_anchor_gives_the_coin_back() {
     assert!(s.pay(1_000).is_ok());
 }
 
+/// The child of a later step was replaced while the wallet did not count it, since the coin had gone to an earlier step:
+/// when that one is carried by somebody else, the coin is free.
+#[test]
+fn a_child_that_was_replaced_does_not_come_back() {
+    let s = Setup::with_coins(&[100_000]);
+    let (earlier, later) = (parent(1), parent(2));
+    let old = s.child(&later, 2, &[]).unwrap();
+    s.wallet.saw_unconfirmed(&old.tx);
+    s.wallet.release(&old.tx);
+    let child = s.child(&earlier, 2, &coins_of(&old.tx)).unwrap();
+    s.wallet.saw_unconfirmed(&child.tx);
+    s.wallet.release(&child.tx);
+    s.wallet.evicted(old.tx.compute_txid());
+    let anchor = OutPoint { txid: earlier.compute_txid(), vout: 0 };
+    s.mine(vec![earlier, foreign(0, &[anchor], vec![])]);
+    assert_eq!(s.wallet.balance().confirmed_sat, 100_000);
+    assert!(s.pay(1_000).is_ok());
+}
+
 #[test]
 fn a_child_pays_its_feerate_and_beats_the_one_there() {
     let s = Setup::with_coins(&[5_000, 100_000]);

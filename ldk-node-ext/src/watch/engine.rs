@@ -1,6 +1,6 @@
 //! The watcher's work: after each block it asks for every leaf what is to be done, does it, and says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::inbox::Batch;
 use super::leaf::Leaf;
-use super::{FeeWallet, LeafStatus, WatchStatus, WatcherConfig};
+use super::{FeeWallet, LeafId, LeafStatus, WatchStatus, WatcherConfig};
 use crate::chain::{Bitcoind, ChainIndex, Fees};
 use crate::error::Error;
 use crate::publish::{split, Publisher, Terms};
@@ -38,6 +38,8 @@ pub(super) struct Engine {
     pub(super) synced: Arc<AtomicBool>,
     pub(super) store: Arc<Store>,
     pub(super) bitcoind: Arc<Bitcoind>,
+    /// Leaves that are not guarded any more: their files in the folders may go.
+    pub(super) ended: BTreeSet<LeafId>,
 }
 
 impl Engine {
@@ -83,6 +85,7 @@ impl Engine {
 
     /// Does for every leaf what is due, and writes down where it stands.
     pub(super) async fn look(&mut self) -> Result<WatchStatus, Error> {
+        self.forget_ended()?;
         let synced = self.synced.load(Ordering::Acquire);
         let tip = self.index.best_block();
         let actions: Vec<GuardAction> =

@@ -141,6 +141,15 @@ impl Folder {
         read_limited(&self.path_file(leaf), MAX_EXIT_FILE_BYTES)
     }
 
+    /// Removes the path of a leaf that has ended; its acknowledgement stays.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn remove_path(&self, leaf: &LeafId) -> Result<(), Error> {
+        let path = self.path_file(leaf);
+        fs::remove_file(&path).map_err(|source| io(&path, source))
+    }
+
     /// The paths that are there, at most [`MAX_PATHS`]. What has another name is none.
     ///
     /// # Errors

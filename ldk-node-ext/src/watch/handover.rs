@@ -313,7 +313,7 @@ impl Place {
         Ok((changed, waits))
     }
 
-    /// Notes a sign of life; whether it is the first after a silence is not said here, it is a matter of time.
+    /// Notes a sign of life; whether it is a new one.
     fn look_for_life(&self, alive: Option<Alive>) -> bool {
         let mut state = lock(&self.state);
         let first = std::mem::replace(&mut state.first, false);

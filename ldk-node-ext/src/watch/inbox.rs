@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bitcoin::Txid;
 use factory_core::faults::switch;
+use lightning::util::persist::KVStoreSync;
 use lightning_block_sync::{BlockData, BlockSource};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -25,6 +26,8 @@ use crate::store::{records, Store};
 const AT_ONCE: usize = 100;
 /// Most bytes of new paths at once, beyond the last of them.
 const BYTES_AT_ONCE: u64 = 4 * MAX_EXIT_FILE_BYTES;
+/// A leaf of a folder is kept so long after its end, blocks: no reorganization goes deeper.
+const KEEP_BLOCKS: u32 = 144;
 /// How often a folder is looked into.
 const INTERVAL: Duration = Duration::from_millis(250);
 /// What went wrong is tried again after this.
@@ -46,6 +49,7 @@ pub(super) struct Batch {
 /// The engine's word.
 struct Reply {
     acks: Vec<(LeafId, Stamp, Ack)>,
+    ended: BTreeSet<LeafId>,
     height: u32,
     missing_sat: u64,
 }
@@ -58,18 +62,22 @@ struct New {
     leaf: Leaf,
 }
 
-/// Carries between a folder and the engine, until told to stop. Where the folder is on hangs, this does and nothing
+/// Carries between a folder and the engine, until told to stop. If what the folder is on hangs, this hangs and nothing
 /// else: the files are read and written on a thread of its own.
 pub(super) async fn serve(folder: Folder, engine: mpsc::Sender<Batch>, mut stop: watch::Receiver<bool>) {
     let mut answered = BTreeMap::new();
-    let mut acks = Vec::new();
+    let (mut acks, mut ended) = (Vec::new(), BTreeSet::new());
     // A new run begins with another number than the one before.
     let mut alive = Alive::new(rand::random(), 0, 0);
     let (mut due, mut asked) = (false, None::<Instant>);
     loop {
         let (place, known) = (folder.clone(), std::mem::take(&mut answered));
-        let (say, sign) = (std::mem::take(&mut acks), due.then(|| alive.clone()));
-        let round = tokio::task::spawn_blocking(move || round(&place, known, say, sign));
+        let say = Say {
+            acks: std::mem::take(&mut acks),
+            alive: due.then(|| alive.clone()),
+            ended: std::mem::take(&mut ended),
+        };
+        let round = tokio::task::spawn_blocking(move || round(&place, known, say));
         let result = tokio::select! {
             biased;
             _ = stop.changed() => return,
@@ -97,7 +105,7 @@ pub(super) async fn serve(folder: Folder, engine: mpsc::Sender<Batch>, mut stop:
             };
             let Ok(reply) = reply else { return };
             alive = Alive::new(alive.beat.wrapping_add(1), reply.height, reply.missing_sat);
-            (asked, acks, due) = (Some(Instant::now()), reply.acks, true);
+            (asked, acks, ended, due) = (Some(Instant::now()), reply.acks, reply.ended, true);
             // What has no answer could not be taken.
             pause = if acks.len() < count { RETRY } else { Duration::ZERO };
         }
@@ -111,30 +119,46 @@ pub(super) async fn serve(folder: Folder, engine: mpsc::Sender<Batch>, mut stop:
 
 type Answered = BTreeMap<LeafId, Stamp>;
 
-/// Writes what has been answered, and reads what is new.
-fn round(
-    folder: &Folder,
-    mut answered: Answered,
+/// What is written into a folder.
+struct Say {
     acks: Vec<(LeafId, Stamp, Ack)>,
     alive: Option<Alive>,
-) -> (Result<Vec<Incoming>, Error>, Answered) {
+    ended: BTreeSet<LeafId>,
+}
+
+/// Writes what has been answered, and reads what is new.
+fn round(folder: &Folder, mut answered: Answered, say: Say) -> (Result<Vec<Incoming>, Error>, Answered) {
     let result = (|| {
-        for (id, stamp, ack) in &acks {
+        for (id, stamp, ack) in &say.acks {
             folder.write_ack(id, ack)?;
             answered.insert(*id, *stamp);
         }
-        if let Some(alive) = alive {
+        if let Some(alive) = say.alive {
             folder.write_alive(&alive)?;
         }
         let (mut files, mut bytes) = (Vec::new(), 0u64);
         for (id, stamp) in folder.paths()? {
+            if say.ended.contains(&id) {
+                folder.remove_path(&id)?;
+                answered.remove(&id);
+                continue;
+            }
             if answered.get(&id) == Some(&stamp) {
                 continue;
             }
             if files.len() >= AT_ONCE || bytes >= BYTES_AT_ONCE {
                 break;
             }
-            let Some(read) = folder.read_path(&id)? else { continue };
+            let read = match folder.read_path(&id) {
+                Err(e @ Error::InvalidArgument { .. }) => {
+                    tracing::warn!(leaf = %id, error = %e, "path refused");
+                    folder.write_ack(&id, &Ack::new(String::new(), None, Some(e.to_string())))?;
+                    answered.insert(id, stamp);
+                    continue;
+                }
+                read => read?,
+            };
+            let Some(read) = read else { continue };
             bytes = bytes.saturating_add(u64::try_from(read.len()).unwrap_or(u64::MAX));
             files.push(Incoming { id, stamp, bytes: read });
         }
@@ -177,8 +201,31 @@ impl Engine {
             }
         }
         // A folder that is not served any more has no use for it.
-        let _ = batch.answer.send(Reply { acks, height, missing_sat });
+        let ended = self.ended.clone();
+        let _ = batch.answer.send(Reply { acks, ended, height, missing_sat });
         any
+    }
+
+    /// Forgets leaves of folders that have ended long ago, so that what is kept stays bounded.
+    pub(super) fn forget_ended(&mut self) -> Result<(), Error> {
+        let height = self.index.best_block().height;
+        let ended = self.leaves.iter().filter(|leaf| {
+            let at = leaf.ended_at(&leaf.plan.guard_action(&*self.index, height), &self.index);
+            at.is_some_and(|at| at.saturating_add(KEEP_BLOCKS) <= height)
+        });
+        for id in ended.map(|leaf| leaf.id).collect::<Vec<_>>() {
+            let key = id.to_string();
+            if records::get::<ExitFile>(&*self.store, PATHS, &key, PATHS_VERSION)?.is_none() {
+                // From the command line: it is guarded as long as it is named there.
+                continue;
+            }
+            let removed = self.store.remove(PATHS, "", &key, false);
+            removed.map_err(|e| Error::Store(format!("{PATHS}/{key}: {e}")))?;
+            self.leaves.retain(|leaf| leaf.id != id);
+            self.ended.insert(id);
+            tracing::info!(leaf = %id, "the leaf ended long ago and is not guarded any more");
+        }
+        Ok(())
     }
 
     /// The path that is held of a leaf.
@@ -279,5 +326,33 @@ async fn catch_up(bitcoind: &Bitcoind, index: &ChainIndex, from: u32) -> Result<
     match same && index.add(found, reorganizations)? {
         true => Ok(()),
         false => Err(Error::Bitcoind("the chain was reorganized in between".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing() -> Say {
+        Say { acks: Vec::new(), alive: None, ended: BTreeSet::new() }
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_refused_and_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let ids: Vec<LeafId> = ["0a", "0b"].map(|byte| byte.repeat(32).parse().unwrap()).into();
+        let large = " ".repeat(usize::try_from(MAX_EXIT_FILE_BYTES).unwrap() + 1);
+        folder.write_path(&ids[0], &large).unwrap();
+        folder.write_path(&ids[1], "{}").unwrap();
+        let (read, answered) = round(&folder, BTreeMap::new(), nothing());
+        let read: Vec<LeafId> = read.unwrap().iter().map(|file| file.id).collect();
+        assert_eq!(read, ids[1..]);
+        assert!(folder.read_ack(&ids[0]).unwrap().unwrap().refused.unwrap().contains("larger than"));
+        assert_eq!(answered.keys().collect::<Vec<_>>(), [&ids[0]], "it is not read again");
+        // A leaf that has ended is cleared away.
+        let say = Say { ended: ids.iter().copied().collect(), ..nothing() };
+        assert!(round(&folder, answered, say).0.unwrap().is_empty());
+        assert!(folder.paths().unwrap().is_empty());
     }
 }

@@ -80,6 +80,20 @@ impl Leaf {
         }
     }
 
+    /// The height at which it ended, if nothing more is to be published.
+    pub(super) fn ended_at(&self, action: &GuardAction, index: &ChainIndex) -> Option<u32> {
+        match action {
+            GuardAction::Settled => self.plan.steps.last().and_then(|last| index.confirmed_at(&last.txid)),
+            GuardAction::Paid { distribution } => {
+                self.plan.distributions.get(*distribution).and_then(|paid| index.confirmed_at(&paid.txid))
+            }
+            GuardAction::Lost { outpoint, .. } => index.spend(outpoint).map(|spend| spend.height),
+            GuardAction::Wait { .. }
+            | GuardAction::PublishPath { .. }
+            | GuardAction::PublishDistribution { .. } => None,
+        }
+    }
+
     /// The path with its heights.
     pub(super) fn steps(&self, view: &dyn ChainView) -> Vec<StepStatus> {
         let status = |step: &ExitStep| StepStatus {

@@ -167,7 +167,18 @@ impl Watcher {
             interval: config.poll_interval,
             synced: Arc::clone(&synced),
         };
-        let mut engine = Engine { config, leaves, publisher, wallet, index, fees, synced, store, bitcoind };
+        let mut engine = Engine {
+            config,
+            leaves,
+            publisher,
+            wallet,
+            index,
+            fees,
+            synced,
+            store,
+            bitcoind,
+            ended: BTreeSet::new(),
+        };
         let (status_sender, status) = watch::channel(engine.look().await?);
         let feed = Feed { wallet: wallet_listener, index: index_listener, tip: tip_sender };
         let mut tasks = JoinSet::new();

@@ -120,11 +120,14 @@ pub fn finish(result: Result<(), HttpError>, output: Output) -> ExitCode {
 /// # Errors
 /// The work's, or [`HttpError::System`] if there is no runtime to be had.
 pub fn block_on(work: impl std::future::Future<Output = Result<(), HttpError>>) -> Result<(), HttpError> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|source| HttpError::System { action: "start the runtime", source })?
-        .block_on(work)
+        .map_err(|source| HttpError::System { action: "start the runtime", source })?;
+    let result = runtime.block_on(work);
+    // All work is done; a thread may still hang on a watcher's folder.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    result
 }
 
 /// Asks the process to stop and waits until it has.

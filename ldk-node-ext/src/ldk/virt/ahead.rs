@@ -8,6 +8,7 @@
 //! LDK's monitor knows V', or when the table does not any more.
 
 use bitcoin::OutPoint;
+use factory_core::faults::switch;
 use lightning::ln::types::ChannelId;
 use lightning::util::persist::KVStoreSync;
 use lightning::util::ser::Writeable;
@@ -32,7 +33,7 @@ impl Retired {
         real: &OutPoint,
     ) -> Result<(), Error> {
         let mut inner = lock(&self.inner);
-        if inner.kept.iter().any(|k| k.v == *v) {
+        if inner.kept.iter().any(|k| k.v == *v) || switch("virt.ahead.none") {
             return Ok(());
         }
         let copy = self.decode(&live.encode()).map_err(|e| Error::Ldk(e.to_string()))?;

@@ -3,8 +3,8 @@
 //! What the caller does on each side, in this order; the module's description says why.
 //!
 //! 1. [`Changes::agree`]: what each side adds. LDK hears of no other splice.
-//! 2. [`Changes::contribute`], where that is not nothing. If both sides add something, both do so before either of them
-//!    is told to; then there is one splice.
+//! 2. [`Changes::contribute`], where that is not nothing, when both have agreed. Which side comes first does not matter:
+//!    there is one splice.
 //! 3. [`Changes::ready`] with LDK's event `FundingTransactionReadyForSigning`; a side that adds nothing gets none.
 //! 4. [`Changes::negotiated`]: V' and its output, hence the script for the new tree.
 //! 5. [`Changes::move_to`], when the tree says where R' is: the commitments on V' are foretold and companions for R'
@@ -34,6 +34,7 @@ use bitcoin::{
     ecdsa, Amount, CompressedPublicKey, EcdsaSighashType, FeeRate, OutPoint, ScriptBuf, Sequence,
     Transaction, TxIn, TxOut, Txid, Witness,
 };
+use factory_core::faults::switch;
 use lightning::ln::msgs::{ChannelMessageHandler, TxAbort};
 use lightning::ln::types::ChannelId;
 use lightning::util::wallet_utils::ConfirmedUtxo;
@@ -166,7 +167,11 @@ impl Changes {
         // No two tries have the same V'. It is a height, and nobody waits for it.
         let random = self.streams.keys.random();
         let locktime = random.first_chunk().map(|bytes| u32::from_be_bytes(*bytes) % 500_000_000);
-        self.manager.funding_contributed(channel, peer, contribution, locktime).map_err(|e| refused(&e))
+        self.manager.funding_contributed(channel, peer, contribution, locktime).map_err(|e| refused(&e))?;
+        if let Some(msg) = self.streams.contributed(peer, channel) {
+            self.manager.handle_stfu(*peer, &msg);
+        }
+        Ok(())
     }
 
     /// LDK is ready to sign.
@@ -226,7 +231,8 @@ impl Changes {
     pub fn bind(&self, channel: &ChannelId, v: &OutPoint) -> Result<(), Error> {
         self.pending(channel, v)?;
         let reals = self.streams.mapping.reals(v);
-        let covered = |real: &Real| self.streams.covered(channel, v, &real.outpoint);
+        let covered =
+            |real: &Real| self.streams.covered(channel, v, &real.outpoint) || switch("change.bind.uncovered");
         let Some(real) = reals.first().filter(|_| reals.iter().all(covered)) else {
             return Err(Error::Conflict(format!("not every commitment on {v} has its companions")));
         };
@@ -276,7 +282,7 @@ impl Changes {
     pub fn sign(&self, peer: &PublicKey, channel: &ChannelId, v: &OutPoint) -> Result<(), Error> {
         self.pending(channel, v)?;
         let mapping = &self.streams.mapping;
-        if !mapping.is_bound(v) {
+        if !mapping.is_bound(v) && !switch("change.sign.unbound") {
             return Err(Error::Conflict(format!("{v} is not bound")));
         }
         let before = self.current(channel)?;
@@ -297,6 +303,8 @@ impl Changes {
     /// [`Error::NotFound`]; [`Error::Store`]: it is not locked then.
     pub fn lock(&self, channel: &ChannelId, v: &OutPoint) -> Result<(), Error> {
         self.streams.mapping.allow_lock(v)?;
+        // The next one has to be agreed again.
+        self.streams.commitments.agree(channel, None)?;
         if let Some((peer, msg)) = self.streams.release_lock(channel) {
             self.manager.handle_splice_locked(peer, &msg);
         }

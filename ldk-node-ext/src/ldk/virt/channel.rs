@@ -120,6 +120,8 @@ pub(super) struct Channel {
     pub(super) stored: u64,
     /// LDK was refused a secret for want of a companion, and waits.
     pub(super) secret_held: bool,
+    /// The record could not be written when it was due.
+    pub(super) owed: bool,
     /// A change of capacity that is being negotiated.
     pub(super) negotiation: Negotiation,
 }
@@ -145,6 +147,7 @@ impl Channel {
             state: 0,
             stored: 0,
             secret_held: false,
+            owed: false,
             negotiation: Negotiation::default(),
         }
     }
@@ -254,7 +257,11 @@ impl Channel {
     pub(super) fn keep_only(&mut self, known: impl Fn(&OutPoint) -> bool) {
         let accepted: Vec<OutPoint> = self.own.iter().filter(|o| !o.predicted).map(|o| o.v).collect();
         let known = |v: &OutPoint| known(v) || accepted.contains(v);
-        self.negotiation = Negotiation { agreed: self.negotiation.agreed, ..Negotiation::default() };
+        self.negotiation = Negotiation {
+            agreed: self.negotiation.agreed,
+            contributed: self.negotiation.contributed,
+            ..Negotiation::default()
+        };
         self.theirs.retain(|t| known(&t.v));
         self.own.retain(|o| known(&o.v));
         self.announced.retain(|a| known(&a.v));

@@ -324,9 +324,14 @@ impl Commitments {
     /// [`Error::Store`], [`Error::NoRoom`]: nothing may be told to the peer then.
     pub(super) fn settle(&self, id: &ChannelId) -> Result<bool, Error> {
         let newly = lock(&self.inner).channels.get_mut(id).is_some_and(Channel::newly_covered);
-        let due = |channel: &Channel| channel.secret_held || newly;
+        let due = |channel: &Channel| channel.secret_held || channel.owed || newly;
         if lock(&self.inner).channels.get(id).is_some_and(due) {
-            self.write(id)?;
+            let written = self.write(id);
+            // What is covered is so once only: it is written with the next companions if not now.
+            if let Some(channel) = lock(&self.inner).channels.get_mut(id) {
+                channel.owed = written.is_err();
+            }
+            written?;
         }
         Ok(newly)
     }

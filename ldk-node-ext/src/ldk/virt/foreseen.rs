@@ -29,6 +29,20 @@ impl Commitments {
         lock(&self.inner).channels.get(id)?.negotiation.agreed
     }
 
+    /// Whether LDK has everything that we add.
+    pub(super) fn is_contributed(&self, id: &ChannelId) -> bool {
+        let inner = lock(&self.inner);
+        let negotiation = inner.channels.get(id).map(|channel| &channel.negotiation);
+        negotiation.is_none_or(|n| n.contributed || n.agreed.is_none_or(|(ours, _)| ours == 0))
+    }
+
+    /// LDK has everything that we add.
+    pub(super) fn contributed(&self, id: &ChannelId) {
+        if let Some(channel) = lock(&self.inner).channels.get_mut(id) {
+            channel.negotiation.contributed = true;
+        }
+    }
+
     /// We have said what we add, sat.
     pub(super) fn we_add(&self, id: &ChannelId, sat: i64) {
         if let Some(channel) = lock(&self.inner).channels.get_mut(id) {

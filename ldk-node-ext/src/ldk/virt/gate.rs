@@ -6,22 +6,25 @@
 //! also where `channel_reestablish` says the same, until the caller has the new state. Then ours goes out first, and
 //! the peer's is delivered in the same step. What is held lives no longer than a connection: LDK repeats it.
 //!
+//! Where both sides add something the peer's `stfu` waits until ours is there: else LDK answers without it.
+//!
 //! A signature that lets R' confirm binds both sides: `tx_abort` no longer reaches LDK then.
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::Txid;
 use factory_core::faults::switch;
-use lightning::ln::msgs::{ChannelReestablish, MessageSendEvent, SpliceLocked};
+use lightning::ln::msgs::{ChannelReestablish, MessageSendEvent, SpliceLocked, Stfu};
 use lightning::ln::types::ChannelId;
 
 use super::messages::Streams;
 use crate::util::lock;
 
-/// `splice_locked` of one channel that waits.
+/// What waits of one channel.
 #[derive(Default)]
 pub(super) struct Locks {
     outgoing: Option<SpliceLocked>,
     incoming: Option<SpliceLocked>,
+    stfu: Option<Stfu>,
 }
 
 impl Streams {
@@ -126,12 +129,30 @@ impl Streams {
         sat: i64,
     ) -> bool {
         match self.commitments.peer_adds(channel, key, sat) {
-            Err(reason) if self.commitments.knows(channel) && !switch("splice.any") => {
+            Err(reason) if !switch("splice.any") => {
                 self.refuse(peer, *channel, reason);
                 false
             }
             _ => true,
         }
+    }
+
+    /// Whether LDK may hear the peer's `stfu`: not before what we add ourselves is there, or it would not be part of the
+    /// splice. It is kept then.
+    pub(in crate::ldk) fn may_rest(&self, peer: PublicKey, msg: &Stfu) -> bool {
+        let mut inner = lock(&self.inner);
+        if self.commitments.is_contributed(&msg.channel_id) || switch("splice.stfu.early") {
+            return true;
+        }
+        inner.locks.entry((peer, msg.channel_id)).or_default().stfu = Some(msg.clone());
+        false
+    }
+
+    /// What we add is there: the peer's `stfu` that waited for it.
+    pub(super) fn contributed(&self, peer: &PublicKey, channel: &ChannelId) -> Option<Stfu> {
+        let mut inner = lock(&self.inner);
+        self.commitments.contributed(channel);
+        inner.locks.get_mut(&(*peer, *channel))?.stfu.take()
     }
 
     /// Whether LDK may hear of another candidate for a splice that is signed: for a factory's channel there is none.

@@ -453,7 +453,8 @@ impl Streams {
         inner.due.retain(|((p, _), ..)| p != peer);
         inner.refused.retain(|(p, ..)| p != peer);
         inner.locks.retain(|(p, _), _| p != peer);
-        inner.first.clear();
+        let leaves = |e: &MessageSendEvent| !matches!(e, MessageSendEvent::SendSpliceLocked { node_id, .. } if node_id == peer);
+        inner.first.retain(leaves);
     }
 }
 

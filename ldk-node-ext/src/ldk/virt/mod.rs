@@ -19,6 +19,7 @@
 //! | LDK to signer | claims and penalties are signed in R-form | [`FactorySigner`](super::FactorySigner) |
 //! | peer to peer, both ways | signatures of each commitment on every R: *companions* | `commitments`, `messages` |
 //! | live monitor to retired one | secrets and preimages that come after the lock | `retired`, `steps` |
+//! | splice messages, both ways | let through, held, refused | `gate` |
 //!
 //! A new R goes through three states, on each side by itself:
 //!
@@ -28,6 +29,23 @@
 //!    ours is revoked before the next one has. This is acknowledged.
 //! 3. [`Streams::covered`]: we have that, and the peer has said so too. Only now may a signature leave that lets R
 //!    confirm.
+//!
+//! A change of capacity is done by [`Changes`]: LDK splices V -> V' at no fee with inputs that exist nowhere, and R' is
+//! under V'. The commitments on V' are foretold (`predict`), so that both sides have theirs on R' before LDK, or anybody,
+//! signs what cannot be taken back:
+//!
+//! ```text
+//! agree, contribute       stfu, splice_init, splice_ack, tx_add_*, tx_complete   LDK is ready to sign; V at rest
+//! negotiated              V' and its script are known; the tree is planned
+//! move_to                 marker, companions for R'                              as for any R, see above
+//! bind                    a monitor of V' (`ahead`); no tx_abort from here on
+//!                         the tree is signed: R' may confirm                     exits by R and by R', either side
+//! sign                    commitment_signed, tx_signatures                       V and V' live, each with companions
+//! lock                    splice_locked                                          V is retired
+//! ```
+//!
+//! LDK would accept any splice of the peer's, and lock it at once. `gate` lets in only what was agreed, and holds
+//! `splice_locked` of both directions until the caller has stored the new state.
 //!
 //! A peer that sends a wrong companion, or none, stops the channel and nothing else: the commitment that it belongs to
 //! is held back, or, if LDK has taken it already, the secret of the one before; and that one is valid on every R.

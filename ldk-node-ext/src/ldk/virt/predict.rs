@@ -35,6 +35,8 @@ const DUST_SAT: u64 = 354;
 pub(super) struct Negotiation {
     /// What our caller has agreed to: what we add and what the peer adds, sat; negative for what is taken out.
     pub(super) agreed: Option<(i64, i64)>,
+    /// LDK has what we add.
+    pub(super) contributed: bool,
     /// What we have said in `splice_init` or `splice_ack`, sat.
     pub(super) ours_sat: Option<i64>,
     /// What the peer has: its funding key, and what it adds, sat.

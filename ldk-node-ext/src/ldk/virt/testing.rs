@@ -178,8 +178,7 @@ impl Node {
         };
         let watched = Arc::new(AllMonitors::new(Arc::clone(&monitor), Arc::clone(&retired)));
         let (manager, best, monitors) = ldk.channels(&watched, router, message_router).unwrap();
-        let mut user = config.factory_channel_config(144);
-        user.reject_inbound_splices = false;
+        let user = config.factory_channel_config(144);
         manager.set_current_config(user);
         let manager = Arc::new(manager);
         index.watch([funding_of_the_factory().compute_txid()], []);

@@ -189,14 +189,13 @@ fn every_generation_has_its_own_monitor() {
     for punished in 0..generations {
         let mut world = World::open(0);
         let mut old = Vec::new();
-        for generation in 0..generations {
+        for (generation, (a_sat, b_sat)) in changes.into_iter().enumerate() {
             let preimage = world.lock_in(cheater, HTLC);
             let snapshot = world.snapshot(cheater);
             let real = world.leaves[generation].1.clone();
             old.push(world.on(cheater, &snapshot, &real));
             world.node(!cheater).manager.claim_funds(preimage);
             world.pair.settle();
-            let (a_sat, b_sat) = changes[generation];
             world.change(a_sat, b_sat);
         }
         world = world.restart(!cheater);

@@ -347,3 +347,40 @@ fn what_was_foretold_wrongly_is_refused_and_the_channel_goes_on() {
         }
     }
 }
+
+/// One side's LDK is asked to rest before what it adds itself is there.
+#[test]
+fn what_both_add_is_in_one_splice() {
+    for b_first in [false, true] {
+        let pair = open();
+        let (id, adds) = (pair.channel, [(70_000, 20_000), (20_000, 70_000)]);
+        for (b, (ours, theirs)) in [(false, adds[0]), (true, adds[1])] {
+            pair.sides(b)[0].changes.agree(&id, ours, theirs).unwrap();
+        }
+        let [first, second] = pair.sides(b_first);
+        first.changes.contribute(&second.id, &id).unwrap();
+        pair.settle();
+        pair.look();
+        second.changes.contribute(&first.id, &id).unwrap();
+        pair.settle();
+        pair.look();
+        let found = [&pair.a, &pair.b].map(|node| node.changes.negotiated(&id).ok());
+        assert!(found[0].is_some() && found[0] == found[1], "both add something, and it is not in there");
+    }
+}
+
+/// A peer cannot have us remember outpoints without end.
+#[test]
+fn outpoints_of_a_v_that_there_is_not_are_forgotten() {
+    let pair = open();
+    let marker = |n: u32| bolt_tlv::payload::Marker {
+        channel_id: pair.channel.0,
+        funding: OutPoint { vout: n, ..OutPoint::null() },
+        real: OutPoint { vout: n, ..OutPoint::null() },
+    };
+    for n in 1..50 {
+        let payload = bolt_tlv::payload::Payload::from(marker(n));
+        pair.b.receive(pair.a.id, super::Wire::Custom(super::FactoryWireMessage::of(&payload)));
+    }
+    assert_eq!(pair.b.commitments.announced(&pair.channel).len(), 1);
+}
