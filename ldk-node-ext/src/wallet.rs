@@ -112,13 +112,22 @@ impl Inner {
         }
     }
 
-    /// Unconfirmed transactions that spend one of these coins.
-    fn unconfirmed_spenders(&self, coins: &HashMap<OutPoint, u32>) -> Vec<Txid> {
+    /// Transactions that spend one of these coins, whether they count at present or not.
+    fn spenders(&self, coins: &HashMap<OutPoint, u32>) -> Vec<Txid> {
+        self.bdk
+            .tx_graph()
+            .full_txs()
+            .filter(|t| t.tx.input.iter().any(|i| coins.contains_key(&i.previous_output)))
+            .map(|t| t.txid)
+            .collect()
+    }
+
+    /// Outpoints that transactions above a height spend.
+    fn spent_above(&self, height: u32) -> HashSet<OutPoint> {
         self.bdk
             .transactions()
-            .filter(|t| !t.chain_position.is_confirmed())
-            .filter(|t| t.tx_node.tx.input.iter().any(|i| coins.contains_key(&i.previous_output)))
-            .map(|t| t.tx_node.txid)
+            .filter(|t| t.chain_position.confirmation_height_upper_bound().is_some_and(|h| h > height))
+            .flat_map(|t| t.tx_node.tx.input.iter().map(|i| i.previous_output).collect::<Vec<_>>())
             .collect()
     }
 }
@@ -243,15 +252,21 @@ impl Wallet {
     }
 
     /// Takes back the coins that LDK has stopped signing with: their claims are settled or given up, and
-    /// what still spends them without being confirmed never will be.
+    /// what still spends them without being confirmed never will be. A coin that a young block spends is
+    /// kept in mind: a reorganisation may give its claim to somebody else.
     fn take_back(&self, inner: &mut Inner, height: u32) {
+        let is_old = |at: u32| at.saturating_add(LENT_FOR_BLOCKS) < height;
+        if !inner.lent.values().any(|at| is_old(*at)) {
+            return;
+        }
+        let young = inner.spent_above(height.saturating_sub(LENT_FOR_BLOCKS));
         let (old, lent): (HashMap<_, _>, HashMap<_, _>) =
-            inner.lent.drain().partition(|(_, at)| at.saturating_add(LENT_FOR_BLOCKS) < height);
+            inner.lent.drain().partition(|(coin, at)| is_old(*at) && !young.contains(coin));
         inner.lent = lent;
         if old.is_empty() {
             return;
         }
-        let lost = inner.unconfirmed_spenders(&old);
+        let lost = inner.spenders(&old);
         inner.evict(&lost);
         if let Err(e) = self.store_lent(inner) {
             tracing::error!(height, error = %e, "lent coins not stored");

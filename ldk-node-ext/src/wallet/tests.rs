@@ -85,14 +85,18 @@ impl Setup {
     }
 
     fn mine(&self, txdata: Vec<Transaction>) {
-        let tip = self.wallet.best_block();
+        self.mine_on(self.wallet.best_block(), txdata);
+    }
+
+    /// A block that takes the place of what was above `tip`.
+    fn mine_on(&self, tip: BlockLocator, txdata: Vec<Transaction>) {
         let header = Header {
             version: BlockVersion::TWO,
             prev_blockhash: tip.block_hash,
             merkle_root: TxMerkleNode::all_zeros(),
             time: tip.height,
             bits: CompactTarget::from_consensus(0x207f_ffff),
-            nonce: 0,
+            nonce: u32::try_from(txdata.len()).unwrap(),
         };
         self.wallet.apply_block(&Block { header, txdata }, tip.height + 1);
         assert_eq!(self.wallet.best_block().height, tip.height + 1);
@@ -219,6 +223,22 @@ fn a_lent_coin_is_nobody_elses() {
     assert!(s.pay(10_000).is_ok());
     assert!(lock(&s.wallet.inner).lent.is_empty());
     assert!(lock(&open_after(s).wallet.inner).lent.is_empty());
+}
+
+/// A claim confirms, LDK has nothing more to sign, and then a reorganisation gives the claim to somebody else.
+#[test]
+fn a_coin_of_a_claim_that_was_undone_comes_back() {
+    let s = Setup::with_coins(&[100_000]);
+    let bumped = bump(&bumper(&s.wallet), &parent(1), 1, 1000).unwrap();
+    s.wallet.saw_unconfirmed(&bumped);
+    s.mine_empty(LENT_FOR_BLOCKS - 2);
+    let fork = s.wallet.best_block();
+    s.mine(vec![parent(1), bumped]);
+    s.mine_empty(5);
+    s.mine_on(fork, vec![foreign(3, &[], vec![])]);
+    s.mine_empty(LENT_FOR_BLOCKS + 1);
+    assert_eq!(s.wallet.balance().confirmed_sat, 100_000);
+    assert!(s.pay(10_000).is_ok());
 }
 
 #[test]
