@@ -86,6 +86,7 @@ pub struct LeafStatus {
     /// Node id of the client, or of the LSP, that wrote the file.
     pub node_id: String,
     /// The position on the odometer of the path that is held.
+    #[serde(default)]
     pub position: u64,
     /// The leaf's last transaction.
     pub leaf_txid: Option<Txid>,
