@@ -18,7 +18,7 @@ const CHANGES: &str =
 
 /// The checks of companions and of the translation.
 pub const VIRT: &[Check] = &[
-    test("change.bind.uncovered", "ldk_node_ext", FORETOLD, "the peer has not announced it"),
+    test("change.bind.uncovered", "ldk_node_ext", FORETOLD, "bound before the peer has its own"),
     test("change.sign.unbound", "ldk_node_ext", FORETOLD, "not bound"),
     test("companion.not_awaited", "ldk_node_ext", RANDOM, "an own commitment without a companion"),
     test(
@@ -95,7 +95,7 @@ pub const VIRT: &[Check] = &[
     test(
         "virt.splice.sent",
         "ldk_node_ext",
-        "ldk::virt::on_chain::retired::our_own_commitment_leaves_after_a_splice",
-        "nothing leaves though a leaf is confirmed",
+        "ldk::broadcaster::tests::a_held_commitment_and_a_closing_transaction_stay_here",
+        "a splice transaction has left",
     ),
 ];

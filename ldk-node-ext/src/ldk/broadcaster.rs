@@ -155,6 +155,7 @@ pub(crate) mod tests {
     use crate::store::StoreKind;
     use bitcoin::hashes::Hash;
     use bitcoin::{absolute, transaction, TxIn, Txid};
+    use lightning::chain::chaininterface::{ChannelFunding, FundingCandidate, FundingPurpose};
     use std::path::{Path, PathBuf};
 
     fn spend(outpoint: OutPoint) -> Transaction {
@@ -208,7 +209,17 @@ pub(crate) mod tests {
             queue.try_recv().is_err(),
             "a factory channel's closing transaction is never broadcast by LDK"
         );
-        assert_eq!(broadcaster.kept_closing(&id).unwrap(), Some(tx));
+        assert_eq!(broadcaster.kept_closing(&id).unwrap(), Some(tx.clone()));
+
+        let channel = ChannelFunding {
+            counterparty_node_id: peer,
+            channel_id: id,
+            purpose: FundingPurpose::Splice,
+            contribution: None,
+        };
+        let candidates = vec![FundingCandidate { txid: tx.compute_txid(), channels: vec![channel] }];
+        broadcaster.broadcast_transactions(&[(&tx, TransactionType::InteractiveFunding { candidates })]);
+        assert!(queue.try_recv().is_err(), "a splice transaction has left");
     }
     #[test]
     fn a_closing_transaction_that_cannot_be_written_is_not_lost() {

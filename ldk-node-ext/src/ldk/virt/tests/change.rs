@@ -292,13 +292,17 @@ fn what_cannot_be_foretold_is_refused() {
     assert!(matches!(refused, Err(Error::InvalidArgument { field: "output", .. })));
     let to = pair.leaf_for(v, output, 150);
     assert!(matches!(pair.a.changes.bind(&id, &to.v), Err(Error::NotFound { .. })));
-    pair.announce_by(false, &to).unwrap();
-    assert!(
-        matches!(pair.a.changes.bind(&id, &to.v), Err(Error::Conflict(_))),
-        "the peer has not announced it"
-    );
-    assert!(matches!(pair.a.changes.sign(&pair.b.id, &id, &to.v), Err(Error::Conflict(_))), "not bound");
     pair.announce_by(true, &to).unwrap();
+    pair.settle();
+    assert!(
+        matches!(pair.b.changes.bind(&id, &to.v), Err(Error::Conflict(_))),
+        "nothing has come from the peer"
+    );
+    pair.announce_by(false, &to).unwrap();
+    // It has all that it needs, and does not know yet that the peer has.
+    let early = pair.a.changes.bind(&id, &to.v);
+    assert!(matches!(early, Err(Error::Conflict(_))), "bound before the peer has its own");
+    assert!(matches!(pair.a.changes.sign(&pair.b.id, &id, &to.v), Err(Error::Conflict(_))), "not bound");
     pair.settle();
     assert!(matches!(pair.a.changes.sign(&pair.b.id, &id, &to.v), Err(Error::Conflict(_))), "signed unbound");
     pair.bind(&to);
