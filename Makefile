@@ -25,7 +25,7 @@ EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
 ADVERSARIES := timeout 2700 $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(~scenario_adversary) + binary(~scenario_reorg) + binary(~scenario_rotate_)'
 CRASH := $(CARGO) nextest run --locked --workspace --run-ignored only --no-capture \
-	-E 'binary(scenario_crash) + binary(scenario_rotate)'
+	-E 'binary(scenario_crash) + binary(scenario_rotate) + binary(scenario_liquidity)'
 HOSTILE := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'binary(scenario_hostile)'
 else
 UNIT := true
@@ -36,7 +36,7 @@ EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_re
 ADVERSARIES := timeout 2700 $(CARGO) test --locked --workspace --test 'scenario_adversary_*' --test 'scenario_reorg_*' \
 	--test 'scenario_rotate_*' \
 	-- --test-threads=1 --ignored
-CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash --test scenario_rotate -- --test-threads=1 --ignored --nocapture
+CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash --test scenario_rotate --test scenario_liquidity -- --test-threads=1 --ignored --nocapture
 HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored
 endif
 

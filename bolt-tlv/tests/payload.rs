@@ -203,8 +203,8 @@ fn messages_tell_their_number_instance_and_attempt() {
     let ask = Payload::from(CloseAsk { instance_id: INSTANCE });
     assert_eq!((ask.number(), ask.instance_id(), ask.attempt()), (20, Some(INSTANCE), None));
     assert_bytes(ask, &format!("0014 0020{}", "bb".repeat(32)));
-    let unknown = Payload::UnknownOdd(43);
-    assert_eq!((unknown.number(), unknown.instance_id(), unknown.attempt()), (43, None, None));
+    let unknown = Payload::UnknownOdd(47);
+    assert_eq!((unknown.number(), unknown.instance_id(), unknown.attempt()), (47, None, None));
 }
 
 /// The innermost reason why bytes are refused as message `number`.
@@ -217,7 +217,7 @@ fn refusal(number: u16, bytes: &[u8]) -> Error {
 
 #[test]
 fn unknown_numbers_follow_odd_and_even() {
-    assert_eq!(Payload::decode(&[0, 43, 0xfd]), Ok(Payload::UnknownOdd(43)));
+    assert_eq!(Payload::decode(&[0, 47, 0xfd]), Ok(Payload::UnknownOdd(47)));
     assert_eq!(refusal(42, &[0, 42]), Error::UnknownEvenPayload(42));
     assert_eq!(refusal(0, &[0]), Error::Truncated { field: "payload", needed: 2, left: 1 });
 }
@@ -463,11 +463,11 @@ fn malformed_values_are_refused() {
 
 #[test]
 fn a_payload_fits_into_one_piggyback() {
-    let mut bytes = vec![0, 43];
+    let mut bytes = vec![0, 47];
     bytes.resize(MAX_PAYLOAD_LEN, 0);
-    assert_eq!(Payload::decode(&bytes), Ok(Payload::UnknownOdd(43)));
+    assert_eq!(Payload::decode(&bytes), Ok(Payload::UnknownOdd(47)));
     bytes.push(0);
-    assert!(matches!(refusal(43, &bytes), Error::TooLong { field: "payload", .. }));
+    assert!(matches!(refusal(47, &bytes), Error::TooLong { field: "payload", .. }));
 }
 
 /// The largest plan for a full factory still fits into one message.

@@ -23,6 +23,16 @@ pub fn sell(world: &World, id: &str, index: usize, change_sat: i64) -> Result<Va
     world.lsp.api()?.post(&path(id), &json!({ "client": client, "change_sat": change_sat }))
 }
 
+/// Has the LSP move liquidity from one client's channel to another's, sat.
+///
+/// # Errors
+/// What the LSP answers.
+pub fn shift(world: &World, id: &str, (from, to): (usize, usize), sat: i64) -> Result<Value> {
+    let (from, client) = (world.client(from)?.node_id(), world.client(to)?.node_id());
+    let request = json!({ "client": client, "from": from, "change_sat": sat });
+    world.lsp.api()?.post(&path(id), &request)
+}
+
 fn path(id: &str) -> String {
     format!("/v1/factories/{id}/liquidity")
 }
@@ -45,4 +55,16 @@ pub fn wait_capacity(world: &World, id: &str, index: usize, capacity_sat: u64) -
         |(own, theirs)| [own, theirs].iter().all(|c| c.capacity_sat == capacity_sat && c.usable),
     )?;
     Ok(())
+}
+
+/// Waits until LDK has the same capacity for a client's channel on both sides, that of the factory's newest state, and
+/// it can be used.
+///
+/// # Errors
+/// If it has not in time, with what the two say.
+pub fn wait_agreed(world: &World, id: &str, index: usize) -> Result<()> {
+    let node = world.client(index)?.node_id().to_owned();
+    let factory = world.lsp.factory(id)?;
+    let found = factory.clients.iter().find(|c| c.node_id == node);
+    wait_capacity(world, id, index, found.context("client of the factory")?.capacity_sat)
 }

@@ -56,6 +56,20 @@ pub fn wait_position(world: &World, id: &str, index: usize, position: u64) -> Re
     Ok(())
 }
 
+/// Waits until a rotation of a client's leaf has failed, as the LSP says; the reason.
+///
+/// # Errors
+/// If it does not in time.
+pub fn wait_failure(world: &World, id: &str, client: &str) -> Result<String> {
+    wait::until("a rotation to fail", PATIENCE, || {
+        let leaf = leaf(world, id, client)?;
+        Ok(match leaf.failure {
+            Some(failure) if leaf.rotating.is_none() => Seen::Done(failure),
+            _ => Seen::NotYet(format!("{leaf:?}")),
+        })
+    })
+}
+
 /// Rotates a client's leaf once, and waits until both sides have the new state.
 ///
 /// # Errors

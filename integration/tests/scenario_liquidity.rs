@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use anyhow::Result;
+use integration::crash::Place;
 use integration::ledger::{wait_at_rest, wait_for, Snapshot};
 use integration::liquidity;
 use integration::payments::{pay, Order, Party};
-use integration::{exit, rotate, World};
+use integration::{close, exit, rotate, World};
+use serde_json::json;
 
 const CAPACITY: u64 = 500_000;
 /// Nearly all: what is left is the LSP's reserve of 1 %.
@@ -49,4 +51,107 @@ fn a_client_without_inbound_buys_some_and_is_paid() -> Result<()> {
     report.check_wallet(CAPACITY + 200_000)?;
     world.finish();
     Ok(())
+}
+
+/// The operator sells from the stock; a neighbour that was not asked keeps what it has, and gives some back when it wants
+/// to; the close pays everybody to the satoshi.
+#[test]
+fn the_operator_sells_neighbours_give_back_and_the_factory_is_closed() -> Result<()> {
+    let world = World::start("liquidity-lsp", 2)?;
+    // Both in one leaf, so that they are neighbours.
+    let params = json!({ "clients_per_leaf": 2, "arity": [], "layers": [[[8, 4, 8]]] });
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, STOCK, Some(params));
+    let id = world.create_factory(&request)?.instance_id;
+    let start = Snapshot::take(&world)?;
+    let held = |buyer, other| -> Result<()> {
+        liquidity::wait_capacity(&world, &id, BUYER, buyer)?;
+        liquidity::wait_capacity(&world, &id, OTHER, other)
+    };
+    liquidity::sell(&world, &id, BUYER, 100_000)?;
+    rotate::wait_position(&world, &id, BUYER, 1)?;
+    held(CAPACITY + 100_000, CAPACITY)?;
+    let mut paid = vec![pay(&world, back(200_000_000))?];
+
+    liquidity::shift(&world, &id, (OTHER, BUYER), 50_000)?;
+    let neighbour = world.client(OTHER)?.node_id().to_owned();
+    let failure = rotate::wait_failure(&world, &id, &neighbour)?;
+    assert!(failure.contains(&neighbour), "{failure}");
+    held(CAPACITY + 100_000, CAPACITY)?;
+    paid.push(pay(&world, there(30_000_001))?);
+    wait_for(&world, &start.after(&paid)?)?;
+
+    liquidity::ask(&world, &id, OTHER, -50_000)?;
+    rotate::wait_position(&world, &id, BUYER, 2)?;
+    held(CAPACITY + 100_000, CAPACITY - 50_000)?;
+    liquidity::sell(&world, &id, BUYER, 50_000)?;
+    rotate::wait_position(&world, &id, BUYER, 3)?;
+    held(CAPACITY + 150_000, CAPACITY - 50_000)?;
+    paid.extend([pay(&world, there(10_000_001))?, pay(&world, back(10_000_003))?]);
+    wait_for(&world, &start.after(&paid)?)?;
+    close::drive(&world, &id)?;
+    world.finish();
+    Ok(())
+}
+
+/// Where a process may die in a sale, in the order in which it comes by.
+const STEPS: [(&str, Place); 9] = [
+    ("node.channel.moved", Place::Lsp),
+    ("node.channel.moved", Place::Client),
+    ("node.change.bind", Place::Lsp),
+    ("node.change.bound", Place::Lsp),
+    ("node.change.bind", Place::Client),
+    ("node.change.bound", Place::Client),
+    ("lsp.advance.stored", Place::Lsp),
+    ("node.change.signed", Place::Lsp),
+    ("client.advance.stored", Place::Client),
+];
+
+/// A process dies there in a sale; afterwards both sides have the same state and the same capacity, the leaf rotates on,
+/// payments pass, and the balances add up.
+fn dies_and_goes_on(name: &str, steps: &[(&str, Place)]) -> Result<()> {
+    let mut world = World::start(name, 2)?;
+    let params = json!({ "arity": [2], "layers": [[], [[8, 4, 8], [8, 4, 0]]] });
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, STOCK, Some(params));
+    let factory = world.create_factory(&request)?;
+    let id = factory.instance_id.clone();
+    let start = Snapshot::take(&world)?;
+    let (mut paid, mut position) = (Vec::new(), 0);
+    for (point, place) in steps {
+        println!("{point} {place:?}");
+        let fault = format!("kill@{point}");
+        match place {
+            Place::Lsp => {
+                world.lsp.faults().set(&fault)?;
+                let _ = liquidity::sell(&world, &id, BUYER, 20_000);
+                world.lsp.wait_killed()?;
+                world.lsp.faults().clear()?;
+                world.lsp.start()?;
+            }
+            Place::Client => {
+                world.client(BUYER)?.faults().set(&fault)?;
+                liquidity::sell(&world, &id, BUYER, 20_000)?;
+                world.client_mut(BUYER)?.wait_killed()?;
+                world.client(BUYER)?.faults().clear()?;
+                world.client_mut(BUYER)?.start()?;
+            }
+        }
+        world.wait_usable(&factory)?;
+        position = rotate::go_on(&world, &id, BUYER, position)?;
+        liquidity::wait_agreed(&world, &id, BUYER)?;
+        paid.extend([pay(&world, there(3_000_001))?, pay(&world, back(2_000_003))?]);
+        wait_for(&world, &start.after(&paid)?)?;
+    }
+    world.finish();
+    Ok(())
+}
+
+#[test]
+fn a_process_dies_in_a_sale() -> Result<()> {
+    dies_and_goes_on("liquidity-dies", &[STEPS[1], STEPS[5], STEPS[7]])
+}
+
+#[test]
+#[ignore = "long: make crash"]
+fn a_process_dies_at_every_step_of_a_sale() -> Result<()> {
+    dies_and_goes_on("liquidity-all-die", &STEPS)
 }

@@ -249,6 +249,8 @@ fn advance() -> Vec<Vector> {
             "AdvanceAbort",
             AdvanceAbort { instance_id: ID, attempt: TRY, code: 1, text: "not completed".into() }
         ),
+        vector!("AdvanceAsk", AdvanceAsk { instance_id: ID, capacity_sat: 700_000 }),
+        vector!("AdvanceDecline", AdvanceDecline { instance_id: ID, code: 1, text: "not sold".into() }),
     ]
 }
 

@@ -57,10 +57,10 @@ pub fn limits() -> Vec<Case> {
         case(name, &[(&head, 1), (SIGNATURE, times)], error)
     };
     vec![
-        case("payload of 65491 bytes, unknown odd number", &[("002b", 1), ("00", 65_489)], None),
+        case("payload of 65491 bytes, unknown odd number", &[("002f", 1), ("00", 65_489)], None),
         case(
             "payload of 65492 bytes",
-            &[("002b", 1), ("00", 65_490)],
+            &[("002f", 1), ("00", 65_490)],
             Some("65490 bytes, at most 65489 are allowed"),
         ),
         list("128 nonces", "0008", "04fd2100", "02", 66 * 128, None),
@@ -133,7 +133,7 @@ pub fn malformed() -> Vec<Case> {
     vec![
         short("no number", "00", "needs 2 bytes, 1 are left"),
         short("unknown even number", "002a", "payload message 42 is even and unknown"),
-        case("unknown odd number: ignored, whatever follows", &[("002bfd", 1)], None),
+        case("unknown odd number: ignored, whatever follows", &[("002ffd", 1)], None),
         case("unknown odd record: skipped", &[(&message("0006", "090100"), 1)], None),
         short("unknown even record", &message("0006", "0800"), "tlv type 8 is even and unknown"),
         short("instance missing", "0006 02020102", "instance_id: required record (tlv type 0) is missing"),
