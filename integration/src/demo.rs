@@ -11,7 +11,8 @@ use serde_json::json;
 use crate::ledger::{check_conserved, wait_at_rest, wait_for, Settled, Snapshot};
 use crate::payments::{pay, pay_all, Order, Party};
 use crate::types::Factory;
-use crate::{close, exit, World};
+use crate::world::factory_channel;
+use crate::{close, exit, liquidity, World};
 
 /// Clients of the demo.
 pub const CLIENTS: usize = 5;
@@ -19,6 +20,14 @@ pub const CLIENTS: usize = 5;
 const CAPACITY: u64 = 1_000_000;
 /// The client that leaves.
 const LEAVER: usize = 2;
+/// The client that buys inbound liquidity.
+const BUYER: usize = 4;
+/// How much, sat.
+const BOUGHT: u64 = 200_000;
+/// What it is paid then, msat.
+const WANTED_MSAT: u64 = 150_000_000;
+/// Liquidity stock of each leaf, sat.
+const STOCK: u64 = 250_000;
 
 /// `summary.json`.
 #[derive(Debug, Default, Serialize)]
@@ -118,13 +127,14 @@ impl Demo {
             "starting bitcoind (regtest), one LSP and {CLIENTS} clients, each a process of its own"
         ));
         self.say(&format!("data and logs: {}", folder.display()));
-        let mut world = World::start_at(&folder, CLIENTS)?;
+        let mut world = World::start_at(&folder, CLIENTS, &["--free-liquidity-sat", "250000"])?;
         self.say("an ordinary Lightning node, which knows nothing of factories, opens a channel to the LSP");
         world.add_peer(5_000_000)?;
         let first = Snapshot::take(&world)?;
 
         let factory = self.birth(&world)?;
         let held = self.pay(&world)?;
+        let held = self.buy(&world, &factory, &held)?;
         self.close(&world, &factory, &held)?;
 
         let factory = self.birth(&world)?;
@@ -147,7 +157,7 @@ impl Demo {
 
     fn birth(&mut self, world: &World) -> Result<Factory> {
         self.say(&format!("the LSP and {CLIENTS} clients sign a factory, {CAPACITY} sat for each client"));
-        let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, None);
+        let request = world.factory_request(CAPACITY, CAPACITY / 2, STOCK, None);
         let factory = world.create_factory(&request)?;
         let funding = factory.funding.context("no funding outpoint")?;
         self.say(&format!("born: {CLIENTS} channels in one transaction, {}", funding.txid));
@@ -195,6 +205,37 @@ impl Demo {
         self.record(&made);
         let after = wait_for(world, &before.after(&made)?)?;
         self.check("after the payments every balance is right to the millisatoshi", Ok(()));
+        Ok(after)
+    }
+
+    /// A client whose channel is full buys inbound liquidity while its channel goes on, and is paid over it.
+    fn buy(&mut self, world: &World, factory: &Factory, before: &Snapshot) -> Result<Snapshot> {
+        let id = &factory.instance_id;
+        let client = world.client(BUYER)?;
+        let inbound = |factory: &str| -> Result<u64> {
+            let channel = factory_channel(&client.channels()?, factory, world.lsp.node_id())?;
+            Ok(channel.inbound_capacity_msat)
+        };
+        let order = |amount_msat| Order { from: Party::Peer, to: Party::Client(BUYER), amount_msat };
+        let mut made = vec![pay(world, order(inbound(id)?.saturating_sub(1_000_000)))?];
+        wait_for(world, &before.after(&made)?)?;
+        let left = inbound(id)?;
+        self.say(&format!(
+            "client-{BUYER} can be paid {left} msat more: it buys {BOUGHT} sat of inbound liquidity"
+        ));
+        let refused = pay(world, order(WANTED_MSAT)).is_err();
+        self.check("without room a payment to it fails", refused.then_some(()).context("it was paid"));
+        liquidity::ask(world, id, BUYER, i64::try_from(BOUGHT)?)?;
+        let start = Instant::now();
+        liquidity::wait_capacity(world, id, BUYER, CAPACITY + BOUGHT)?;
+        let took = start.elapsed().as_millis();
+        self.say(&format!(
+            "its leaf has a newer state, off chain, after {took} ms; the channel is the same one"
+        ));
+        made.push(pay(world, order(WANTED_MSAT))?);
+        let after = wait_for(world, &before.after(&made)?)?;
+        self.check("with what it bought it is paid, and every balance is right", Ok(()));
+        self.record(&made);
         Ok(after)
     }
 

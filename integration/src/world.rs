@@ -83,12 +83,12 @@ impl World {
         Self::start_in(path, Folder { dir: Some(dir), done: false }, clients, &[], lsp_flags)
     }
 
-    /// As [`World::start`], in a folder that stays in any case.
+    /// As [`World::start_with_lsp`], in a folder that stays in any case.
     ///
     /// # Errors
     /// As [`World::start`].
-    pub fn start_at(path: &Path, clients: usize) -> Result<Self> {
-        Self::start_in(path.to_owned(), Folder { dir: None, done: false }, clients, &[], &[])
+    pub fn start_at(path: &Path, clients: usize, lsp_flags: &[&str]) -> Result<Self> {
+        Self::start_in(path.to_owned(), Folder { dir: None, done: false }, clients, &[], lsp_flags)
     }
 
     fn start_in(

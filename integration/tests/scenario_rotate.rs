@@ -310,6 +310,7 @@ fn a_client_without_room_says_so() -> Result<()> {
 /// A client does not say that it has its new state: the rotation ends without its word, by name, and holds up neither the
 /// close of the factory nor anything else.
 #[test]
+#[ignore = "long: make crash"]
 fn a_silent_client_holds_nothing_up() -> Result<()> {
     let world = World::start_with_lsp("rotate-silent", 2, &["--phase-timeout-secs", "8"])?;
     let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(long_odometer()));

@@ -361,6 +361,7 @@ fn an_lsps_revoked_commitment_on_the_newest_state_is_punished() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long: make adversaries"]
 fn a_clients_claim_on_a_revoked_commitment_on_an_older_state_is_punished() -> Result<()> {
     punished("revoked-claim-old", Party::Client(MOVER), true, true)
 }

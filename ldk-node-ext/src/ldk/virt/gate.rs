@@ -8,7 +8,7 @@
 //!
 //! Where both sides add something the peer's `stfu` waits until ours is there: else LDK answers without it.
 //!
-//! A signature that lets R' confirm binds both sides: `tx_abort` no longer reaches LDK then.
+//! A signature that lets R' confirm binds both sides: `tx_abort` no longer reaches LDK then, and is dropped.
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::Txid;
@@ -168,7 +168,9 @@ impl Streams {
     pub(in crate::ldk) fn may_abort(&self, peer: PublicKey, channel: &ChannelId) -> bool {
         let bound = self.mapping.pending(channel).iter().any(|v| self.mapping.is_bound(v));
         if bound && !switch("splice.abort.passed") {
-            self.refuse(peer, *channel, "tx_abort after signatures of the new state have left".into());
+            // Not the end of the connection: who was killed between binding and signing says so next, with a message
+            // of the advance, and both go back then.
+            self.warn(peer, *channel, "tx_abort after signatures of the new state have left".into());
             return false;
         }
         true

@@ -22,9 +22,7 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, Txid};
 use bolt_tlv::payload::{self, Companions, Marker, MarkerAck, Payload, MAX_PAYLOAD_LEN};
 use factory_core::faults::switch;
-use lightning::ln::msgs::{
-    ChannelReestablish, CommitmentSigned, ErrorAction, MessageSendEvent, WarningMessage,
-};
+use lightning::ln::msgs::{ChannelReestablish, CommitmentSigned, MessageSendEvent};
 use lightning::ln::types::ChannelId;
 use tokio::sync::watch;
 
@@ -80,7 +78,9 @@ pub(super) struct Inner {
     due: HashSet<(Key, OutPoint, OutPoint)>,
     /// Outpoints for which the peer has said that it has what we promised.
     peer_has: HashSet<(ChannelId, OutPoint, OutPoint)>,
-    refused: Vec<(PublicKey, ChannelId, String)>,
+    pub(super) refused: Vec<(PublicKey, ChannelId, String)>,
+    /// Peers that are only told.
+    pub(super) warned: Vec<(PublicKey, ChannelId, String)>,
     /// `splice_locked` that waits.
     pub(super) locks: HashMap<Key, Locks>,
     /// What leaves before anything else.
@@ -248,11 +248,6 @@ impl Streams {
                 tracing::error!(%v, error = %e, "not stored that it came to nothing");
             }
         }
-    }
-
-    /// Tells the peer what is wrong, and ends the connection.
-    pub(super) fn refuse(&self, peer: PublicKey, channel: ChannelId, reason: String) {
-        lock(&self.inner).refused.push((peer, channel, reason));
     }
 
     /// Messages of ours that have to leave, in their order.
@@ -430,18 +425,6 @@ impl Streams {
         free.into_iter().filter_map(|id| Some((inner.owners.get(&id)?.0, id))).collect()
     }
 
-    /// Warnings to peers that have to be disconnected.
-    pub(in crate::ldk) fn take_refused(&self) -> Vec<MessageSendEvent> {
-        let refused = std::mem::take(&mut lock(&self.inner).refused);
-        let warning = |(peer, channel, reason): (PublicKey, ChannelId, String)| {
-            tracing::warn!(%peer, %channel, reason, "companions refused, disconnecting");
-            let msg = WarningMessage { channel_id: channel, data: reason };
-            let action = ErrorAction::DisconnectPeerWithWarning { msg };
-            MessageSendEvent::HandleError { node_id: peer, action }
-        };
-        refused.into_iter().map(warning).collect()
-    }
-
     /// The connection ended: what was under way is lost, and is repeated after the next one.
     pub(in crate::ldk) fn disconnected(&self, peer: &PublicKey) {
         let owned =
@@ -452,6 +435,7 @@ impl Streams {
         inner.outbox.retain(|(p, _)| p != peer);
         inner.due.retain(|((p, _), ..)| p != peer);
         inner.refused.retain(|(p, ..)| p != peer);
+        inner.warned.retain(|(p, ..)| p != peer);
         inner.locks.retain(|(p, _), _| p != peer);
         let leaves = |e: &MessageSendEvent| !matches!(e, MessageSendEvent::SendSpliceLocked { node_id, .. } if node_id == peer);
         inner.first.retain(leaves);

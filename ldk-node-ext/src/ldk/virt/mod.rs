@@ -94,6 +94,7 @@ mod predict;
 mod record;
 mod retired;
 mod steps;
+mod told;
 
 pub(crate) use chain::InVForm;
 pub use change::Changes;
