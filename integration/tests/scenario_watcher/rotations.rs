@@ -300,7 +300,13 @@ fn a_watcher_that_is_away_is_named() -> Result<()> {
     world.client_mut(MOVER)?.start()?;
     world.wait_usable(&factory)?;
     pay(&world, back(1_000_001))?;
-    assert_eq!(rotate::leaf(&world, &id, &node)?.rotating.as_deref(), Some("persisting"));
+    // The LSP does not wait for who was away; it has not heard the word.
+    wait::until_value(
+        "the LSP to miss the client's word",
+        PATIENCE,
+        || world.lsp.events("factory_rotated"),
+        |events| events.iter().any(|e| e.data["unconfirmed"].to_string().contains(&node)),
+    )?;
     watcher.restart(&world.bitcoind)?;
     rotate::wait_position(&world, &id, MOVER, 1)?;
     assert_eq!(position(&watcher.wait_synced(&world.bitcoind)?), Some(1));
