@@ -315,6 +315,7 @@ fn a_watcher_that_is_away_is_named() -> Result<()> {
     let path = std::fs::read_dir(folder.join("paths"))?.next().context("no path")??.path();
     let ack = folder.join("acks").join(path.file_name().context("a name")?);
     let older = std::fs::read(&path)?;
+    wait_watcher(world.client(MOVER)?, "the watcher to be back again", mine)?;
     rotate::once(&world, &id, MOVER)?;
     std::fs::write(&path, older)?;
     wait::until("the older path to be refused", PATIENCE, || {
