@@ -23,7 +23,7 @@ EVERY := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'package
 EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(scenario_exit_reorg) + binary(scenario_mass_exit) + binary(scenario_variants) + binary(~scenario_htlc)'
 ADVERSARIES := timeout 2700 $(CARGO) nextest run --locked --workspace --run-ignored only \
-	-E 'binary(~scenario_adversary) + binary(~scenario_reorg) + binary(~scenario_rotate_)'
+	-E 'binary(~scenario_adversary) + binary(~scenario_reorg) + binary(/scenario_rotate_(exit|hostile|race)/)'
 CRASH := $(CARGO) nextest run --locked --workspace --run-ignored only --no-capture \
 	-E 'binary(scenario_crash) + binary(scenario_rotate) + binary(scenario_liquidity)'
 HOSTILE := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'binary(scenario_hostile)'
@@ -34,13 +34,13 @@ EVERY := $(QUICK) --include-ignored
 EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_reorg --test scenario_mass_exit \
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
 ADVERSARIES := timeout 2700 $(CARGO) test --locked --workspace --test 'scenario_adversary_*' --test 'scenario_reorg_*' \
-	--test 'scenario_rotate_*' \
+	--test scenario_rotate_exit --test scenario_rotate_hostile --test scenario_rotate_race \
 	-- --test-threads=1 --ignored
 CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash --test scenario_rotate --test scenario_liquidity -- --test-threads=1 --ignored --nocapture
 HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored
 endif
 
-.PHONY: help demo test scenarios exits adversaries crash checks hostile fuzz fuzz-seeds vectors random bench scale build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios figures exits adversaries crash checks hostile fuzz fuzz-seeds vectors random bench scale build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -55,6 +55,10 @@ test: build peer ## unit tests and the quick scenarios
 
 scenarios: build peer ## every scenario, the long ones too
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(EVERY)
+
+figures: build peer ## what rotations cost, and a hundred of one factory under load (bounded to 20 minutes)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; timeout 1200 $(CARGO) test --locked --workspace --test scenario_rotate_figures \
+		-- --test-threads=1 --ignored --nocapture
 
 exits: build peer ## the long exits: in a crowd, every reorganisation, large trees, default delays (each ends after ten minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(EXITS)

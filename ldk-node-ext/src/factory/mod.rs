@@ -27,6 +27,7 @@ mod rotate_client;
 mod rotate_end;
 mod rotate_limits;
 mod rotate_lsp;
+mod rotate_moves;
 mod sell;
 mod stored;
 mod watchers;
