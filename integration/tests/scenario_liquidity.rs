@@ -57,7 +57,7 @@ fn a_client_without_inbound_buys_some_and_is_paid() -> Result<()> {
 /// to; the close pays everybody to the satoshi.
 #[test]
 fn the_operator_sells_neighbours_give_back_and_the_factory_is_closed() -> Result<()> {
-    let world = World::start("liquidity-lsp", 2)?;
+    let world = World::start_with_lsp("liquidity-lsp", 2, &["--free-liquidity-sat", "1"])?;
     // Both in one leaf, so that they are neighbours.
     let params = json!({ "clients_per_leaf": 2, "arity": [], "layers": [[[8, 4, 8]]] });
     let request = world.factory_request(CAPACITY, CAPACITY / 2, STOCK, Some(params));

@@ -108,7 +108,8 @@ fn what_companions_cost() -> Result<()> {
     let params = json!({ "arity": [2], "layers": [[], [[8, 4, 8], [8, 4, 0]]] });
     let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params));
     let id = world.create_factory(&request)?.instance_id;
-    let orders: Vec<Order> = (0..PAYMENTS).map(|i| if i % 2 == 0 { there(10_001) } else { back(10_001) }).collect();
+    let orders: Vec<Order> =
+        (0..PAYMENTS).map(|i| if i % 2 == 0 { there(10_001) } else { back(10_001) }).collect();
     for rotations in [0, 1, 3, 4] {
         for _ in 0..rotations {
             rotate::once(&world, &id, MOVER)?;

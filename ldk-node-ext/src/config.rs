@@ -63,7 +63,7 @@ pub struct LspSettings {
     /// it signs or they leave.
     pub accept_close_asks: bool,
     /// By how much a client may grow its channel out of its leaf's stock by asking, beyond what it had at the creation,
-    /// sat; nothing is charged for it. 0: only the operator sells.
+    /// sat; nothing is charged for it. 0: clients cannot ask, only the operator changes capacities.
     pub free_liquidity_sat: u64,
 }
 

@@ -16,6 +16,8 @@
 //! passes until a newer state, in which the channel is as it was on V, is complete on both sides, or until the client
 //! has said that it gave nothing away. So the provider has the leaf advance once more as soon as it can.
 
+use std::time::Duration;
+
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, ScriptBuf, Transaction, TxOut};
 use lightning::ln::types::ChannelId;
@@ -24,15 +26,21 @@ use lightning::util::persist::{
     CHANNEL_MANAGER_PERSISTENCE_SECONDARY_NAMESPACE,
 };
 use lightning::util::ser::Writeable;
+use tokio::time::Instant;
 
-use super::stored::{Factory, Signed};
+use super::rotate_begin::Wish;
+use super::stored::{Factory, Leaf, Signed, Stage};
 use super::Service;
+use crate::api::NodeLevel;
 use crate::error::Error;
 use crate::faults;
 use crate::ldk::{channel_id, InstanceId, Real};
 use crate::util::lock;
 use bolt_tlv::payload;
-use factory_core::advance::LspAdvanceState;
+use factory_core::advance::{AdvanceReason, LspAdvanceState};
+
+/// A leaf that rests is tried to be restored once in so long.
+const RESTORE_EVERY: Duration = Duration::from_secs(20);
 
 /// A channel's change of capacity in a rotation under way.
 #[derive(Clone, Copy, Debug)]
@@ -260,6 +268,7 @@ impl Service {
                 if lock(&self.to_sign).remove(&name) {
                     if let Err(e) = self.parts.changes.sign(&peer, &name, &v) {
                         tracing::error!(%channel, error = %e, "change of capacity not signed");
+                        lock(&self.to_sign).insert(name);
                     }
                     faults::point("node.change.signed");
                 }
@@ -295,6 +304,53 @@ impl Service {
             }
             if let Err(e) = self.parts.changes.free(peer, &name, &v) {
                 tracing::error!(%channel, %v, error = %e, "change of capacity");
+            }
+        }
+    }
+
+    /// A channel that is left, and that LDK has closed: what it does not know of a change of capacity is published as soon
+    /// as its output is on the chain.
+    pub(super) fn leave_unknown(&self, channel: &ChannelId) {
+        let mapping = &self.parts.mapping;
+        for v in mapping.pending(channel).into_iter().filter(|v| mapping.is_ahead(v) && mapping.is_bound(v)) {
+            if let Err(e) = self.parts.changes.leave(&v) {
+                tracing::error!(%channel, %v, error = %e, "no commitment to leave by");
+            }
+        }
+    }
+
+    /// Whether a change of a channel's capacity is not over: its newest state may be complete, and not locked.
+    pub(super) fn is_changing(&self, channel: &OutPoint) -> bool {
+        !self.parts.mapping.pending(&channel_id(*channel)).is_empty()
+    }
+
+    /// Has leaves whose channels rest advance once more, as soon as everybody is there (LSP).
+    pub(super) fn restore_resting(&mut self, now: Instant) {
+        let mut found = Vec::new();
+        for (id, factory) in self.factories.iter().filter(|(_, f)| f.state.stage == Stage::Live) {
+            let rests = |leaf: &Leaf| {
+                let rests = |c: &OutPoint| self.is_resting(factory, c) && self.is_undecided(factory, c);
+                leaf.channels.iter().find(|(c, _)| rests(c)).and_then(|(_, client)| *client)
+            };
+            let leaves = factory.leaves();
+            found.extend(leaves.iter().filter_map(|leaf| Some((*id, leaf.first, rests(leaf)?))));
+        }
+        for (id, first, client) in found {
+            let last = self.restored.get(&(id, first));
+            if last.is_some_and(|at| *at + RESTORE_EVERY > now) {
+                continue;
+            }
+            let wish = Wish {
+                level: NodeLevel::Leaf,
+                changes: Vec::new(),
+                reason: AdvanceReason::Rotate,
+                force: false,
+            };
+            match self.begin_rotation(id, client, wish) {
+                Ok(_) => {
+                    self.restored.insert((id, first), now);
+                }
+                Err(e) => tracing::debug!(%client, reason = %e, "leaf is not restored yet"),
             }
         }
     }

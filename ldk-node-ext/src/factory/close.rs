@@ -73,6 +73,11 @@ impl Service {
         if self.is_closing(factory) {
             return Err(Error::Conflict("the factory is being closed".into()));
         }
+        if let Some((channel, _)) = factory.channels()?.iter().find(|(channel, _)| self.is_changing(channel))
+        {
+            let text = format!("the capacity of channel {} is being changed", channel_id(*channel));
+            return Err(Error::Unavailable(text));
+        }
         let mut rotating = self.rotating.iter().filter(|((of, _), r)| of == id && !r.is_complete());
         if let Some(((_, attempt), _)) = rotating.next() {
             return Err(Error::Conflict(format!("rotation {attempt} of a leaf of the factory is under way")));

@@ -81,6 +81,10 @@ impl Service {
         }
         let open = self.parts.manager.list_channels();
         for (outpoint, client) in factory.channels()? {
+            if self.is_changing(&outpoint) {
+                let text = format!("the capacity of channel {} is being changed", channel_id(outpoint));
+                return Err(Error::Unavailable(text));
+            }
             let at_rest = open.iter().find(|c| c.channel_id == channel_id(outpoint)).is_some_and(|c| {
                 c.channel_shutdown_state.is_none_or(|s| s == ChannelShutdownState::NotShuttingDown)
             });

@@ -206,7 +206,11 @@ impl Service {
         let open = self.parts.manager.list_channels();
         for (outpoint, client) in factory.channels().unwrap_or_default() {
             let channel = channel_id(outpoint);
-            if !exit.leaving.contains(&outpoint) || !open.iter().any(|c| c.channel_id == channel) {
+            if !exit.leaving.contains(&outpoint) {
+                continue;
+            }
+            if !open.iter().any(|c| c.channel_id == channel) {
+                self.leave_unknown(&channel);
                 continue;
             }
             let peer = match (&self.parts.config.role, client) {

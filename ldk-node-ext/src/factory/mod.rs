@@ -171,6 +171,8 @@ pub(crate) struct Service {
     rotation_failures: HashMap<(InstanceId, u32), String>,
     /// Channels whose change of capacity LDK wants to have signed.
     to_sign: Mutex<HashSet<ChannelId>>,
+    /// LSP: when leaves that rest were last tried to be restored.
+    restored: HashMap<(InstanceId, u32), Instant>,
     /// LSP: when clients last had their capacities changed because they asked, blocks.
     asked: HashMap<PublicKey, u32>,
     /// LSP: clients at whom a rotation failed lately that had used a position up.
@@ -221,6 +223,7 @@ impl Loaded {
             tries: HashMap::new(),
             rotation_failures: HashMap::new(),
             asked: HashMap::new(),
+            restored: HashMap::new(),
             to_sign: Mutex::new(HashSet::new()),
             wasteful: HashMap::new(),
             handover,

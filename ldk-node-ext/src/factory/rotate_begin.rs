@@ -1,6 +1,7 @@
 //! How a rotation begins at the LSP, and why it may not.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::OutPoint;
@@ -20,6 +21,10 @@ use crate::error::Error;
 use crate::faults;
 use crate::ldk::{channel_id, InstanceId, MAX_REALS};
 use crate::node::parse_node_id;
+
+/// Longest phase of a rotation that changes a capacity: the channel is quiescent for up to four of them, and LDK
+/// disconnects after 60 s of that.
+const LONGEST_CHANGE: Duration = Duration::from_secs(14);
 
 /// What a rotation shall do.
 pub(super) struct Wish {
@@ -87,6 +92,14 @@ impl Service {
                 format!("a change of channel {} has failed: rotate its leaf first", channel_id(*channel));
             return Err(Error::Conflict(text));
         }
+        let channels = || leaves.iter().flat_map(|leaf| &leaf.channels);
+        let unlocked = channels().find(|(c, _)| self.is_changing(c) && !self.is_resting(factory, c));
+        if let Some((channel, client)) = unlocked {
+            let whose = client.map(|c| c.to_string()).unwrap_or_default();
+            let text =
+                format!("the capacity of channel {} with {whose} is being changed", channel_id(*channel));
+            return Err(Error::Unavailable(text));
+        }
         let left = factory.params().remaining(factory.position(place)?)?.leaf();
         if !force {
             self.check_wasteful(&id, &leaves, left)?;
@@ -98,7 +111,11 @@ impl Service {
             .attempts
             .checked_add(1)
             .ok_or_else(|| Error::Conflict(format!("{} tries to rotate, no more numbers", marks.attempts)))?;
-        let phase = self.lsp_settings()?.phase_timeout.min(LONGEST_PHASE);
+        let mut phase = self.lsp_settings()?.phase_timeout.min(LONGEST_PHASE);
+        if !changes.is_empty() {
+            // A channel that is quiescent for too long is disconnected by LDK.
+            phase = phase.min(LONGEST_CHANGE);
+        }
         let seconds = u32::try_from(phase.as_secs()).unwrap_or(u32::MAX);
         let config = LspAdvanceConfig {
             record: record.as_ref().clone(),

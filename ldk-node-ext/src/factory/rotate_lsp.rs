@@ -250,6 +250,9 @@ impl Service {
         self.stop_waiting(now);
         self.following_timers(now);
         self.asking_timers(now);
+        if self.is_lsp() {
+            self.restore_resting(now);
+        }
     }
 
     pub(super) fn rotation_input(&mut self, key: (InstanceId, u16), input: LspAdvanceInput) {

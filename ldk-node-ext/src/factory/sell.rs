@@ -29,6 +29,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// How long a client waits between two changes of its channel that it asks for itself, blocks: each uses up a state of
 /// its leaf.
 const ASK_PAUSE_BLOCKS: u32 = 6;
+/// Updates of a leaf that its clients cannot use up by asking.
+const KEPT_UPDATES: u64 = 2;
 /// [`payload::AdvanceDecline`]'s code for what the settings do not allow.
 const NOT_ALLOWED: u16 = 1;
 /// That for what is not possible now.
@@ -94,6 +96,9 @@ impl Service {
         let open = self.parts.manager.list_channels();
         let details = open.iter().find(|c| c.channel_id == channel_id(channel) && c.is_channel_ready);
         let now = details.ok_or_else(|| Error::Conflict("the channel is not open".into()))?;
+        if self.is_changing(&channel) || now.channel_value_satoshis != factory.capacity_of(&channel)? {
+            return Err(Error::Unavailable("the change before is not over".into()));
+        }
         let capacity_sat = now.channel_value_satoshis.checked_add_signed(change_sat);
         let capacity_sat = capacity_sat.ok_or_else(|| Error::invalid("change_sat", "out of range"))?;
         let following = self.following(&id)?;
@@ -174,6 +179,14 @@ impl Service {
         let index = record.index_of(&client).unwrap_or(usize::MAX);
         let born_sat = record.plan.members.get(index).map_or(0, |m| m.share.capacity_sat);
         let now_sat = factory.capacity_of(channel).map_err(not_now)?;
+        let first = factory.leaf_of(channel).map_or(0, |leaf| leaf.first);
+        if free_sat == 0 {
+            return Err((NOT_ALLOWED, "this LSP changes capacities itself: ask its operator".into()));
+        }
+        let left = factory.params().remaining(factory.position(first).map_err(not_now)?);
+        if left.map_err(|e| not_now(e.into()))?.leaf() <= KEPT_UPDATES {
+            return Err((NOT_NOW, format!("the last {KEPT_UPDATES} updates of the leaf are kept back")));
+        }
         let most_sat = born_sat.saturating_add(free_sat);
         if wanted_sat > now_sat && wanted_sat > most_sat {
             let text = format!("capacity_sat {wanted_sat}: a client may take up to {most_sat} by itself");

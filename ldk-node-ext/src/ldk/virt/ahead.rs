@@ -56,6 +56,10 @@ impl Retired {
             if !live.get_outputs_to_watch().iter().any(|(txid, _)| *txid == v.txid) {
                 continue;
             }
+            // LDK was not shown that it is on the chain. It stays apart.
+            if self.mapping.is_confirmed(&v) {
+                continue;
+            }
             // If it cannot be written it stays as it is until the next time.
             if let Err(e) = self.mapping.overtaken(&v) {
                 tracing::error!(%v, error = %e, "not stored that LDK knows it");

@@ -280,6 +280,12 @@ impl Streams {
 
     fn is_accompanied(&self, channel: &ChannelId, needs: &[Needs]) -> Result<bool, String> {
         for need in needs {
+            // Its R' is on the chain, and LDK was not shown that: what is below goes to V's own monitor for good.
+            let late = |v: &OutPoint| Some(v.txid) == need.funding && self.mapping.is_confirmed(v);
+            let ahead = |v: &OutPoint| self.mapping.is_ahead(v) && late(v);
+            if self.mapping.pending(channel).iter().any(ahead) {
+                return Err("commitment_signed: its output is on the chain already".into());
+            }
             let ready = self.commitments.is_accompanied(
                 channel,
                 need.funding.as_ref(),

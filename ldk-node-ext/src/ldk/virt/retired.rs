@@ -110,6 +110,14 @@ impl Retired {
             let kept =
                 retired.decode(&bytes).map_err(|e| Error::Corrupt { key: what, reason: e.to_string() })?;
             if !retired.mapping.is_ahead(&kept.v) {
+                if retired.mapping.pending(&kept.channel).contains(&kept.v) {
+                    // LDK's monitor knows it; the process died before this one was removed.
+                    retired
+                        .store
+                        .remove(NAMESPACE, "", &name, false)
+                        .map_err(|e| store::error(NAMESPACE, &e))?;
+                    continue;
+                }
                 retired.retire(&kept.v);
             }
             lock(&retired.inner).kept.push(Kept { dirty: false, ..kept });
