@@ -3,11 +3,12 @@
 
 use anyhow::Result;
 use integration::crash::Place;
-use integration::ledger::{wait_at_rest, wait_for, Snapshot};
+use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
 use integration::liquidity;
+use integration::pace::{self, Leaving};
 use integration::payments::{pay, Order, Party};
 use integration::{close, exit, rotate, World};
-use serde_json::json;
+use serde_json::{json, Value};
 
 const CAPACITY: u64 = 500_000;
 /// Nearly all: what is left is the LSP's reserve of 1 %.
@@ -154,4 +155,37 @@ fn a_process_dies_in_a_sale() -> Result<()> {
 #[ignore = "long: make crash"]
 fn a_process_dies_at_every_step_of_a_sale() -> Result<()> {
     dies_and_goes_on("liquidity-all-die", &STEPS)
+}
+
+/// A client dies in a sale and does not come back: before it has given its last signature, and when the LSP has completed
+/// the state. The LSP leaves it with all that is its own; the client comes back to its money.
+#[test]
+#[ignore = "long: make crash"]
+fn the_lsp_leaves_a_client_that_died_in_a_sale() -> Result<()> {
+    for point in ["node.change.bound", "client.pending.stored", "client.advance.store"] {
+        println!("{point}");
+        let mut world = World::start("liquidity-left", 2)?;
+        let params = json!({ "arity": [2], "layers": [[], [[8, 4, 8]]] });
+        let request = world.factory_request(CAPACITY, CAPACITY / 2, STOCK, Some(params));
+        let id = world.create_factory(&request)?.instance_id;
+        let node = world.client(BUYER)?.node_id().to_owned();
+        let start = Snapshot::take(&world)?;
+        let before = wait_for(&world, &start.after(&[pay(&world, there(12_345_678))?])?)?;
+        wait_at_rest(&world)?;
+        world.client(BUYER)?.faults().set(&format!("kill@{point}"))?;
+        liquidity::sell(&world, &id, BUYER, 100_000)?;
+        world.client_mut(BUYER)?.wait_killed()?;
+        world.client(BUYER)?.faults().clear()?;
+
+        let leaving = Leaving::by_lsp(&world, BUYER, &id)?;
+        world.lsp.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &json!({ "client": node }))?;
+        pace::drive(&world, std::slice::from_ref(&leaving), 400, &mut |_| Ok(()))?;
+        pace::rest(&world)?;
+        world.client_mut(BUYER)?.start()?;
+        pace::rest_until(&world, |after| check_conserved(&world, &before, after))?;
+        let now = world.client(BUYER)?.balance()?;
+        assert_eq!(now.onchain.confirmed_sat, now.total_sat, "{now:?}");
+        world.finish();
+    }
+    Ok(())
 }
