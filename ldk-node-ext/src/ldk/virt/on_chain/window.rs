@@ -116,6 +116,24 @@ fn a_commitment_of_the_peer_is_claimed_on_the_new_outpoint() {
     }
 }
 
+/// R' comes to the chain before LDK has heard of V', and the peer's `commitment_signed` for it comes after that: LDK must
+/// not have it, since it was not shown R'.
+#[test]
+fn a_signature_that_comes_after_its_output_is_refused() {
+    for b in [false, true] {
+        let (mut world, to) = world(b, At::Bound, false);
+        for side in [false, true] {
+            let [node, peer] = world.pair.sides(side);
+            node.changes.sign(&peer.id, &world.pair.channel, &to.v).unwrap();
+        }
+        let theirs = on_new(&world, !b, &to);
+        world.confirm_leaf(2);
+        world.pair.settle();
+        world.block(&[theirs]);
+        assert_eq!(world.resolve(b, LONG), expected(b, true), "side b: {b}");
+    }
+}
+
 #[test]
 fn a_commitment_of_the_peer_is_claimed_on_the_old_outpoint() {
     for at in WINDOW {
