@@ -117,12 +117,32 @@ impl Leaving {
             return offered(world, step.txid, &exit);
         }
         let Some(commitment) = exit.commitment_txid else {
-            return Ok(Seen::NotYet(format!("no commitment: {exit:?}")));
+            // If the other side's commitment was faster, ours has no place in the mempool; this exit shows the one
+            // that confirms.
+            let theirs =
+                exit.steps.last().map(|step| self.commitment_below(world, step.txid)).transpose()?.flatten();
+            let missing = || Seen::NotYet(format!("no commitment: {exit:?}"));
+            return Ok(theirs.map_or_else(missing, |txid| Seen::Done(Stand::Offered(txid))));
         };
         match chain.confirmed(commitment)? {
             None => offered(world, commitment, &exit),
             Some(there) => self.sweep(world, &exit, there.height, &there.tx),
         }
+    }
+
+    /// A commitment in the mempool, whoever's, on an output of the path's last transaction.
+    fn commitment_below(&self, world: &World, last: Txid) -> Result<Option<Txid>> {
+        let Some(leaf) = world.bitcoind.confirmed(last)? else { return Ok(None) };
+        for vout in (0u32..).zip(&leaf.tx.output).map(|(vout, _)| vout) {
+            if let Some(spender) = world.bitcoind.mempool_spender(OutPoint::new(last, vout))? {
+                let tx = world.bitcoind.transaction(spender)?;
+                // Not the child that pays for the path.
+                if tx.is_some_and(|tx| tx.input.len() == 1) {
+                    return Ok(Some(spender));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// The commitment is confirmed at `height`: its delay runs, then it is swept.
