@@ -193,9 +193,12 @@ fn stock_sat(world: &World) -> Result<u64> {
             if root.map(published).transpose()? == Some(true) {
                 let parents: HashSet<Txid> = tree.iter().map(|tx| tx.parent_txid).collect();
                 let leaves: Vec<_> = tree.iter().filter(|tx| !parents.contains(&tx.txid)).collect();
-                let each = stock / u64::try_from(leaves.len())?;
+                let members: Vec<_> = factory.clients.iter().filter(|c| c.reason.is_none()).collect();
                 for leaf in leaves {
-                    sum += if published(leaf)? { 0 } else { each };
+                    if !published(leaf)? {
+                        let own = members.get(leaf.clients.0..leaf.clients.1).unwrap_or_default();
+                        sum += leaf.sat.saturating_sub(own.iter().map(|c| c.capacity_sat).sum());
+                    }
                 }
             }
         }

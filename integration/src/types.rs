@@ -294,6 +294,8 @@ pub struct TreeTx {
     pub delay_blocks: u16,
     /// The clients below it: number of the first, and of the last plus one.
     pub clients: (usize, usize),
+    /// What it spends, sat.
+    pub sat: u64,
     /// Confirmation height.
     pub confirmed_height: Option<u32>,
 }
