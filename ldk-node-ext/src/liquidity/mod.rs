@@ -1,0 +1,3 @@
+//! Liquidity for clients: what is done with a payment for which a client has no room.
+
+pub mod decide;
