@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 export BIN_PEER := $(TARGET)/peer/debug/peer
 
 # Always the whole workspace, and a filter: what is built for one package alone has other features of shared crates, and
-# would be built twice. Scenarios run one at a time: each is a dozen processes.
+# would be built twice.
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ifneq ($(NEXTEST),)
 UNIT := $(CARGO) nextest run --locked --workspace -E 'not package(integration)'
@@ -29,7 +29,7 @@ CRASH := $(CARGO) nextest run --locked --workspace --run-ignored only --no-captu
 HOSTILE := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'binary(scenario_hostile)'
 else
 UNIT := true
-QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=1
+QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=2
 EVERY := $(QUICK) --include-ignored
 EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_reorg --test scenario_mass_exit \
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
