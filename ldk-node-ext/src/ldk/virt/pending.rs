@@ -48,6 +48,13 @@ impl Mapping {
         self.has(v, |known| known.confirmed.is_some())
     }
 
+    /// Whether a real outpoint is confirmed of a V that LDK has moved on from: none of the V that it uses can be then.
+    pub(crate) fn is_overtaken(&self, channel: &ChannelId) -> bool {
+        let inner = read(&self.inner);
+        let virtuals = inner.channels.get(channel).map(|c| c.virtuals.as_slice()).unwrap_or_default();
+        virtuals.iter().any(|v| v.retired && v.confirmed.is_some())
+    }
+
     /// The transaction that LDK believes creates V.
     pub(super) fn creation(&self, v: &OutPoint) -> Option<bitcoin::Transaction> {
         let inner = read(&self.inner);
