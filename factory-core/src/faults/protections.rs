@@ -71,6 +71,11 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("splice.stfu.early", 14, "what both sides add is in one splice"),
     ("virt.ahead.none", 9, "a new V that LDK does not know yet has a monitor"),
     ("splice.lock.not_held", 11, "a new V is locked when both have the new state"),
+    (
+        "virt.superseded.dropped",
+        9,
+        "a V' of a try that a newer state has overtaken is watched as a retired one is",
+    ),
     ("virt.splice.sent", 16, "a splice transaction that only LDK believes in stays here"),
     // Payments.
     ("ready.not_held", 13, "channel_ready is held until the funding is deep"),

@@ -5,6 +5,9 @@
 //! | ahead | V' is added | LDK's monitor knows nothing of V'. What happens below it goes to a monitor made for it |
 //! | bound | a signature may leave that lets R' confirm | V' is not given up, and the peer cannot make us |
 //! | lockable | the new state is complete and stored | LDK may hear that V' is locked |
+//!
+//! A V' that is retired while it is ahead is one of a try that a newer state has overtaken: it keeps its monitor, and is
+//! watched for what the peer may have completed.
 
 use bitcoin::{OutPoint, Txid};
 use lightning::ln::types::ChannelId;
