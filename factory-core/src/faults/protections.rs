@@ -71,11 +71,17 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("splice.stfu.early", 14, "what both sides add is in one splice"),
     ("virt.ahead.none", 9, "a new V that LDK does not know yet has a monitor"),
     ("splice.lock.not_held", 11, "a new V is locked when both have the new state"),
+    (
+        "virt.superseded.dropped",
+        9,
+        "a V' of a try that a newer state has overtaken is watched as a retired one is",
+    ),
     ("virt.splice.sent", 16, "a splice transaction that only LDK believes in stays here"),
     // Payments.
     ("ready.not_held", 13, "channel_ready is held until the funding is deep"),
     ("factory.any_depth", 13, "a factory goes live when its funding is deep enough"),
     ("node.depth.ignored", 13, "payments stop while a reorganisation has made the funding too shallow"),
+    ("virt.stuck.pays", 13, "payments stop when a state from before a change of capacity is on the chain"),
     ("htlc.expiry", 6, "an HTLC expires late enough for an exit"),
     ("htlc.delta", 6, "incoming and outgoing expiry are far enough apart for an exit"),
     ("htlc.no_alarm", 6, "an exit starts in time for an HTLC"),

@@ -129,6 +129,9 @@ pub enum ChannelState {
     Closing,
     /// Unilateral exit under way.
     Exiting,
+    /// A state from before a change of capacity has won its race to the chain, and nothing that was signed for its output
+    /// counts any more: both sides would have to sign for it. No payment passes.
+    Stuck,
 }
 
 /// One channel.

@@ -95,7 +95,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip)?);
     let fees = Arc::new(Fees::new(config.fallback_feerate_sat_per_vb, config.max_feerate_sat_per_vb));
     fees.refresh(&bitcoind).await;
-    let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index)));
+    let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index), Arc::clone(&mapping)));
     let outward = Outward::new(Arc::clone(&mapping), Arc::clone(&commitments), Arc::clone(&keys));
     let outward = Arc::new(outward);
     let (broadcaster, outgoing) =

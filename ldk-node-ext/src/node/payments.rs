@@ -150,11 +150,14 @@ impl Node {
         if invoice.get_payee_pub_key() == self.parts.node_id {
             return "this node's own invoice".into();
         }
-        let mut usable = self.parts.manager.list_usable_channels();
-        let connected = usable.len();
+        let channels = self.parts.manager.list_usable_channels();
+        let (connected, mut usable) = (channels.len(), channels.clone());
         usable.retain(|c| self.parts.depth.suffices(&c.channel_id));
         if connected > 0 && usable.is_empty() {
-            return "no route: the funding of the factory is not deep enough in the chain".into();
+            return match channels.iter().any(|c| self.parts.depth.is_stuck(&c.channel_id)) {
+                true => "no route: the channel is stuck, an older state is on the chain".into(),
+                false => "no route: the funding of the factory is not deep enough in the chain".into(),
+            };
         }
         if usable.is_empty() {
             return "no route: no channel is usable now (is the peer connected?)".into();

@@ -74,6 +74,7 @@ pub fn channels(channels: &[ChannelInfo]) -> String {
                 ChannelState::Ready => "ready",
                 ChannelState::Closing => "closing",
                 ChannelState::Exiting => "exiting",
+                ChannelState::Stuck => "stuck: an older state is on the chain",
             };
             vec![
                 short(&c.channel_id),
