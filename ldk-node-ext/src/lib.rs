@@ -30,6 +30,7 @@ pub mod ldk;
 mod logger;
 mod node;
 mod publish;
+mod relay;
 pub mod store;
 mod util;
 mod wallet;

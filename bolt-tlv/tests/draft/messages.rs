@@ -101,7 +101,7 @@ fn companion(htlcs: usize) -> Companion {
 
 /// All messages, by number.
 pub fn all() -> Vec<Vector> {
-    let all = [creation(), closing(), advance(), live()];
+    let all = [creation(), closing(), advance(), live(), relay()];
     all.into_iter().flatten().collect()
 }
 
@@ -279,5 +279,25 @@ fn live() -> Vec<Vector> {
                 companions: two
             }
         ),
+    ]
+}
+
+fn relay() -> Vec<Vector> {
+    let payment_hash = [0xaa; 32];
+    vec![
+        vector!(
+            "RelayAsk",
+            RelayAsk {
+                payment_hash,
+                payment_secret: [0xab; 32],
+                amount_msat: 250_000_000,
+                min_final: 360,
+                max_fee_msat: 2_500_000,
+                expiry_secs: 3600,
+                description: LongText("two oxen".into()),
+            }
+        ),
+        vector!("RelayInvoice", RelayInvoice { payment_hash, invoice: LongText("lnbcrt1".into()) }),
+        vector!("RelayDecline", RelayDecline { payment_hash, code: 2, text: "not now".into() }),
     ]
 }

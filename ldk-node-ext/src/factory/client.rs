@@ -130,6 +130,7 @@ impl Service {
             return self.client_input(ClientInput::Message(payload)).await;
         }
         match payload {
+            Payload::RelayInvoice(_) | Payload::RelayDecline(_) => self.parts.relay_answered(payload),
             Payload::Funded(m) => self.funding_shown(&m.instance_id, m.transaction),
             Payload::Abort(m) => {
                 let aborted = self.factories.get(&m.instance_id).is_some_and(|f| {

@@ -14,7 +14,7 @@ use lightning::blinded_path::payment::{BlindedPaymentPath, ReceiveTlvs};
 use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::channelmanager::MIN_CLTV_EXPIRY_DELTA;
 use lightning::ln::types::ChannelId;
-use lightning::routing::router::{InFlightHtlcs, Route, RouteParameters, Router};
+use lightning::routing::router::{InFlightHtlcs, Payee, Route, RouteParameters, Router};
 use lightning::sign::ReceiveAuthKey;
 
 use super::{FundingDepth, Outpoints};
@@ -60,8 +60,11 @@ impl<R: Router> Router for FactoryRouter<R> {
         let Some(most) = needs.iter().map(|(_, delta)| *delta).max() else {
             return self.inner.find_route(payer, route_params, first_hops, inflight_htlcs);
         };
-        // What is added below must not break the payer's limit.
         let limit = route_params.payment_params.max_total_cltv_expiry_delta;
+        if is_direct(route_params) {
+            return self.inner.find_route(payer, route_params, first_hops, inflight_htlcs);
+        }
+        // What is added below must not break the payer's limit.
         let left = limit.saturating_sub(most.saturating_sub(MIN_CLTV_EXPIRY_DELTA.into()));
         if left == 0 {
             return Err("The limit of the total expiry delta is below what the factory channel needs");
@@ -99,6 +102,18 @@ impl<R: Router> Router for FactoryRouter<R> {
     }
 }
 
+/// Whether the limit of the total expiry delta leaves no room for a node in between: then nobody forwards, and nothing
+/// has to be added.
+fn is_direct(route_params: &RouteParameters) -> bool {
+    let parameters = &route_params.payment_params;
+    let last = match &parameters.payee {
+        Payee::Clear { final_cltv_expiry_delta, .. } => *final_cltv_expiry_delta,
+        Payee::Blinded { .. } => return false,
+    };
+    let forwarded = last.saturating_add(MIN_CLTV_EXPIRY_DELTA.into());
+    parameters.max_total_cltv_expiry_delta < forwarded
+}
+
 /// Blocks from now to the expiry of a path's first HTLC.
 fn total_delta(path: &lightning::routing::router::Path) -> u32 {
     path.hops.iter().fold(0, |sum, hop| sum.saturating_add(hop.cltv_expiry_delta))
@@ -119,7 +134,7 @@ fn raise(route: &mut Route, needs: &[(u64, u32)]) {
 mod tests {
     use super::*;
     use bitcoin::secp256k1::SecretKey;
-    use lightning::routing::router::{Path, RouteHop};
+    use lightning::routing::router::{Path, PaymentParameters, RouteHop};
     use lightning::types::features::{ChannelFeatures, NodeFeatures};
 
     fn path(hops: &[(u64, u32)]) -> Path {
@@ -134,6 +149,18 @@ mod tests {
             maybe_announced_channel: false,
         };
         Path { hops: hops.iter().map(hop).collect(), blinded_tail: None }
+    }
+
+    #[test]
+    fn a_payment_without_room_for_another_node_is_direct() {
+        let key = SecretKey::from_slice(&[1; 32]).unwrap().public_key(&Secp256k1::new());
+        let with = |limit| {
+            let to = PaymentParameters::from_node_id(key, 363).with_max_total_cltv_expiry_delta(limit);
+            RouteParameters::from_payment_params_and_value(to, 1)
+        };
+        let hop = u32::from(MIN_CLTV_EXPIRY_DELTA);
+        assert!(is_direct(&with(364)) && is_direct(&with(363 + hop - 1)));
+        assert!(!is_direct(&with(363 + hop)) && !is_direct(&with(1008)));
     }
 
     #[test]

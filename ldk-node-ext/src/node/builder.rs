@@ -42,6 +42,7 @@ use crate::ldk::{
 };
 use crate::logger::Logger;
 use crate::publish::Publisher;
+use crate::relay::{self, Asks, Relays};
 use crate::store::events::Events;
 use crate::store::holds::Holds;
 use crate::store::payments::Payments;
@@ -262,6 +263,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         node_id: keys.node_id(),
         payments,
         holds: Holds::open(Arc::clone(&store))?,
+        relays: Relays::open(Arc::clone(&store))?,
+        asks: Asks::default(),
         events: Events::open(Arc::clone(&store))?,
         config,
         keys,
@@ -353,6 +356,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     ));
     tasks.spawn(room::run(Arc::clone(&parts), monitor_store, stop_receiver.clone()));
     tasks.spawn(retired_events(Arc::clone(&parts), stop_receiver.clone()));
+    tasks.spawn(relay::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(holds::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {

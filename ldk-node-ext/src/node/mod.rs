@@ -40,6 +40,7 @@ use crate::ldk::{
     HeldHtlcs, Mapping, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Streams, Sweeper,
 };
 use crate::logger::Logger;
+use crate::relay::{Asks, Relays};
 use crate::store::events::Events;
 use crate::store::holds::Holds;
 use crate::store::payments::Payments;
@@ -84,6 +85,10 @@ pub(crate) struct Parts {
     pub(crate) bumps: bumps::BumpMemory,
     pub(crate) payments: Payments,
     pub(crate) holds: Holds,
+    /// LSP: payments received for clients.
+    pub(crate) relays: Relays,
+    /// Client: invoices that the LSP was asked for.
+    pub(crate) asks: Asks,
     pub(crate) events: Events,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) tip: watch::Receiver<BlockLocator>,

@@ -93,7 +93,8 @@ pub fn channels(channels: &[ChannelInfo]) -> String {
 
 /// `invoice`.
 pub fn invoice(i: &Invoice) -> String {
-    format!("{}\npayment hash {}", i.invoice, i.payment_hash)
+    let relayed = i.relay_fee_msat.map(|fee| format!("\nreceived by the LSP, for {}", msat(fee)));
+    format!("{}\npayment hash {}{}", i.invoice, i.payment_hash, relayed.unwrap_or_default())
 }
 
 fn status(s: PaymentStatus) -> &'static str {
@@ -110,12 +111,18 @@ pub fn payment(p: &Payment) -> String {
     let way = match p.direction {
         Direction::In => "received",
         Direction::Out => "sent",
+        Direction::Relayed => "relayed",
     };
     let failure = p.failure.as_ref().map(|f| format!("\nfailure       {f}")).unwrap_or_default();
     let claim_by = match (p.status, p.claim_by_height) {
         (PaymentStatus::Held, Some(height)) => format!("\nclaim before  height {height}"),
         _ => String::new(),
     };
+    let relayed = p.relayed.as_ref().map(|r| {
+        let paid = yes(r.client_paid);
+        format!("\nclient        {}\ncame in       {}\nclient paid   {paid}", r.client, msat(r.received_msat))
+    });
+    let failure = relayed.unwrap_or_default() + &failure;
     format!(
         "payment hash  {}\nstatus        {}\n{way:<13} {}\nfee           {}\nlast change   {}{claim_by}{failure}",
         p.payment_hash,
@@ -143,6 +150,7 @@ pub fn payments(payments: &[Payment]) -> String {
             let way = match p.direction {
                 Direction::In => "in",
                 Direction::Out => "out",
+                Direction::Relayed => "relayed",
             };
             let failure = p.failure.as_ref().map(|f| format!(": {f}")).unwrap_or_default();
             vec![
