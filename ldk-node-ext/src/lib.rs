@@ -27,6 +27,7 @@ mod htlc_rules;
 pub mod http;
 mod keys;
 pub mod ldk;
+mod liquidity;
 mod logger;
 mod node;
 mod publish;
