@@ -5,6 +5,7 @@
 //! the LSP, and the client's policy says how much of that it takes ([`accept`]).
 
 mod accept;
+pub mod decide;
 
 use lightning::ln::types::ChannelId;
 
