@@ -23,6 +23,7 @@ pub mod fees;
 pub mod hold;
 pub mod htlc_exit;
 pub mod http;
+pub mod jit;
 pub mod ledger;
 pub mod liquidity;
 pub mod noise;

@@ -125,8 +125,10 @@ pub struct Channel {
     pub usable: bool,
     /// Payments under way, both directions.
     pub pending_htlcs: u64,
-    /// `factory` or `onchain`.
+    /// `factory`, `jit` or `onchain`.
     pub kind: String,
+    /// Used before it is confirmed.
+    pub trusted: bool,
     /// Instance id of the factory.
     pub factory: Option<String>,
     /// Where it stands.

@@ -8,23 +8,10 @@ use std::path::Path;
 use anyhow::{ensure, Result};
 use integration::ledger::{wait_at_rest, wait_for, Snapshot};
 use integration::payments::{pay, Order, Party};
+use integration::superseded::copy;
 use integration::{Daemon, World};
 
 const CAPACITY: u64 = 400_000;
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), &target)?;
-        }
-    }
-    Ok(())
-}
 
 fn put_back(copy_of: &Path, data_dir: &Path) -> Result<()> {
     fs::remove_dir_all(data_dir)?;

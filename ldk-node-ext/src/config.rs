@@ -112,6 +112,11 @@ pub struct FactoryPolicy {
     /// How long a payment may wait for this client to come online before the LSP would have to
     /// break the factory, blocks; it is added to the invoices' final expiry delta.
     pub payment_patience_blocks: u16,
+    /// Most capacity of channels beside the factory that the LSP may open and that are not confirmed yet, sat: until
+    /// then their money is trust in the LSP. 0: none are accepted.
+    pub max_jit_sat: u64,
+    /// Most such channels, confirmed ones too.
+    pub max_jit_channels: usize,
 }
 
 /// A node's configuration.
@@ -283,6 +288,9 @@ impl NodeConfig {
                 if s.policy.max_clients < 2 || s.policy.max_clients > 1000 {
                     return Err(Error::invalid("max_clients", "must be from 2 to 1000"));
                 }
+                if s.policy.max_jit_channels > 100 {
+                    return Err(Error::invalid("max_jit_channels", "must be at most 100"));
+                }
             }
         }
         Ok(())
@@ -345,6 +353,8 @@ impl FactoryPolicy {
             max_clients: 1000,
             accept_close: true,
             payment_patience_blocks: 36,
+            max_jit_sat: 1_000_000,
+            max_jit_channels: 8,
         }
     }
 }

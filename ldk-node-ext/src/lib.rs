@@ -9,6 +9,7 @@
 //!
 //! - [`ldk`]: the wrappers at LDK's boundary, which hold back what must not leave yet.
 //! - `factory`: the service that drives the ceremonies, exits and closes.
+//! - [`liquidity`]: what is done with a payment for which a client has no room.
 //! - [`store`]: one key-value store for everything.
 //! - [`watch`]: a program that guards leaves without any key of theirs.
 //! - [`api`]: the data a node answers with; [`http`]: the same over a local JSON API (feature `http`).
@@ -27,6 +28,7 @@ mod htlc_rules;
 pub mod http;
 mod keys;
 pub mod ldk;
+pub mod liquidity;
 mod logger;
 mod node;
 mod publish;

@@ -111,7 +111,9 @@ impl From<bitcoin::OutPoint> for Outpoint {
 pub enum ChannelKind {
     /// Under a factory: its funding output is on no chain while all goes well.
     Factory,
-    /// An ordinary channel with a confirmed (or confirming) funding output.
+    /// An ordinary channel that the LSP opened to its client beside the factory, usable before it is confirmed.
+    Jit,
+    /// Any other ordinary channel, with a confirmed (or confirming) funding output.
     Onchain,
 }
 
@@ -158,6 +160,8 @@ pub struct ChannelInfo {
     pub announced: bool,
     /// Factory or ordinary.
     pub kind: ChannelKind,
+    /// Usable although its funding is not deep in the chain: until it is, what a client has in it is trust in the LSP.
+    pub trusted: bool,
     /// The factory's instance id in hex.
     pub factory: Option<String>,
     /// Where it stands.

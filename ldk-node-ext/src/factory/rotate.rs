@@ -339,6 +339,9 @@ impl Service {
             let running = self.rotating.iter().filter(|((of, _), r)| *of == id && r.moves(leaf.first));
             let running = running.max_by_key(|((_, attempt), _)| *attempt);
             let following = self.following.get(&id).and_then(|f| f.phase());
+            // Complete, but LDK has the capacity before for a moment more.
+            let locks = |c: &OutPoint| self.is_changing(c) && !self.is_resting(factory, c);
+            let locking = leaf.channels.iter().any(|(channel, _)| locks(channel)).then_some("locking");
             let node_of = |c: Option<PublicKey>| c.unwrap_or(self.parts.node_id).to_string();
             Ok(LeafInfo {
                 clients: leaf.channels.iter().map(|(_, c)| node_of(*c)).collect(),
@@ -347,7 +350,7 @@ impl Service {
                 left: left.leaf(),
                 left_above: left.upper(),
                 superseded: u64::try_from(factory.superseded(leaf.first)).unwrap_or(u64::MAX),
-                rotating: running.map(|(_, r)| r.phase()).or(following).map(str::to_owned),
+                rotating: running.map(|(_, r)| r.phase()).or(following).or(locking).map(str::to_owned),
                 failure: self.rotation_failures.get(&(id, leaf.first)).cloned(),
             })
         };

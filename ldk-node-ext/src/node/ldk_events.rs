@@ -19,6 +19,7 @@ use crate::api::{Direction, PaymentStatus};
 use crate::config::RoleConfig;
 use crate::factory::{is_marked, ChannelOffer, Command, LdkEvent};
 use crate::faults;
+use crate::liquidity::OpenedToUs;
 use crate::relay::Arrived;
 
 impl Parts {
@@ -160,6 +161,17 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 };
                 let (temporary, peer) = (temporary_channel_id, counterparty_node_id);
                 return p.tell_service(LdkEvent::OpenRequest { temporary, peer, offer }).await;
+            }
+            let opened = OpenedToUs {
+                temporary: temporary_channel_id,
+                peer: counterparty_node_id,
+                capacity_sat: funding_satoshis,
+                announced: is_announced,
+                dual_funded: !matches!(channel_negotiation_type, InboundChannelFunds::PushMsat(_)),
+            };
+            if let Some(answer) = p.jit_offered(&opened).filter(|_| !planned) {
+                p.answer_jit(&opened, answer);
+                return Ok(());
             }
             let welcome =
                 !planned && matches!(&p.config.role, RoleConfig::Lsp(s) if s.accept_inbound_channels);

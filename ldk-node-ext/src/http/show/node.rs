@@ -65,6 +65,8 @@ pub fn channels(channels: &[ChannelInfo]) -> String {
         .map(|c| {
             let kind = match (c.kind, &c.factory) {
                 (ChannelKind::Onchain, _) => "on chain".to_owned(),
+                (ChannelKind::Jit, _) if c.trusted => "jit, trusts the LSP".to_owned(),
+                (ChannelKind::Jit, _) => "jit".to_owned(),
                 (ChannelKind::Factory, Some(id)) => format!("factory {}", short(id)),
                 (ChannelKind::Factory, None) => "factory".to_owned(),
             };
