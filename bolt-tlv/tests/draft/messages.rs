@@ -13,6 +13,7 @@ use crate::shown::{vector, Vector};
 const ID: [u8; 32] = [0xbb; 32];
 const TRY: u16 = 258;
 const CHANNEL: [u8; 32] = [0xcc; 32];
+const HASH: [u8; 32] = [0xaa; 32];
 
 /// The public key of the secret key with this last byte and zeros before it.
 fn key(secret: u8) -> PublicKey {
@@ -283,12 +284,11 @@ fn live() -> Vec<Vector> {
 }
 
 fn relay() -> Vec<Vector> {
-    let payment_hash = [0xaa; 32];
     vec![
         vector!(
             "RelayAsk",
             RelayAsk {
-                payment_hash,
+                payment_hash: HASH,
                 payment_secret: [0xab; 32],
                 amount_msat: 250_000_000,
                 min_final: 360,
@@ -297,7 +297,7 @@ fn relay() -> Vec<Vector> {
                 description: LongText("two oxen".into()),
             }
         ),
-        vector!("RelayInvoice", RelayInvoice { payment_hash, invoice: LongText("lnbcrt1".into()) }),
-        vector!("RelayDecline", RelayDecline { payment_hash, code: 2, text: "not now".into() }),
+        vector!("RelayInvoice", RelayInvoice { payment_hash: HASH, invoice: LongText("lnbcrt1".into()) }),
+        vector!("RelayDecline", RelayDecline { payment_hash: HASH, code: 2, text: "not now".into() }),
     ]
 }

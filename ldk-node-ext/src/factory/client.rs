@@ -109,6 +109,7 @@ impl Service {
     pub(super) async fn lsp_gone(&mut self, peer: PublicKey) {
         if self.client_settings().is_some_and(|s| s.lsp_node_id == peer) {
             self.join_sent = false;
+            self.parts.asks.give_up();
             self.client_input(ClientInput::Disconnected).await;
             self.follow_all(&ClientAdvanceInput::Disconnected);
         }

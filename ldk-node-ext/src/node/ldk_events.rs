@@ -23,7 +23,7 @@ use crate::liquidity::OpenedToUs;
 use crate::relay::Arrived;
 
 impl Parts {
-    pub(super) fn payment_changed(&self) {
+    pub(crate) fn payment_changed(&self) {
         self.payments_changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 

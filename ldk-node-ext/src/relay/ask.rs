@@ -17,7 +17,7 @@ use crate::api::{Invoice, RelayMode};
 use crate::config::RoleConfig;
 use crate::error::Error;
 use crate::node::Parts;
-use crate::util::lock;
+use crate::util::{lock, unix_now};
 
 /// Questions that may be open at a time.
 const MAX_ASKS: usize = 32;
@@ -30,6 +30,13 @@ const HELD_SECS: u32 = 3600;
 /// Questions that wait for their answer.
 #[derive(Default)]
 pub(crate) struct Asks(Mutex<HashMap<PaymentHash, oneshot::Sender<Payload>>>);
+
+impl Asks {
+    /// The LSP is gone: nothing that was asked is answered any more.
+    pub(crate) fn give_up(&self) {
+        lock(&self.0).clear();
+    }
+}
 
 /// What is asked for.
 pub(crate) struct Wanted {
@@ -81,9 +88,9 @@ fn check(text: &str, expected: &Expected<'_>) -> Result<(Bolt11Invoice, u64), Er
         let text = format!("amount {amount:?} msat, asked for {least} and at most {max_fee} on top");
         return Err(wrong(text));
     };
-    if invoice.expiry_time() > Duration::from_secs(expected.wanted.expiry_secs.into()) || invoice.is_expired()
-    {
-        return Err(wrong(format!("it lives for {} s", invoice.expiry_time().as_secs())));
+    let (lives, now) = (invoice.expiry_time(), Duration::from_secs(unix_now()));
+    if lives > Duration::from_secs(expected.wanted.expiry_secs.into()) || invoice.would_expire(now) {
+        return Err(wrong(format!("it lives for {} s", lives.as_secs())));
     }
     Ok((invoice, fee))
 }
@@ -173,7 +180,10 @@ impl Parts {
         self.peers.process_events();
         match tokio::time::timeout(PATIENCE, reply).await {
             Ok(Ok(payload)) => Ok(payload),
-            _ => Err(Error::Unavailable("the LSP has not answered; it may not know relayed payments".into())),
+            Ok(Err(_)) => Err(Error::Unavailable("the connection with the LSP ended".into())),
+            Err(_) => {
+                Err(Error::Unavailable("the LSP has not answered; it may not know relayed payments".into()))
+            }
         }
     }
 
@@ -217,7 +227,7 @@ mod tests {
     fn invoice(signer: u8, hash: u8, amount_msat: u64, currency: Currency, expiry: u64) -> String {
         InvoiceBuilder::new(currency)
             .description("two oxen".into())
-            .current_timestamp()
+            .duration_since_epoch(Duration::from_secs(unix_now()))
             .payment_hash(PaymentHash([hash; 32]))
             .payment_secret(PaymentSecret([1; 32]))
             .min_final_cltv_expiry_delta(500)

@@ -12,6 +12,7 @@ use lightning::ln::channel_state::{ChannelDetails, InboundHTLCStateDetails};
 use lightning::ln::channelmanager::{PaymentId, RecentPaymentDetails};
 use lightning::ln::outbound_payment::{RecipientOnionFields, Retry, RetryableSendFailure};
 use lightning::routing::router::{PaymentParameters, RouteParameters};
+use lightning::types::features::Bolt11InvoiceFeatures;
 use lightning::types::payment::{PaymentHash, PaymentPreimage, PaymentSecret};
 use serde_json::json;
 use tokio::sync::watch;
@@ -169,8 +170,12 @@ impl Parts {
     /// Pays the client; LDK splits over its channels. No blocks are added for privacy: they are counted.
     fn pay_on(&self, hash: &PaymentHash, relay: &Relay) -> Result<(), Error> {
         let terms = &relay.terms;
-        let parameters = PaymentParameters::from_node_id(terms.client, terms.outgoing)
-            .with_bolt11_features(self.manager.bolt11_invoice_features());
+        let mut features = Bolt11InvoiceFeatures::empty();
+        features.set_variable_length_onion_required();
+        features.set_payment_secret_required();
+        features.set_basic_mpp_optional();
+        let parameters =
+            PaymentParameters::from_node_id(terms.client, terms.outgoing).with_bolt11_features(features);
         let Ok(parameters) = parameters else { return Ok(()) };
         let route_params = RouteParameters {
             payment_params: parameters.with_max_total_cltv_expiry_delta(terms.outgoing.saturating_add(1)),
