@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{anyhow, Result};
-use serde_json::json;
+use serde_json::{json, Value};
 
 use crate::ledger::{wait_at_rest, wait_for, Settled, Snapshot};
 use crate::types::{Factory, Invoice, Payment};
@@ -26,6 +26,14 @@ const END: Duration = Duration::from_secs(90);
 /// # Errors
 /// If it does not come up.
 pub fn world(name: &str) -> Result<(World, Factory)> {
+    world_with(name, Value::Null)
+}
+
+/// As [`world`], with these parameters of the factory.
+///
+/// # Errors
+/// As [`world`].
+pub fn world_with(name: &str, params: Value) -> Result<(World, Factory)> {
     let mut world = World::start(name, 2)?;
     world.add_peer(4_000_000)?;
     let [first, second] = [world.client(0)?.node_id(), world.client(1)?.node_id()];
@@ -35,6 +43,7 @@ pub fn world(name: &str) -> Result<(World, Factory)> {
             { "node_id": second, "capacity_sat": CAPACITY, "push_sat": CAPACITY / 2 },
         ],
         "stock_sat": 0,
+        "params": params,
     });
     let factory = world.create_factory(&request)?;
     beside(&world, 1)?;

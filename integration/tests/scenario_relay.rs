@@ -1,9 +1,12 @@
 //! Payments larger than any channel of the payee: its LSP receives them and pays them on in parts.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
+use bitcoin::Network;
+use factory_core::params::{DwLayer, Params};
 use integration::http::ApiError;
 use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
+use integration::pace::{rest_until, Leaving, Stand};
 use integration::payments::{pay, Order, Party};
 use integration::relay::{
     self, find, invoice, settled, wait_given_back, wait_paid, wait_payer, wait_relayed, wait_usable, AMOUNT,
@@ -19,9 +22,10 @@ fn refused<T: std::fmt::Debug>(result: Result<T>) -> (String, String) {
     (error.code, error.message)
 }
 
-/// What the first client has received gets out again, so that there is room for the next.
+/// What the first client has received gets out again, but for 10,000 sat, so that there is room for the next.
 fn pay_back(world: &World) -> Result<()> {
-    let order = Order { from: Party::Client(0), to: Party::Peer, amount_msat: AMOUNT - 10_000_000 };
+    let has: u64 = world.client(0)?.channels()?.iter().map(|channel| channel.local_msat).sum();
+    let order = Order { from: Party::Client(0), to: Party::Peer, amount_msat: has - 10_000_000 };
     let before = wait_at_rest(world)?;
     wait_for(world, &before.after(&[pay(world, order)?])?)?;
     wait_at_rest(world)?;
@@ -249,6 +253,110 @@ fn a_part_that_fails_for_good_is_given_back() -> Result<()> {
     let of = || Ok(find(world.lsp.payments()?, &large.payment_hash, "relayed"));
     wait::until_value("the LSP to give it back", limit, of, failed)?;
     wait_given_back(&world, &before, &large.payment_hash)?;
+    world.finish();
+    Ok(())
+}
+
+/// Layers of a tree that takes few blocks.
+const SMALL: [[u16; 3]; 2] = [[2, 2, 2], [2, 2, 0]];
+/// `payment_patience_blocks` of the clients.
+const PATIENCE_BLOCKS: u16 = 36;
+/// `claim_margin_blocks` of both sides.
+const MARGIN: u32 = 12;
+
+/// Claim budget of the small tree, and the blocks that a relayed payment gets on the client's channels from the
+/// height at which it is paid on.
+fn blocks() -> Result<(u32, u32)> {
+    let mut params = Params::default_for(2, Network::Regtest)?;
+    params.shape.layers.pop();
+    params.shape.layers.push(SMALL.map(|[states, step, base]| DwLayer { states, step, base }).to_vec());
+    let asked_for = u32::from(params.final_cltv_delta(PATIENCE_BLOCKS)?);
+    Ok((params.claim_budget(params.confirm_blocks)?, asked_for + 3 + 2))
+}
+
+/// Off the chain: a client that comes too late gives it back, and one that claims late makes nobody poorer, since
+/// the LSP has that much time left on the other side.
+#[test]
+fn a_client_that_sits_on_it_costs_nobody_anything() -> Result<()> {
+    let (world, _) = relay::world_with("relay-late", json!({ "layers": [[], SMALL] }))?;
+    let (claim_budget, delta) = blocks()?;
+
+    // The client looks at it when it may not claim it any more.
+    let before = wait_at_rest(&world)?;
+    let large = invoice(&world, AMOUNT, None)?;
+    world.client(0)?.faults().set("hold@node.claimable")?;
+    world.peer()?.send(&large.invoice)?;
+    world.client(0)?.faults().wait_held("node.claimable")?;
+    let expiry = world.bitcoind.height()? + delta;
+    world.bitcoind.mine_to(expiry - claim_budget - MARGIN + 1)?;
+    world.sync()?;
+    world.client(0)?.faults().clear()?;
+    wait_given_back(&world, &before, &large.payment_hash)?;
+
+    // It looks in time and claims as late as it can without being left.
+    let before = wait_at_rest(&world)?;
+    let large = invoice(&world, AMOUNT, None)?;
+    world.client(0)?.faults().set("hold@node.claimable.recorded")?;
+    world.peer()?.send(&large.invoice)?;
+    world.client(0)?.faults().wait_held("node.claimable.recorded")?;
+    let expiry = world.bitcoind.height()? + delta;
+    world.bitcoind.mine_to(expiry - claim_budget + 1)?;
+    world.sync()?;
+    let told = wait_relayed(&world, &large.payment_hash, "pending")?;
+    assert!(told.claim_by_height.is_some_and(|height| height > expiry + 45), "{told:?}, {expiry}");
+    world.client(0)?.faults().clear()?;
+    wait_paid(&world, &before, &large.payment_hash)?;
+    world.finish();
+    Ok(())
+}
+
+/// The client is gone for good with the payment on its channels: the LSP takes them to the chain, gets the parts back
+/// there, and only then, and in time, gives the payer its own.
+#[test]
+#[ignore = "long: make relay"]
+fn a_client_that_is_gone_is_left_before_the_payer_is_paid_back() -> Result<()> {
+    let (mut world, factory) = relay::world_with("relay-gone", json!({ "layers": [[], SMALL] }))?;
+    let before = wait_at_rest(&world)?;
+    let large = invoice(&world, AMOUNT, None)?;
+    world.client(0)?.faults().set("kill@node.claimable")?;
+    world.peer()?.send(&large.invoice)?;
+    world.client_mut(0)?.wait_killed()?;
+    world.client(0)?.faults().clear()?;
+    let claim_by = wait_relayed(&world, &large.payment_hash, "pending")?.claim_by_height.expect("a height");
+    let (claim_budget, delta) = blocks()?;
+
+    let leaving = Leaving::by_lsp(&world, 0, &factory.instance_id)?;
+    world.bitcoind.mine_to(world.bitcoind.height()? + delta - claim_budget)?;
+    world.sync()?;
+    loop {
+        let told = find(world.lsp.payments()?, &large.payment_hash, "relayed").expect("the relay");
+        if told.status == "failed" {
+            break;
+        }
+        assert!(world.bitcoind.height()? < claim_by, "LDK has given it back by itself at {claim_by}");
+        let blocks = match world.lsp.factory(&factory.instance_id)?.exits.is_empty() {
+            true => 1,
+            false => match leaving.settle(&world)? {
+                Stand::Idle(blocks) => blocks.min(3),
+                _ => 1,
+            },
+        };
+        world.mine_for(&world.lsp, blocks)?;
+    }
+    let height = world.bitcoind.height()?;
+    world.sync()?;
+    println!("given back at {height}, {} blocks before the incoming payment is due", claim_by - height);
+    wait_payer(&world, &large.payment_hash, "failed")?;
+
+    // Nobody but the LSP has paid anything, and that only fees.
+    world.client_mut(0)?.start()?;
+    world.sync()?;
+    rest_until(&world, |held| {
+        for party in ["peer", "client-0", "client-1"] {
+            ensure!(held.of(party)? == before.of(party)?, "{party}: {held:?}, before {before:?}");
+        }
+        check_conserved(&world, &before, held)
+    })?;
     world.finish();
     Ok(())
 }

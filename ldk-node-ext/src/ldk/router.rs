@@ -61,11 +61,13 @@ impl<R: Router> Router for FactoryRouter<R> {
             return self.inner.find_route(payer, route_params, first_hops, inflight_htlcs);
         };
         let limit = route_params.payment_params.max_total_cltv_expiry_delta;
-        if is_direct(route_params) {
-            return self.inner.find_route(payer, route_params, first_hops, inflight_htlcs);
-        }
+        // Nobody forwards what goes to the peer itself.
+        let added = match is_peer(route_params, first_hops.unwrap_or_default()) {
+            true => 0,
+            false => most.saturating_sub(MIN_CLTV_EXPIRY_DELTA.into()),
+        };
         // What is added below must not break the payer's limit.
-        let left = limit.saturating_sub(most.saturating_sub(MIN_CLTV_EXPIRY_DELTA.into()));
+        let left = limit.saturating_sub(added);
         if left == 0 {
             return Err("The limit of the total expiry delta is below what the factory channel needs");
         }
@@ -102,16 +104,12 @@ impl<R: Router> Router for FactoryRouter<R> {
     }
 }
 
-/// Whether the limit of the total expiry delta leaves no room for a node in between: then nobody forwards, and nothing
-/// has to be added.
-fn is_direct(route_params: &RouteParameters) -> bool {
-    let parameters = &route_params.payment_params;
-    let last = match &parameters.payee {
-        Payee::Clear { final_cltv_expiry_delta, .. } => *final_cltv_expiry_delta,
-        Payee::Blinded { .. } => return false,
-    };
-    let forwarded = last.saturating_add(MIN_CLTV_EXPIRY_DELTA.into());
-    parameters.max_total_cltv_expiry_delta < forwarded
+/// Whether the payee is the peer of one of these channels.
+fn is_peer(route_params: &RouteParameters, first_hops: &[&ChannelDetails]) -> bool {
+    match &route_params.payment_params.payee {
+        Payee::Clear { node_id, .. } => first_hops.iter().any(|c| c.counterparty.node_id == *node_id),
+        Payee::Blinded { .. } => false,
+    }
 }
 
 /// Blocks from now to the expiry of a path's first HTLC.
@@ -134,7 +132,7 @@ fn raise(route: &mut Route, needs: &[(u64, u32)]) {
 mod tests {
     use super::*;
     use bitcoin::secp256k1::SecretKey;
-    use lightning::routing::router::{Path, PaymentParameters, RouteHop};
+    use lightning::routing::router::{Path, RouteHop};
     use lightning::types::features::{ChannelFeatures, NodeFeatures};
 
     fn path(hops: &[(u64, u32)]) -> Path {
@@ -149,18 +147,6 @@ mod tests {
             maybe_announced_channel: false,
         };
         Path { hops: hops.iter().map(hop).collect(), blinded_tail: None }
-    }
-
-    #[test]
-    fn a_payment_without_room_for_another_node_is_direct() {
-        let key = SecretKey::from_slice(&[1; 32]).unwrap().public_key(&Secp256k1::new());
-        let with = |limit| {
-            let to = PaymentParameters::from_node_id(key, 363).with_max_total_cltv_expiry_delta(limit);
-            RouteParameters::from_payment_params_and_value(to, 1)
-        };
-        let hop = u32::from(MIN_CLTV_EXPIRY_DELTA);
-        assert!(is_direct(&with(364)) && is_direct(&with(363 + hop - 1)));
-        assert!(!is_direct(&with(363 + hop)) && !is_direct(&with(1008)));
     }
 
     #[test]

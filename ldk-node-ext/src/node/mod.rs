@@ -14,6 +14,7 @@ mod restore;
 mod room;
 
 pub(crate) use failure::Failure;
+pub(crate) use payments::known_payments;
 #[cfg(test)]
 pub(crate) use restore::Ldk;
 pub(crate) use restore::{check_network, mark_void};

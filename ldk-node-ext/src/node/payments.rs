@@ -1,10 +1,12 @@
 //! Invoices and payments.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lightning::ln::channelmanager::{
-    Bolt11InvoiceParameters, OptionalBolt11PaymentParams, PaymentId, MIN_FINAL_CLTV_EXPIRY_DELTA,
+    Bolt11InvoiceParameters, OptionalBolt11PaymentParams, PaymentId, RecentPaymentDetails,
+    MIN_FINAL_CLTV_EXPIRY_DELTA,
 };
 use lightning::ln::outbound_payment::{Bolt11PaymentError, Retry, RetryableSendFailure};
 use lightning::types::payment::PaymentHash;
@@ -14,6 +16,7 @@ use super::Node;
 use crate::api::{Direction, Invoice, InvoiceRequest, PayRequest, Payment, PaymentStatus};
 use crate::error::Error;
 use crate::faults;
+use crate::ldk::ChannelManager;
 use crate::relay::Wanted;
 
 /// How long LDK looks for another route after a failure.
@@ -206,6 +209,19 @@ impl Node {
             .get(hash, direction)?
             .ok_or_else(|| Error::not_found(format!("payment {}", hex::encode(hash.0))))
     }
+}
+
+/// Outgoing payments that LDK knows of.
+pub(crate) fn known_payments(manager: &ChannelManager) -> HashSet<PaymentHash> {
+    let recent = manager.list_recent_payments().into_iter();
+    // Our payment id is the payment hash.
+    let hash = |payment| match payment {
+        RecentPaymentDetails::AwaitingInvoice { payment_id }
+        | RecentPaymentDetails::Pending { payment_id, .. }
+        | RecentPaymentDetails::Fulfilled { payment_id, .. }
+        | RecentPaymentDetails::Abandoned { payment_id, .. } => PaymentHash(payment_id.0),
+    };
+    recent.map(hash).collect()
 }
 
 pub(super) fn parse_hash(text: &str) -> Result<PaymentHash, Error> {

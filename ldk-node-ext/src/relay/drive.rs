@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lightning::events::PaymentFailureReason;
 use lightning::ln::channel_state::{ChannelDetails, InboundHTLCStateDetails};
-use lightning::ln::channelmanager::{PaymentId, RecentPaymentDetails};
+use lightning::ln::channelmanager::PaymentId;
 use lightning::ln::outbound_payment::{RecipientOnionFields, Retry, RetryableSendFailure};
 use lightning::routing::router::{PaymentParameters, RouteParameters};
 use lightning::types::features::Bolt11InvoiceFeatures;
@@ -23,7 +23,7 @@ use crate::api::{Direction, Payment, PaymentStatus, RelayedPayment};
 use crate::config::RoleConfig;
 use crate::error::Error;
 use crate::faults;
-use crate::node::Parts;
+use crate::node::{known_payments, Parts};
 use crate::util::unix_now;
 
 /// How often held relays are looked at.
@@ -83,7 +83,7 @@ impl Parts {
     ) -> Result<(), Error> {
         let reason = reason.map_or_else(|| "failed".to_owned(), |r| format!("{r:?}"));
         let _turn = self.relays.turn();
-        let known = self.known_payments().contains(hash);
+        let known = known_payments(&self.manager).contains(hash);
         self.relay_step(hash, Input::NotSent { known, reason: &reason })
     }
 
@@ -112,20 +112,6 @@ impl Parts {
         Ok(())
     }
 
-    /// Outgoing payments that LDK knows of.
-    fn known_payments(&self) -> HashSet<PaymentHash> {
-        let recent = self.manager.list_recent_payments().into_iter();
-        // Our payment id is the payment hash.
-        recent
-            .map(|p| match p {
-                RecentPaymentDetails::AwaitingInvoice { payment_id }
-                | RecentPaymentDetails::Pending { payment_id, .. }
-                | RecentPaymentDetails::Fulfilled { payment_id, .. }
-                | RecentPaymentDetails::Abandoned { payment_id, .. } => PaymentHash(payment_id.0),
-            })
-            .collect()
-    }
-
     /// Takes a step and does what follows. Whoever calls has the turn.
     fn relay_step(&self, hash: &PaymentHash, input: Input<'_>) -> Result<(), Error> {
         let Some((act, relay, changed)) = self.relays.step(hash, input)? else { return Ok(()) };
@@ -152,7 +138,7 @@ impl Parts {
             Act::GiveBack(reason) => {
                 faults::point("lsp.relay.failed");
                 self.manager.fail_htlc_backwards(hash);
-                if !changed && relay.state != State::Offered {
+                if !changed {
                     return Ok(());
                 }
                 let payment_hash = hex::encode(hash.0);
@@ -208,7 +194,7 @@ impl Parts {
             let input = Input::Look {
                 height: self.height(),
                 now: unix_now(),
-                known: self.known_payments().contains(&hash),
+                known: known_payments(&self.manager).contains(&hash),
                 there,
                 // Of a payment from before the start LDK may think otherwise by now, as far as it remembers it: that
                 // shows when the peers it came from are there.
@@ -238,7 +224,7 @@ impl Parts {
     fn resume_relays(&self) -> Result<(), Error> {
         for (hash, _) in self.relays.filtered(|relay| relay.state != State::Offered) {
             let _turn = self.relays.turn();
-            let known = self.known_payments();
+            let known = known_payments(&self.manager);
             self.relay_step(&hash, Input::Started { known: known.contains(&hash) })?;
         }
         Ok(())

@@ -21,4 +21,6 @@ mod tests;
 
 pub(crate) use ask::{Asks, Wanted};
 pub(crate) use drive::{run, Arrived};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use record::Relay;
 pub(crate) use store::Relays;
