@@ -68,6 +68,11 @@ fn the_straight_way_and_every_event_twice() {
     for _ in 0..2 {
         assert_eq!(relay.step(Input::Sent(PREIMAGE)), Act::Claim(PREIMAGE));
     }
+    // before LDK says that it is ours: nothing but claiming
+    for input in [arrives(1), arrives(2), Input::Started { known: true }, Input::Started { known: false }] {
+        assert_eq!(relay.step(input), Act::Claim(PREIMAGE), "{input:?}");
+    }
+    assert_eq!(relay.state, State::Preimage { preimage: Bytes(PREIMAGE.0) });
     relay.step(Input::Claimed);
     assert_eq!(relay.state, State::Done { preimage: Bytes(PREIMAGE.0) });
     // all of it again, as after a restart from an older state of LDK
@@ -131,6 +136,9 @@ fn a_refused_try_goes_on_waiting_unless_it_would_be_refused_again() {
     let mut one = paying();
     one.step(Input::Refused { final_word: false, reason: "no route" });
     assert_eq!(one.step(look(BORN, 2)), Act::Pay);
+    one.step(Input::Refused { final_word: false, reason: "no route" });
+    let known = Input::Look { height: BORN, now: 2, known: true, there: true, ready: true };
+    assert_eq!((one.step(known), one.state), (Act::Nothing, State::Paying), "LDK has one: not again");
     assert_eq!(failed(paying().step(Input::Refused { final_word: true, reason: "never" })), "never");
 }
 
@@ -342,7 +350,8 @@ impl Model {
                 let act = self.relay.step(Input::Look { height, now, known, there, ready });
                 match rng.random_range(0..10) {
                     0 => return self.crash(),
-                    1 if act == Act::Pay && !self.known() => {
+                    // LDK looks for a route first: so it may say also of one that is out.
+                    1 if act == Act::Pay => {
                         let refused = Input::Refused { final_word: rng.random_bool(0.2), reason: "no" };
                         let act = self.relay.step(refused);
                         self.act(act);
