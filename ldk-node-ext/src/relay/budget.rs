@@ -13,6 +13,7 @@
 //!   comes in over a factory channel.
 //! - the blocks for which the LSP is willing to wait for the client.
 
+use factory_core::faults::switch;
 use lightning::ln::channelmanager::MIN_FINAL_CLTV_EXPIRY_DELTA;
 
 /// Blocks by which heights of two nodes may differ, and that may come while a payment is under way.
@@ -63,6 +64,9 @@ pub(crate) fn plan(client: u32, own: u32, incoming: u32, hold: u32) -> Result<Bu
 /// The last height at which a payment may be paid on with FINAL `outgoing` if the incoming one has to be claimed
 /// before `claim_by`.
 pub(crate) fn last_send(claim_by: u32, outgoing: u32) -> Option<u32> {
+    if switch("relay.margin") {
+        return Some(claim_by);
+    }
     [outgoing, LDK_EXTRA, SETTLE, LATE].into_iter().try_fold(claim_by, u32::checked_sub)
 }
 

@@ -26,7 +26,7 @@ use crate::faults;
 use crate::node::{known_payments, Parts};
 use crate::util::unix_now;
 
-/// How often held relays are looked at.
+/// How often held relays are looked at, but for one that has just come.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long LDK tries other channels. Within that time no more than [`super::budget::LATE`] blocks come.
 const RETRY_FOR: Duration = Duration::from_secs(30);
@@ -120,6 +120,7 @@ impl Parts {
             Act::Hold => {
                 faults::point("lsp.relay.held");
                 tracing::info!(payment_hash = hex::encode(hash.0), client = %relay.terms.client, "relay held");
+                self.relays.held.notify_one();
                 self.payment_changed();
                 Ok(())
             }
@@ -185,16 +186,26 @@ impl Parts {
 
     /// Looks at all that are held. `old`: those that were held when the process started.
     fn look_at_relays(&self, old: &HashSet<PaymentHash>) -> Result<(), Error> {
-        for (hash, relay) in self.relays.filtered(|relay| relay.state == State::Held) {
+        let held = self.relays.filtered(|relay| relay.state == State::Held);
+        if held.is_empty() {
+            return Ok(());
+        }
+        // Once for all of them: there may be many. What is paid on takes the room of the next, which then waits.
+        let all = self.manager.list_channels();
+        let known = known_payments(&self.manager);
+        for (hash, relay) in held {
             let _turn = self.relays.turn();
-            let (there, connected) = self.incoming(&hash, &relay);
-            let channels = self.client_channels(&relay.terms.client);
-            let usable = receivable_msat(channels.iter().filter(|c| c.is_usable));
-            let has_room = usable >= relay.terms.amount_msat;
+            let (there, connected) = incoming(&all, &hash, &relay);
+            let usable = all.iter().filter(|c| {
+                c.counterparty.node_id == relay.terms.client
+                    && c.is_usable
+                    && self.depth.suffices(&c.channel_id)
+            });
+            let has_room = receivable_msat(usable) >= relay.terms.amount_msat;
             let input = Input::Look {
                 height: self.height(),
                 now: unix_now(),
-                known: known_payments(&self.manager).contains(&hash),
+                known: known.contains(&hash) && known_payments(&self.manager).contains(&hash),
                 there,
                 // Of a payment from before the start LDK may think otherwise by now, as far as it remembers it: that
                 // shows when the peers it came from are there.
@@ -205,26 +216,11 @@ impl Parts {
         Ok(())
     }
 
-    /// Whether the HTLCs of an incoming payment are on their channels, and whether these channels' peers are connected.
-    fn incoming(&self, hash: &PaymentHash, relay: &Relay) -> (bool, bool) {
-        let failed = Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFail);
-        let of_it = |c: &ChannelDetails| {
-            let standing =
-                c.pending_inbound_htlcs.iter().filter(|h| h.payment_hash == *hash && h.state != failed);
-            standing.map(|h| h.amount_msat).fold(0, u64::saturating_add)
-        };
-        let all = self.manager.list_channels();
-        let carrying: Vec<_> =
-            all.iter().map(|c| (of_it(c), c.is_usable)).filter(|(msat, _)| *msat > 0).collect();
-        let there = carrying.iter().map(|(msat, _)| *msat).fold(0, u64::saturating_add);
-        (there >= relay.due_msat(), carrying.iter().all(|(_, usable)| *usable))
-    }
-
     /// What the last process may not have carried out.
     fn resume_relays(&self) -> Result<(), Error> {
+        let _turn = self.relays.turn();
+        let known = known_payments(&self.manager);
         for (hash, _) in self.relays.filtered(|relay| relay.state != State::Offered) {
-            let _turn = self.relays.turn();
-            let known = known_payments(&self.manager);
             self.relay_step(&hash, Input::Started { known: known.contains(&hash) })?;
         }
         Ok(())
@@ -240,6 +236,20 @@ impl Parts {
         let relay = self.relays.get(hash).filter(|relay| relay.state != State::Offered)?;
         Some(shown(hash, &relay))
     }
+}
+
+/// Whether the HTLCs of an incoming payment are on their channels, and whether these channels' peers are connected.
+fn incoming(all: &[ChannelDetails], hash: &PaymentHash, relay: &Relay) -> (bool, bool) {
+    let failed = Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFail);
+    let of_it = |c: &ChannelDetails| {
+        let standing =
+            c.pending_inbound_htlcs.iter().filter(|h| h.payment_hash == *hash && h.state != failed);
+        standing.map(|h| h.amount_msat).fold(0, u64::saturating_add)
+    };
+    let carrying: Vec<_> =
+        all.iter().map(|c| (of_it(c), c.is_usable)).filter(|(msat, _)| *msat > 0).collect();
+    let there = carrying.iter().map(|(msat, _)| *msat).fold(0, u64::saturating_add);
+    (there >= relay.due_msat(), carrying.iter().all(|(_, usable)| *usable))
 }
 
 /// What the LSP gets, or got, msat.
@@ -291,6 +301,7 @@ pub(crate) async fn run(parts: Arc<Parts>, mut stop: watch::Receiver<bool>) {
             tracing::error!(error = %e, "relays: will be tried again");
         }
         tokio::select! {
+            () = parts.relays.held.notified() => {}
             () = tokio::time::sleep(LOOK) => {}
             _ = stop.changed() => {}
         }

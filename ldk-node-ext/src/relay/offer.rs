@@ -76,9 +76,11 @@ impl Parts {
         if !settings.relay {
             return Err((NOT_ALLOWED, "relay: this LSP does not receive for its clients".into()));
         }
+        let limits = (settings.relay_max_open_per_client, settings.relay_max_open);
+        self.relays.check_limits(&client, limits).map_err(declined)?;
         if ask.expiry_secs < MIN_EXPIRY_SECS || ask.expiry_secs > MAX_EXPIRY_SECS {
-            let limits = format!("expiry_secs: must be from {MIN_EXPIRY_SECS} to {MAX_EXPIRY_SECS}");
-            return Err((MALFORMED, limits));
+            let text = format!("expiry_secs: must be from {MIN_EXPIRY_SECS} to {MAX_EXPIRY_SECS}");
+            return Err((MALFORMED, text));
         }
         let description = Description::new(ask.description.0.clone())
             .map_err(|_| (MALFORMED, "description: must be at most 639 bytes".to_owned()))?;
@@ -99,7 +101,6 @@ impl Parts {
         let secret = Bytes(ask.payment_secret);
         let (amount_msat, outgoing) = (ask.amount_msat, budget.outgoing);
         let terms = Terms { client, secret, amount_msat, fee_msat, outgoing, lapses_at: 0 };
-        let limits = (settings.relay_max_open_per_client, settings.relay_max_open);
         self.relays.add(&hash, terms, ask.expiry_secs, limits).map_err(declined)?;
         faults::point("lsp.relay.offered");
         let made =
@@ -108,7 +109,7 @@ impl Parts {
     }
 
     /// Channels with a client over which it can be paid, if it is connected.
-    pub(super) fn client_channels(&self, client: &PublicKey) -> Vec<ChannelDetails> {
+    fn client_channels(&self, client: &PublicKey) -> Vec<ChannelDetails> {
         let mut channels = self.manager.list_channels_with_counterparty(client);
         channels.retain(|c| c.is_channel_ready && self.depth.suffices(&c.channel_id));
         channels

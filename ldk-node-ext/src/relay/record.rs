@@ -10,6 +10,7 @@
 //! than the record does, or less, or say the same again. A stored preimage beats whatever comes later.
 
 use bitcoin::secp256k1::PublicKey;
+use factory_core::faults::switch;
 use lightning::types::payment::PaymentPreimage;
 use serde::{Deserialize, Serialize};
 
@@ -202,7 +203,7 @@ impl Relay {
             }
             Input::NotSent { known, reason } => match (&self.state, self.preimage()) {
                 (_, Some(preimage)) => Act::Claim(preimage),
-                (State::Held | State::Paying, _) if !known => self.fail(reason),
+                (State::Held | State::Paying, _) if !known || switch("relay.stale") => self.fail(reason),
                 (State::Failed { reason }, _) => Act::GiveBack(reason.clone()),
                 _ => Act::Nothing,
             },
