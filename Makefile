@@ -40,7 +40,7 @@ CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -
 HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored
 endif
 
-.PHONY: help demo test scenarios figures exits adversaries crash checks hostile fuzz fuzz-seeds vectors random bench scale build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios figures exits adversaries crash checks hostile fuzz fuzz-seeds vectors random relay bench scale build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -99,6 +99,10 @@ scale: build ## factories of up to 256 clients, each a process, and the speed of
 	@export BITCOIND="$$(scripts/bitcoind.sh)" BIN_LSP_SERVER=$(TARGET)/release/lsp-server \
 		BIN_CLIENT_APP=$(TARGET)/release/client-app SCENARIO_POLL_MS=1000; \
 		timeout 900 $(TARGET)/debug/scale
+
+relay: build peer ## the long scenarios of payments over several channels (ends after 20 minutes)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; timeout 1200 $(CARGO) test --locked --workspace --test scenario_relay \
+		-- --test-threads=1 --ignored --nocapture
 
 hostile: build peer ## clients and an LSP that break the protocol, in every way there is a check for (five minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(HOSTILE)

@@ -262,6 +262,7 @@ mod tests {
             fee_msat: 0,
             failure: None,
             claim_by_height: None,
+            relayed: None,
         };
         assert!(Settled::new("a", "b", &payment).is_err());
         assert!(Settled::new("a", "b", &Payment { status: "succeeded".into(), ..payment }).is_ok());

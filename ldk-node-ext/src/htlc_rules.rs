@@ -31,6 +31,11 @@ impl Limits {
         Self { claim: claim_budget.unwrap_or(u32::MAX).saturating_add(margin.into()) }
     }
 
+    /// C and M together, blocks.
+    pub(crate) fn claim(self) -> u32 {
+        self.claim
+    }
+
     /// Lowest expiry of an HTLC that is accepted on the channel or forwarded to it, a height.
     pub(crate) fn expiry(self, height: u32) -> u32 {
         height.saturating_add(self.claim)

@@ -49,6 +49,9 @@ ldk_node_ext::settings! {
         /// Ask to be in a factory whenever in none [default: true]
         #[arg(value_name = "BOOL")]
         pub join: bool,
+        /// Most that payers may pay on top for what the LSP receives for this wallet, millionths, at most 1000000 [default: 10000]
+        #[arg(value_name = "PPM")]
+        pub relay_max_fee_ppm: u32,
         /// Smallest channel to agree to, sat [default: 20000]
         #[arg(value_name = "SAT")]
         pub min_capacity_sat: u64,
@@ -70,6 +73,12 @@ ldk_node_ext::settings! {
         /// How long a payment may wait for this wallet to come online, blocks [default: 36]
         #[arg(value_name = "BLOCKS")]
         pub payment_patience_blocks: u16,
+        /// Most capacity of unconfirmed channels that the LSP may open beside the factory, sat; 0: none [default: 1000000]
+        #[arg(value_name = "SAT")]
+        pub max_jit_sat: u64,
+        /// Most channels that the LSP may open beside the factory, at most 100 [default: 8]
+        #[arg(value_name = "N")]
+        pub max_jit_channels: usize,
     }
 }
 
@@ -141,6 +150,7 @@ pub fn resolve(
 
 fn apply(own: &ClientAppSettings, client: &mut ClientSettings) {
     set(&mut client.join, own.join);
+    set(&mut client.relay_max_fee_ppm, own.relay_max_fee_ppm);
     let policy = &mut client.policy;
     set(&mut policy.min_capacity_sat, own.min_capacity_sat);
     set(&mut policy.max_capacity_sat, own.max_capacity_sat);
@@ -149,6 +159,8 @@ fn apply(own: &ClientAppSettings, client: &mut ClientSettings) {
     set(&mut policy.max_clients, own.max_clients);
     set(&mut policy.accept_close, own.accept_close);
     set(&mut policy.payment_patience_blocks, own.payment_patience_blocks);
+    set(&mut policy.max_jit_sat, own.max_jit_sat);
+    set(&mut policy.max_jit_channels, own.max_jit_channels);
 }
 
 #[cfg(test)]

@@ -87,6 +87,13 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("htlc.no_alarm", 6, "an exit starts in time for an HTLC"),
     ("htlc.held_forgotten", 6, "an HTLC that was claimed counts until our own commitment is rid of it"),
     ("holds.unstored", 10, "an order for a held payment is stored before it is carried out"),
+    ("relay.unstored", 10, "a step of a relayed payment is stored before it is carried out"),
+    (
+        "relay.margin",
+        6,
+        "a relayed payment is paid on only if it will be over before the incoming one is due",
+    ),
+    ("relay.stale", 6, "what LDK says of an earlier try to pay on does not end a later one"),
     (
         "holds.late_given_up",
         10,

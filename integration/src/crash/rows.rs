@@ -27,6 +27,15 @@ const BEGIN: [(&str, Phase); 3] = [
 /// Points that have a scenario of their own, outside this matrix.
 const ELSEWHERE: &[&str] = &[
     "node.void.stored",
+    // scenario_relay
+    "lsp.relay.offered",
+    "lsp.relay.held",
+    "lsp.relay.paying",
+    "lsp.relay.sent",
+    "lsp.relay.paid",
+    "lsp.relay.claimed",
+    "lsp.relay.done",
+    "lsp.relay.failed",
     // scenario_rotate
     "lsp.rotation.begun",
     "node.channel.move",

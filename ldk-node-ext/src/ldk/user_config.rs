@@ -41,6 +41,15 @@ impl NodeConfig {
         c
     }
 
+    /// Settings for a channel that an LSP opens to its client beside the factory: unannounced, reached by alias before
+    /// and after its funding confirms.
+    pub(crate) fn jit_channel_config(&self) -> UserConfig {
+        let mut c = self.user_config();
+        c.channel_handshake_config.negotiate_scid_privacy = true;
+        c.channel_handshake_config.announce_for_forwarding = false;
+        c
+    }
+
     /// Settings for a factory's channels: unannounced, reached by alias, and closed at exactly the fee
     /// asked for, since the closing transaction is only a fall-back and its fee is the LSP's.
     pub(crate) fn factory_channel_config(&self, to_self_delay: u16) -> UserConfig {

@@ -7,13 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bolt_tlv::blip56::Envelope;
 use lightning::chain::{BlockLocator, Listen};
 use lightning::events::bump_transaction::sync::BumpTransactionEventHandlerSync;
-use lightning::ln::channelmanager::RecentPaymentDetails;
 use lightning::ln::peer_handler::{IgnoringMessageHandler, MessageHandler};
 use lightning::routing::gossip::P2PGossipSync;
 use lightning::routing::router::DefaultRouter;
 use lightning::routing::scoring::ProbabilisticScoringFeeParameters;
 use lightning::sign::{ChangeDestinationSourceSyncWrapper, EntropySource};
-use lightning::types::payment::PaymentHash;
 use lightning::util::sweep::OutputSweeper;
 use lightning::util::wallet_utils::WalletSync;
 use lightning_background_processor::{process_events_async, GossipSync as BackgroundGossip};
@@ -23,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::htlcs::HtlcMemory;
+use super::payments::known_payments;
 use super::restore::{check_network, load_monitor, void_channels, Ldk};
 use super::room::{self, PatientStore};
 use super::{failure, holds, ldk_events, net, Failure, Node, Parts};
@@ -42,6 +41,7 @@ use crate::ldk::{
 };
 use crate::logger::Logger;
 use crate::publish::Publisher;
+use crate::relay::{self, Asks, Relays};
 use crate::store::events::Events;
 use crate::store::holds::Holds;
 use crate::store::payments::Payments;
@@ -244,14 +244,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     );
 
     let payments = Payments::new(Arc::clone(&store));
-    let known = manager.list_recent_payments().into_iter().map(|p| match p {
-        // Our payment id is the payment hash.
-        RecentPaymentDetails::AwaitingInvoice { payment_id }
-        | RecentPaymentDetails::Pending { payment_id, .. }
-        | RecentPaymentDetails::Fulfilled { payment_id, .. }
-        | RecentPaymentDetails::Abandoned { payment_id, .. } => PaymentHash(payment_id.0),
-    });
-    payments.fail_unknown(&known.collect())?;
+    payments.fail_unknown(&known_payments(&manager))?;
     let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
     let (ended, _) = watch::channel(false);
     let (payments_changed, _) = watch::channel(0);
@@ -262,6 +255,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         node_id: keys.node_id(),
         payments,
         holds: Holds::open(Arc::clone(&store))?,
+        relays: Relays::open(Arc::clone(&store))?,
+        asks: Asks::default(),
         events: Events::open(Arc::clone(&store))?,
         config,
         keys,
@@ -353,6 +348,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     ));
     tasks.spawn(room::run(Arc::clone(&parts), monitor_store, stop_receiver.clone()));
     tasks.spawn(retired_events(Arc::clone(&parts), stop_receiver.clone()));
+    tasks.spawn(relay::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(holds::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {

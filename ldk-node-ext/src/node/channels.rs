@@ -15,6 +15,7 @@ use crate::api::{
 };
 use crate::config::NodeConfig;
 use crate::error::Error;
+use crate::liquidity;
 use crate::util::lock;
 
 /// Value of the two anchors of an anchors-type channel, which its funder pays (BOLT 3), msat.
@@ -140,7 +141,12 @@ impl Parts {
             ready: c.is_channel_ready,
             usable: c.is_usable && deep && !stuck,
             announced: c.is_announced,
-            kind: if factory.is_some() { ChannelKind::Factory } else { ChannelKind::Onchain },
+            kind: match factory {
+                Some(_) => ChannelKind::Factory,
+                None if liquidity::is_jit(c.user_channel_id) => ChannelKind::Jit,
+                None => ChannelKind::Onchain,
+            },
+            trusted: factory.is_none() && c.is_channel_ready && !self.is_deep(c),
             factory: factory.map(|f| hex::encode(f.instance)),
             state,
         }
@@ -209,16 +215,22 @@ impl Node {
             }
             None => {}
         }
-        let mut config = NodeConfig::user_config(&self.parts.config);
-        config.channel_handshake_config.announce_for_forwarding = request.announce;
-        let user_channel_id = u128::from_be_bytes(rand::random());
+        // A client takes it unconfirmed; it is known by its number from the beginning.
+        let to_client = !request.announce && self.parts.is_client(&peer);
+        let (config, user_channel_id) = if to_client {
+            (NodeConfig::jit_channel_config(&self.parts.config), liquidity::new_id())
+        } else {
+            let mut config = NodeConfig::user_config(&self.parts.config);
+            config.channel_handshake_config.announce_for_forwarding = request.announce;
+            (config, u128::from_be_bytes(rand::random()))
+        };
         let push_msat = request.push_sat.saturating_mul(1000);
         self.parts.manager.create_channel(
             peer,
             request.capacity_sat,
             push_msat,
             user_channel_id,
-            None,
+            to_client.then(liquidity::new_temporary),
             Some(config),
         )?;
         self.parts.peers.process_events();

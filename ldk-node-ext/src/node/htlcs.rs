@@ -73,7 +73,7 @@ impl Parts {
     }
 
     /// The limits of the strictest of several channels.
-    fn strictest<'a>(&self, channels: impl Iterator<Item = &'a ChannelId>) -> Option<Limits> {
+    pub(crate) fn strictest<'a>(&self, channels: impl Iterator<Item = &'a ChannelId>) -> Option<Limits> {
         channels.filter_map(|c| self.limits(c)).reduce(Limits::stricter)
     }
 
@@ -219,6 +219,9 @@ impl Parts {
             Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFail) => return false,
             _ => htlc.payment_hash,
         };
+        if let Some(paid_on) = self.relays.is_paid_on(&undecided) {
+            return paid_on;
+        }
         if let Ok(Some(payment)) = self.payments.get(&undecided, Direction::In) {
             return !matches!(payment.status, PaymentStatus::Failed | PaymentStatus::Held);
         }

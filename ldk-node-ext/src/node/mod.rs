@@ -14,6 +14,7 @@ mod restore;
 mod room;
 
 pub(crate) use failure::Failure;
+pub(crate) use payments::known_payments;
 #[cfg(test)]
 pub(crate) use restore::Ldk;
 pub(crate) use restore::{check_network, mark_void};
@@ -40,6 +41,7 @@ use crate::ldk::{
     HeldHtlcs, Mapping, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Streams, Sweeper,
 };
 use crate::logger::Logger;
+use crate::relay::{Asks, Relays};
 use crate::store::events::Events;
 use crate::store::holds::Holds;
 use crate::store::payments::Payments;
@@ -84,6 +86,10 @@ pub(crate) struct Parts {
     pub(crate) bumps: bumps::BumpMemory,
     pub(crate) payments: Payments,
     pub(crate) holds: Holds,
+    /// LSP: payments received for clients.
+    pub(crate) relays: Relays,
+    /// Client: invoices that the LSP was asked for.
+    pub(crate) asks: Asks,
     pub(crate) events: Events,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) tip: watch::Receiver<BlockLocator>,
