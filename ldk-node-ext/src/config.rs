@@ -10,6 +10,7 @@ use bitcoin::Network;
 
 use crate::error::Error;
 use crate::keys;
+use crate::liquidity::decide::JitPolicy;
 use crate::store::StoreKind;
 use crate::watch::HandoverConfig;
 
@@ -77,6 +78,8 @@ pub struct LspSettings {
     pub relay_max_open: usize,
     /// Most of them of one client.
     pub relay_max_open_per_client: usize,
+    /// What is done with payments for which a client has no room.
+    pub jit: JitPolicy,
 }
 
 /// Settings of a client.
@@ -271,6 +274,7 @@ impl NodeConfig {
                 if s.admission_window_blocks == 0 || s.admission_window_blocks > 2016 {
                     return Err(Error::invalid("admission_window_blocks", "must be from 1 to 2016"));
                 }
+                check_jit(&s.jit)?;
                 if s.admission_pause_blocks == 0 || s.admission_pause_blocks > 2016 {
                     return Err(Error::invalid("admission_pause_blocks", "must be from 1 to 2016"));
                 }
@@ -309,6 +313,29 @@ pub(crate) fn check_feerates(fallback: u32, max: u32) -> Result<(), Error> {
     Ok(())
 }
 
+/// Checks what is done with payments for clients without room.
+fn check_jit(jit: &JitPolicy) -> Result<(), Error> {
+    if jit.hold < Duration::from_secs(1) || jit.hold > Duration::from_secs(600) {
+        return Err(Error::invalid("jit_hold_secs", "must be from 1 to 600"));
+    }
+    if jit.min_channel_sat < 20_000 {
+        return Err(Error::invalid("jit_min_channel_sat", "must be at least 20000"));
+    }
+    if jit.max_channel_sat != 0 && jit.max_channel_sat < jit.min_channel_sat {
+        return Err(Error::invalid("jit_max_channel_sat", "must be 0 or at least jit_min_channel_sat"));
+    }
+    if jit.headroom_percent > 1000 {
+        return Err(Error::invalid("jit_headroom_percent", "must be at most 1000"));
+    }
+    if jit.max_channels > 100 {
+        return Err(Error::invalid("jit_max_channels", "must be at most 100"));
+    }
+    if jit.max_untaken == 0 || jit.max_untaken > 100 {
+        return Err(Error::invalid("jit_max_untaken", "must be from 1 to 100"));
+    }
+    Ok(())
+}
+
 /// Checks how often bitcoind is asked.
 pub(crate) fn check_poll_interval(interval: Duration) -> Result<(), Error> {
     if interval < Duration::from_millis(50) || interval > Duration::from_secs(600) {
@@ -338,6 +365,7 @@ impl Default for LspSettings {
             relay_hold_secs: 60,
             relay_max_open: 1000,
             relay_max_open_per_client: 20,
+            jit: JitPolicy::default(),
         }
     }
 }

@@ -74,6 +74,8 @@ pub(crate) enum Refusal {
     Shallow,
     #[error("a channel that it passes is stuck: a state from before a change of capacity is on the chain")]
     Stuck,
+    #[error("no room: {0}")]
+    NoRoom(&'static str),
 }
 
 impl Refusal {
@@ -84,6 +86,7 @@ impl Refusal {
             | Self::DeltaTooSmall { delta: has, limit }
             | Self::TooLateToHold { claim_by: has, limit } => Some((has, limit)),
             Self::UnknownSource | Self::NotUsable | Self::Shallow | Self::Stuck => None,
+            Self::UnknownSource | Self::NotUsable | Self::Shallow | Self::NoRoom(_) => None,
         }
     }
 }

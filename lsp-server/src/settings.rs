@@ -69,6 +69,30 @@ ldk_node_ext::settings! {
         /// Most of them of one client, at most 1000 [default: 20]
         #[arg(value_name = "N")]
         pub relay_max_open_per_client: usize,
+        /// Grow a client's factory channel before a channel beside it is opened, where all who sign are there [default: true]
+        #[arg(value_name = "BOOL")]
+        pub jit_rotate_first: bool,
+        /// Smallest channel beside a factory, sat, at least 20000 [default: 50000]
+        #[arg(value_name = "SAT")]
+        pub jit_min_channel_sat: u64,
+        /// Largest channel beside a factory, sat; 0: none are opened for payments [default: 2000000]
+        #[arg(value_name = "SAT")]
+        pub jit_max_channel_sat: u64,
+        /// Most such channels of a client, at most 100 [default: 2]
+        #[arg(value_name = "N")]
+        pub jit_max_channels: u32,
+        /// Most capacity of a client's such channels together, sat [default: 4000000]
+        #[arg(value_name = "SAT")]
+        pub jit_max_total_sat: u64,
+        /// A client that has taken nothing over so many such channels gets no other one, 1 to 100 [default: 1]
+        #[arg(value_name = "N")]
+        pub jit_max_untaken: u32,
+        /// What such a channel has beyond what the payment needs, percent, at most 1000 [default: 20]
+        #[arg(value_name = "PERCENT")]
+        pub jit_headroom_percent: u32,
+        /// How long a payment is held for a client without room, seconds, 1 to 600 [default: 30]
+        #[arg(value_name = "SECONDS")]
+        pub jit_hold_secs: u64,
     }
 }
 
@@ -128,6 +152,14 @@ fn apply(own: &LspServerSettings, lsp: &mut LspSettings) {
     set(&mut lsp.relay_hold_secs, own.relay_hold_secs);
     set(&mut lsp.relay_max_open, own.relay_max_open);
     set(&mut lsp.relay_max_open_per_client, own.relay_max_open_per_client);
+    set(&mut lsp.jit.rotate_first, own.jit_rotate_first);
+    set(&mut lsp.jit.min_channel_sat, own.jit_min_channel_sat);
+    set(&mut lsp.jit.max_channel_sat, own.jit_max_channel_sat);
+    set(&mut lsp.jit.max_channels, own.jit_max_channels);
+    set(&mut lsp.jit.max_total_sat, own.jit_max_total_sat);
+    set(&mut lsp.jit.max_untaken, own.jit_max_untaken);
+    set(&mut lsp.jit.headroom_percent, own.jit_headroom_percent);
+    set(&mut lsp.jit.hold, own.jit_hold_secs.map(Duration::from_secs));
 }
 
 #[cfg(test)]

@@ -36,6 +36,13 @@ const ELSEWHERE: &[&str] = &[
     "lsp.relay.claimed",
     "lsp.relay.done",
     "lsp.relay.failed",
+    // scenario_jit_crash
+    "lsp.jit.held",
+    "lsp.jit.recorded",
+    "lsp.jit.funding_stored",
+    "lsp.jit.signed",
+    "lsp.jit.forward",
+    "lsp.jit.forwarded",
     // scenario_rotate
     "lsp.rotation.begun",
     "node.channel.move",

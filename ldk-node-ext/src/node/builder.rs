@@ -39,6 +39,7 @@ use crate::ldk::{
     FactoryMessages, FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter, MonitorStore,
     OnionMessenger, Outgoing, Outpoints, Outward, PeerManager, Retired, Router, Streams, WholeBlocks,
 };
+use crate::liquidity::{self, Liquidity};
 use crate::logger::Logger;
 use crate::publish::Publisher;
 use crate::relay::{self, Asks, Relays};
@@ -243,6 +244,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         Arc::clone(&logger),
     );
 
+    let liquidity = Liquidity::open(Arc::clone(&store))?;
     let payments = Payments::new(Arc::clone(&store));
     payments.fail_unknown(&known_payments(&manager))?;
     let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
@@ -289,6 +291,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         min_final_cltv: AtomicU16::new(0),
         held,
         htlcs: HtlcMemory::default(),
+        liquidity,
         deadline: Mutex::new(None),
         settled: Mutex::new(void),
         listen: Mutex::new(None),
@@ -349,6 +352,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     tasks.spawn(room::run(Arc::clone(&parts), monitor_store, stop_receiver.clone()));
     tasks.spawn(retired_events(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(relay::run(Arc::clone(&parts), stop_receiver.clone()));
+    tasks.spawn(liquidity::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(holds::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {

@@ -15,6 +15,7 @@ mod room;
 
 pub(crate) use failure::Failure;
 pub(crate) use payments::known_payments;
+pub(crate) use htlcs::Intercepted;
 #[cfg(test)]
 pub(crate) use restore::Ldk;
 pub(crate) use restore::{check_network, mark_void};
@@ -40,6 +41,7 @@ use crate::ldk::{
     Broadcaster, ChainMonitor, Changes, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth,
     HeldHtlcs, Mapping, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Streams, Sweeper,
 };
+use crate::liquidity::Liquidity;
 use crate::logger::Logger;
 use crate::relay::{Asks, Relays};
 use crate::store::events::Events;
@@ -100,6 +102,8 @@ pub(crate) struct Parts {
     /// HTLCs that our own commitments of factory channels carry.
     pub(crate) held: Arc<HeldHtlcs>,
     pub(crate) htlcs: htlcs::HtlcMemory,
+    /// What is held for clients without room, and the channels beside the factory.
+    pub(crate) liquidity: Liquidity,
     /// Nearest deadline over all factories, kept by the factory service.
     pub(crate) deadline: Mutex<Option<api::Deadline>>,
     /// Channels that are in no factory any more and whose money is accounted for elsewhere.
@@ -139,6 +143,10 @@ impl Node {
     /// be used, [`Error::Store`] and [`Error::Corrupt`] when the store cannot.
     pub async fn start(config: NodeConfig) -> Result<Self, Error> {
         builder::start(config).await
+    }
+
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// Stops in order: connections first, then everything is written. Returns when done.
