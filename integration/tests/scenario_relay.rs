@@ -73,9 +73,9 @@ fn larger_than_any_channel_in_one_payment() -> Result<()> {
     wait_for(&world, &after.after(&[settled("client-1", 20_000_000, 20_000)])?)?;
 
     // Refused, each with its reason.
-    let (code, text) = refused(invoice(&world, 400_000_000, Some("always")));
+    let (code, text) = refused(invoice(&world, 4_000_000_000, Some("always")));
     assert_eq!(code, "conflict");
-    assert!(text.contains("amount_msat: must be from 1 to"), "{text}");
+    assert!(text.contains("and not for 4000000000: ") && text.contains("largest JIT channel"), "{text}");
     let ask = |body: Value| world.client(0)?.api()?.post::<Value>("/v1/invoice", &body);
     let base = json!({ "amount_msat": 10_000_000, "relay": "always" });
     let with = |key: &str, value: Value| {

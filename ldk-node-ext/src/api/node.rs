@@ -239,7 +239,7 @@ pub struct RelayedPayment {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RelayMode {
-    /// If no single channel has room for it, and all together have.
+    /// If no single channel has room for it. Where the LSP's settings do not allow that the invoice is the client's own.
     #[default]
     Auto,
     /// In any case.

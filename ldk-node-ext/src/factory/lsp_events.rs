@@ -53,7 +53,8 @@ impl Service {
             return;
         }
         if let Payload::RelayAsk(ask) = &payload {
-            self.send(client, self.parts.relay_asked(client, ask));
+            let view = self.payment_view(&client);
+            self.send(client, self.parts.relay_asked(client, ask, &view));
             return;
         }
         if self.close_message(client, &payload).await || self.advance_message(client, &payload).await {

@@ -1,6 +1,7 @@
 //! HTLCs that are held until there is room for them: a table in memory, bounded for each client and in all.
 //!
-//! All HTLCs of one payment (the parts of an MPP set) are held together. Nothing here is stored: LDK tells of every HTLC
+//! All HTLCs of one payment (the parts of an MPP set) are held together. A payment that this node makes itself, for what a
+//! relay holds, waits here too; it has no HTLCs yet, and goes where its own router sends it. Nothing here is stored: LDK tells of every HTLC
 //! that nobody has answered again after a restart.
 
 use std::collections::HashMap;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use bitcoin::secp256k1::PublicKey;
 use lightning::types::payment::PaymentHash;
 
+use super::decide::Amount;
 use crate::node::Intercepted;
 
 /// HTLCs for one client that are held at a time: as many as a channel takes.
@@ -37,6 +39,8 @@ pub(crate) enum Full {
 pub(super) struct Payment {
     /// Its HTLCs, by LDK's ids.
     pub(super) parts: Vec<Intercepted>,
+    /// A payment of this node's own instead, msat.
+    pub(super) own_msat: Option<u64>,
     /// When the first one came.
     since: Instant,
     /// When the last one came.
@@ -50,14 +54,42 @@ pub(super) struct Payment {
 }
 
 impl Payment {
-    /// Amounts of its parts, msat.
+    /// One of this node's own.
+    pub(super) fn own(msat: u64, now: Instant) -> Self {
+        Self { own_msat: Some(msat), ..Self::begun(false, now) }
+    }
+
+    fn begun(bought: bool, now: Instant) -> Self {
+        Self {
+            parts: Vec::new(),
+            own_msat: None,
+            since: now,
+            newest: now,
+            bought,
+            opening: false,
+            rotated: false,
+            told: None,
+        }
+    }
+
+    /// What is to reach the client.
+    pub(super) fn amount(&self) -> Amount {
+        self.own_msat.map_or_else(|| Amount::Parts(self.amounts()), Amount::Divisible)
+    }
+
+    /// Amounts of its parts, msat; of one of this node's own all of it.
     pub(super) fn amounts(&self) -> Vec<u64> {
-        self.parts.iter().map(|p| p.amount_msat).collect()
+        self.own_msat.into_iter().chain(self.parts.iter().map(|p| p.amount_msat)).collect()
     }
 
     /// Sum of its parts, msat.
     pub(super) fn total_msat(&self) -> u64 {
-        self.parts.iter().fold(0, |sum, p| sum.saturating_add(p.amount_msat))
+        self.amounts().iter().fold(0, |sum, part| sum.saturating_add(*part))
+    }
+
+    /// Places that it takes.
+    fn places(&self) -> usize {
+        self.parts.len().max(1)
     }
 
     /// Whether no part has come for a while.
@@ -96,11 +128,31 @@ impl Held {
 
     /// HTLCs held.
     pub(super) fn count(&self) -> usize {
-        self.payments.values().map(|p| p.parts.len()).sum()
+        self.payments.values().map(Payment::places).sum()
     }
 
     fn count_of(&self, client: &PublicKey) -> usize {
-        self.payments.iter().filter(|((c, _), _)| c == client).map(|(_, p)| p.parts.len()).sum()
+        self.payments.iter().filter(|((c, _), _)| c == client).map(|(_, p)| p.places()).sum()
+    }
+
+    fn has_place(&self, client: &PublicKey) -> Result<(), Full> {
+        if self.count() >= MAX_IN_ALL {
+            return Err(Full::All);
+        }
+        if self.count_of(client) >= MAX_OF_CLIENT {
+            return Err(Full::Client);
+        }
+        Ok(())
+    }
+
+    /// Takes a payment of this node's own; one that waits already stays as it is. Returns whether it is new.
+    pub(super) fn add_own(&mut self, key: Key, msat: u64, now: Instant) -> Result<bool, Full> {
+        if self.payments.contains_key(&key) {
+            return Ok(false);
+        }
+        self.has_place(&key.0)?;
+        self.payments.insert(key, Payment::own(msat, now));
+        Ok(true)
     }
 
     /// Takes an HTLC; one that is held already stays as it is.
@@ -109,20 +161,8 @@ impl Held {
         if self.payments.get(&key).is_some_and(|p| p.parts.iter().any(|known| known.id == part.id)) {
             return Ok(());
         }
-        if self.count() >= MAX_IN_ALL {
-            return Err(Full::All);
-        }
-        if self.count_of(&client) >= MAX_OF_CLIENT {
-            return Err(Full::Client);
-        }
-        let payment = self.payments.entry(key).or_insert_with(|| Payment {
-            parts: Vec::new(),
-            since: now,
-            newest: now,
-            opening: false,
-            rotated: false,
-            told: None,
-        });
+        self.has_place(&client)?;
+        let payment = self.payments.entry(key).or_insert_with(|| Payment::begun(bought, now));
         payment.newest = now;
         payment.parts.push(part);
         Ok(())

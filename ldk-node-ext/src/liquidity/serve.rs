@@ -123,8 +123,7 @@ impl Parts {
                 continue;
             }
             let own = JitPolicy { rotate_first: policy.rotate_first && !payment.rotated, ..policy.clone() };
-            let amount = Amount::Parts(payment.amounts());
-            let situation = self.situation(&client, amount, &view, &open, &payment);
+            let situation = self.situation(&client, payment.amount(), &view, &open, &payment);
             let decision = decide(&situation, &own);
             match decision.action {
                 Action::Forward | Action::Multipath => self.send_on(client, hash, &decision),
@@ -276,6 +275,10 @@ impl Parts {
         self.tell(&key, decision);
         faults::point("lsp.jit.forward");
         let Some(payment) = lock(&self.liquidity.held).take(&key) else { return };
+        if payment.own_msat.is_some() {
+            self.relays.wake();
+            return;
+        }
         let open = self.manager.list_channels();
         let refused = payment.parts.iter().find_map(|part| self.next_hop(&open, part).err());
         if let Some(refusal) = refused {
@@ -299,6 +302,10 @@ impl Parts {
         let key = (client, hash);
         self.tell(&key, decision);
         let Some(payment) = lock(&self.liquidity.held).take(&key) else { return };
+        if payment.own_msat.is_some() {
+            self.relay_without_room(&hash, &in_words(decision));
+            return;
+        }
         let open = self.manager.list_channels();
         if let [part] = payment.parts.as_slice() {
             let next = self.next_hop(&open, part);
@@ -313,6 +320,9 @@ impl Parts {
     fn give_back_held(&self, key: &Key, why: &'static str) {
         let Some(payment) = lock(&self.liquidity.held).take(key) else { return };
         lock(&self.liquidity.counts).gave_back(why);
+        if payment.own_msat.is_some() {
+            self.relay_without_room(&key.1, why);
+        }
         self.fail_parts(&payment.parts, &Refusal::NoRoom(why));
         let waits = lock(&self.liquidity.held).by_client().contains_key(&key.0);
         if payment.opening && !waits {
@@ -326,6 +336,38 @@ impl Parts {
                 self.refused(&part.payment_hash, refusal);
             }
         }
+    }
+
+    /// Has room made for a payment of this node's own, if need be; may be asked again and again.
+    pub(crate) fn want_room(&self, client: PublicKey, hash: PaymentHash, msat: u64) {
+        let asked = lock(&self.liquidity.held).add_own((client, hash), msat, Instant::now());
+        match asked {
+            Ok(true) => self.liquidity.changed.notify_one(),
+            Ok(false) => {}
+            Err(full) => {
+                self.relay_without_room(&hash, &format!("too many payments wait for room: {full:?}"))
+            }
+        }
+    }
+
+    /// Whether room could be made for a payment of this node's own.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn could_have_room(
+        &self,
+        client: &PublicKey,
+        msat: u64,
+        view: &PaymentView,
+    ) -> Result<(), String> {
+        let Some(policy) = self.jit_policy() else { return Err("not an LSP".into()) };
+        let payment = Payment::own(msat, Instant::now());
+        let open = self.manager.list_channels();
+        let decision = decide(&self.situation(client, payment.amount(), view, &open, &payment), policy);
+        if decision.action == Action::Refuse {
+            return Err(in_words(&decision));
+        }
+        Ok(())
     }
 
     /// Tells of a decision, once.
@@ -359,4 +401,10 @@ impl Parts {
             );
         }
     }
+}
+
+/// What spoke against it.
+fn in_words(decision: &Decision) -> String {
+    let against: Vec<String> = decision.against.iter().map(ToString::to_string).collect();
+    against.join("; ")
 }

@@ -20,8 +20,8 @@ use crate::api::{Direction, PaymentStatus};
 use crate::config::RoleConfig;
 use crate::factory::{is_marked, ChannelOffer, Command, LdkEvent};
 use crate::faults;
-use crate::relay::Arrived;
 use crate::liquidity::{is_jit, OpenedToUs};
+use crate::relay::Arrived;
 
 impl Parts {
     pub(crate) fn payment_changed(&self) {

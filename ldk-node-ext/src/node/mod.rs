@@ -14,8 +14,8 @@ mod restore;
 mod room;
 
 pub(crate) use failure::Failure;
-pub(crate) use payments::known_payments;
 pub(crate) use htlcs::Intercepted;
+pub(crate) use payments::known_payments;
 #[cfg(test)]
 pub(crate) use restore::Ldk;
 pub(crate) use restore::{check_network, mark_void};

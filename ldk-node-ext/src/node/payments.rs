@@ -13,7 +13,7 @@ use lightning::types::payment::PaymentHash;
 use lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
 
 use super::Node;
-use crate::api::{Direction, Invoice, InvoiceRequest, PayRequest, Payment, PaymentStatus};
+use crate::api::{Direction, Invoice, InvoiceRequest, PayRequest, Payment, PaymentStatus, RelayMode};
 use crate::error::Error;
 use crate::faults;
 use crate::ldk::ChannelManager;
@@ -55,8 +55,12 @@ impl Node {
                 Error::invalid("amount_msat", "an LSP receives known amounts only: give one")
             })?;
             let max_fee_msat = request.relay_max_fee_msat;
-            let wanted = Wanted { amount_msat, description: text, expiry_secs: expiry, max_fee_msat };
-            return self.parts.relayed_invoice(wanted).await;
+            let insists = request.relay == Some(RelayMode::Always);
+            let wanted =
+                Wanted { amount_msat, description: text.clone(), expiry_secs: expiry, max_fee_msat, insists };
+            if let Some(invoice) = self.parts.relayed_invoice(wanted).await? {
+                return Ok(invoice);
+            }
         }
         let mut min_final = self.parts.min_final_cltv.load(Ordering::Acquire);
         let held = request.payment_hash.as_deref().map(parse_hash).transpose()?;

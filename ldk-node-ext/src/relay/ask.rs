@@ -12,7 +12,7 @@ use lightning::types::payment::PaymentHash;
 use lightning_invoice::{Bolt11Invoice, Currency};
 use tokio::sync::oneshot;
 
-use super::offer::{MAX_EXPIRY_SECS, MIN_EXPIRY_SECS};
+use super::offer::{MAX_EXPIRY_SECS, MIN_EXPIRY_SECS, NOT_ALLOWED};
 use crate::api::{Invoice, RelayMode};
 use crate::config::RoleConfig;
 use crate::error::Error;
@@ -45,6 +45,8 @@ pub(crate) struct Wanted {
     pub(crate) expiry_secs: u32,
     /// None: as the settings say.
     pub(crate) max_fee_msat: Option<u64>,
+    /// Only the LSP's invoice will do.
+    pub(crate) insists: bool,
 }
 
 /// What the answer has to be.
@@ -56,13 +58,13 @@ struct Expected<'a> {
     wanted: &'a Wanted,
 }
 
-/// Whether the LSP is to be asked: `largest` is what the largest channel can receive, `total` what all together can,
-/// msat. Beyond the latter the LSP could not either.
-fn is_relayed(mode: RelayMode, amount_msat: Option<u64>, largest: u64, total: u64) -> bool {
+/// Whether the LSP is to be asked: `largest` is what the largest channel can receive, msat. Where all channels together
+/// cannot either, the LSP may make room.
+fn is_relayed(mode: RelayMode, amount_msat: Option<u64>, largest: u64) -> bool {
     match (mode, amount_msat) {
         (RelayMode::Never, _) | (RelayMode::Auto, None) => false,
         (RelayMode::Always, _) => true,
-        (RelayMode::Auto, Some(amount)) => largest < amount && amount <= total,
+        (RelayMode::Auto, Some(amount)) => largest < amount,
     }
 }
 
@@ -109,17 +111,16 @@ impl Parts {
         }
         let channels = self.manager.list_channels();
         let each = channels.iter().filter(|c| c.is_channel_ready).map(|c| c.inbound_capacity_msat);
-        let largest = each.clone().max().unwrap_or(0);
-        let total = each.fold(0, u64::saturating_add);
-        Ok(is_relayed(mode.unwrap_or_default(), amount, largest, total))
+        Ok(is_relayed(mode.unwrap_or_default(), amount, each.max().unwrap_or(0)))
     }
 
-    /// Asks the LSP for an invoice, and checks it.
+    /// Asks the LSP for an invoice, and checks it. None if its settings do not allow one and the user does not insist: it
+    /// may still make room for the client's own.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`]; [`Error::Unavailable`] if the LSP is not there or does not answer;
     /// [`Error::Conflict`] if it declines, or its invoice is not what was asked for.
-    pub(crate) async fn relayed_invoice(&self, wanted: Wanted) -> Result<Invoice, Error> {
+    pub(crate) async fn relayed_invoice(&self, wanted: Wanted) -> Result<Option<Invoice>, Error> {
         let RoleConfig::Client(settings) = &self.config.role else {
             return Err(Error::invalid("relay", "only a client has an LSP"));
         };
@@ -147,6 +148,10 @@ impl Parts {
         };
         let text = match self.ask_lsp(settings.lsp_node_id, hash, ask).await? {
             Payload::RelayInvoice(m) => m.invoice.0,
+            Payload::RelayDecline(m) if m.code == NOT_ALLOWED && !wanted.insists => {
+                tracing::info!(reason = m.text, "the LSP does not receive in this client's place");
+                return Ok(None);
+            }
             Payload::RelayDecline(m) => {
                 return Err(Error::Conflict(format!("the LSP does not receive this payment: {}", m.text)))
             }
@@ -154,11 +159,11 @@ impl Parts {
         };
         let (lsp, currency) = (settings.lsp_node_id, Currency::from(self.config.network));
         let (invoice, fee) = check(&text, &Expected { lsp, hash, currency, max_fee_msat, wanted: &wanted })?;
-        Ok(Invoice {
+        Ok(Some(Invoice {
             invoice: invoice.to_string(),
             payment_hash: hex::encode(hash.0),
             relay_fee_msat: Some(fee),
-        })
+        }))
     }
 
     async fn ask_lsp(&self, lsp: PublicKey, hash: PaymentHash, ask: RelayAsk) -> Result<Payload, Error> {
@@ -211,13 +216,13 @@ mod tests {
     const SAT: u64 = 1000;
 
     #[test]
-    fn the_lsp_is_asked_for_what_no_channel_has_room_for_and_all_have() {
-        let (largest, total) = (90_000 * SAT, 280_000 * SAT);
-        let auto = |sat: u64| is_relayed(RelayMode::Auto, Some(sat * SAT), largest, total);
-        assert!(!auto(90_000) && auto(90_001) && auto(280_000) && !auto(280_001));
-        assert!(!is_relayed(RelayMode::Auto, None, largest, total));
-        assert!(is_relayed(RelayMode::Always, Some(1), largest, total));
-        assert!(!is_relayed(RelayMode::Never, Some(100_000 * SAT), largest, total));
+    fn the_lsp_is_asked_for_what_no_channel_has_room_for() {
+        let largest = 90_000 * SAT;
+        let auto = |sat: u64| is_relayed(RelayMode::Auto, Some(sat * SAT), largest);
+        assert!(!auto(90_000) && auto(90_001) && auto(2_000_000));
+        assert!(!is_relayed(RelayMode::Auto, None, largest));
+        assert!(is_relayed(RelayMode::Always, Some(1), largest));
+        assert!(!is_relayed(RelayMode::Never, Some(100_000 * SAT), largest));
     }
 
     fn key(secret: u8) -> SecretKey {
@@ -240,8 +245,13 @@ mod tests {
 
     #[test]
     fn an_invoice_that_is_not_what_was_asked_for_is_not_shown() {
-        let wanted =
-            Wanted { amount_msat: 5000, description: String::new(), expiry_secs: 600, max_fee_msat: None };
+        let wanted = Wanted {
+            amount_msat: 5000,
+            description: String::new(),
+            expiry_secs: 600,
+            max_fee_msat: None,
+            insists: true,
+        };
         let lsp = key(1).public_key(&Secp256k1::new());
         let hash = PaymentHash([2; 32]);
         let of = |text: &str| {

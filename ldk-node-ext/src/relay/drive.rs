@@ -193,6 +193,7 @@ impl Parts {
         // Once for all of them: there may be many. What is paid on takes the room of the next, which then waits.
         let all = self.manager.list_channels();
         let known = known_payments(&self.manager);
+        let mut without_room = Vec::new();
         for (hash, relay) in held {
             let _turn = self.relays.turn();
             let (there, connected) = incoming(&all, &hash, &relay);
@@ -212,8 +213,25 @@ impl Parts {
                 ready: has_room && (connected || !old.contains(&hash)),
             };
             self.relay_step(&hash, input)?;
+            if !has_room && there && self.peers.peer_by_node_id(&relay.terms.client).is_some() {
+                without_room.push((hash, relay.terms));
+            }
+        }
+        for (hash, terms) in without_room {
+            if self.relays.get(&hash).is_some_and(|relay| relay.state == State::Held) {
+                self.want_room(terms.client, hash, terms.amount_msat);
+            }
         }
         Ok(())
+    }
+
+    /// There is no room for a payment that is held, and none can be made: it is given back.
+    pub(crate) fn relay_without_room(&self, hash: &PaymentHash, reason: &str) {
+        let _turn = self.relays.turn();
+        if let Err(e) = self.relay_step(hash, Input::NoRoom { reason }) {
+            // It is held on, and room is asked for again.
+            tracing::error!(error = %e, "relay not given back");
+        }
     }
 
     /// What the last process may not have carried out.

@@ -15,13 +15,14 @@ use super::record::{Bytes, Terms};
 use crate::api::Direction;
 use crate::config::{LspSettings, RoleConfig};
 use crate::error::Error;
+use crate::factory::PaymentView;
 use crate::faults;
 use crate::htlc_rules::Limits;
 use crate::node::Parts;
 use crate::util::unix_now;
 
 /// Code of [`RelayDecline`]: the LSP's settings or limits do not allow it.
-const NOT_ALLOWED: u16 = 1;
+pub(super) const NOT_ALLOWED: u16 = 1;
 /// Code of [`RelayDecline`]: not now.
 const NOT_NOW: u16 = 2;
 /// Code of [`RelayDecline`]: what was asked makes no sense.
@@ -58,9 +59,9 @@ fn declined(e: Error) -> Declined {
 
 impl Parts {
     /// The answer to a client that asks for an invoice; the relay is stored when there is one.
-    pub(crate) fn relay_asked(&self, client: PublicKey, ask: &RelayAsk) -> Payload {
+    pub(crate) fn relay_asked(&self, client: PublicKey, ask: &RelayAsk, view: &PaymentView) -> Payload {
         let payment_hash = ask.payment_hash;
-        match self.offer_relay(client, ask) {
+        match self.offer_relay(client, ask, view) {
             Ok(invoice) => RelayInvoice { payment_hash, invoice: LongText(invoice.to_string()) }.into(),
             Err((code, text)) => {
                 tracing::info!(%client, code, text, "relay declined");
@@ -69,7 +70,12 @@ impl Parts {
         }
     }
 
-    fn offer_relay(&self, client: PublicKey, ask: &RelayAsk) -> Result<Bolt11Invoice, Declined> {
+    fn offer_relay(
+        &self,
+        client: PublicKey,
+        ask: &RelayAsk,
+        view: &PaymentView,
+    ) -> Result<Bolt11Invoice, Declined> {
         let RoleConfig::Lsp(settings) = &self.config.role else {
             return Err((NOT_ALLOWED, "not an LSP".into()));
         };
@@ -90,10 +96,16 @@ impl Parts {
             return Err((NOT_ALLOWED, text));
         }
         let channels = self.client_channels(&client);
+        if ask.amount_msat == 0 {
+            return Err((MALFORMED, "amount_msat: must be at least 1".into()));
+        }
         let most = receivable_msat(channels.iter());
-        if ask.amount_msat == 0 || ask.amount_msat > most {
-            let text = format!("amount_msat: must be from 1 to {most}, which all channels have room for");
-            return Err((NOT_NOW, text));
+        if ask.amount_msat > most {
+            self.could_have_room(&client, ask.amount_msat, view).map_err(|why| {
+                let text =
+                    format!("amount_msat: there is room for {most}, and not for {}: {why}", ask.amount_msat);
+                (NOT_NOW, text)
+            })?;
         }
         let hash = PaymentHash(ask.payment_hash);
         self.check_unused(&hash)?;

@@ -104,6 +104,8 @@ pub(crate) enum Input<'a> {
     /// Time to look whether a held one can be paid on. `known`: LDK knows an outgoing payment. `there`: the incoming
     /// HTLCs are on their channels. `ready`: the client is there, with room for all of it.
     Look { height: u32, now: u64, known: bool, there: bool, ready: bool },
+    /// There is no room for it with the client, and none can be made.
+    NoRoom { reason: &'a str },
     /// LDK has refused to pay on, and nothing is out. `final_word`: it would do so again.
     Refused { final_word: bool, reason: &'a str },
     /// LDK has the preimage.
@@ -186,7 +188,8 @@ impl Relay {
                     Act::Nothing
                 }
             }
-            Input::Look { .. } => Act::Nothing,
+            Input::NoRoom { reason } if self.state == State::Held => self.fail(reason),
+            Input::Look { .. } | Input::NoRoom { .. } => Act::Nothing,
             Input::Refused { final_word, reason } if self.state == State::Paying => {
                 if final_word {
                     return self.fail(reason);

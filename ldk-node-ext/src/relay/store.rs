@@ -59,6 +59,11 @@ impl Relays {
         lock(&self.turn)
     }
 
+    /// Has what is held looked at again: there is room for a payment now.
+    pub(crate) fn wake(&self) {
+        self.held.notify_one();
+    }
+
     /// Whether this is a relay's payment hash.
     pub(crate) fn has(&self, hash: &PaymentHash) -> bool {
         lock(&self.all).contains_key(hash)

@@ -107,6 +107,10 @@ fn a_held_one_is_paid_on_in_time_or_given_back_for_good() {
     assert!(failed(held().step(look(last, 60))).contains("not there in time"));
     let gone = Input::Look { height: BORN, now: 1, known: false, there: false, ready: true };
     assert!(failed(held().step(gone)).contains("gone"));
+    let no_room = Input::NoRoom { reason: "no room" };
+    assert_eq!(failed(held().step(no_room)), "no room");
+    // What is out already is not called back by that.
+    assert_eq!(relay(&[arrives(1), look(BORN, 1)]).step(no_room), Act::Nothing);
     let away = Input::Look { height: BORN, now: 1, known: false, there: true, ready: false };
     let mut relay = held();
     assert_eq!((relay.step(away), relay.state.clone()), (Act::Nothing, State::Held));
