@@ -77,6 +77,16 @@ impl Snapshot {
         Ok(next)
     }
 
+    /// What must be there if a party has spent so much, msat.
+    ///
+    /// # Errors
+    /// If the party is unknown or would hold less than nothing.
+    pub fn less(&self, party: &str, msat: u64) -> Result<Self> {
+        let mut next = self.clone();
+        next.change(party, |held| held.checked_sub(msat))?;
+        Ok(next)
+    }
+
     fn change(&mut self, party: &str, change: impl Fn(u64) -> Option<u64>) -> Result<()> {
         let held = self.parties.get_mut(party).ok_or_else(|| anyhow!("{party} is not in the ledger"))?;
         *held = change(*held).ok_or_else(|| anyhow!("{party} would hold less than nothing"))?;

@@ -330,6 +330,20 @@ impl World {
         self.wait_peer_usable()
     }
 
+    /// Waits until the LSP has noticed that a client is gone.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn wait_gone(&self, node_id: &str) -> Result<()> {
+        wait::until_value(
+            "the LSP to miss a client",
+            PATIENCE,
+            || self.lsp.api()?.get::<Vec<serde_json::Value>>("/v1/clients"),
+            |list| !list.iter().any(|c| c["node_id"] == *node_id && c["connected"] == true),
+        )?;
+        Ok(())
+    }
+
     /// The client with this node id.
     ///
     /// # Errors

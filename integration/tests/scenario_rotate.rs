@@ -97,7 +97,7 @@ fn an_absent_client_is_named_and_a_dead_one_is_left() -> Result<()> {
     wait_for(&world, &start.after(&paid)?)?;
 
     world.client_mut(MOVER)?.kill()?;
-    wait_gone(&world, &node)?;
+    world.wait_gone(&node)?;
     let (code, words) = refused(rotate::ask(&world, &id, &node));
     assert!(code == "unavailable" && words.contains(&node), "{code}: {words}");
     assert_eq!(rotate::leaf(&world, &id, &node)?.position, 0);
@@ -133,17 +133,6 @@ fn an_absent_client_is_named_and_a_dead_one_is_left() -> Result<()> {
     let lost = before.of("client-0")? - after.of("client-0")?;
     assert!(lost < 2_000_000, "the dead client paid {lost} msat");
     world.finish();
-    Ok(())
-}
-
-/// Waits until the LSP has noticed that a client is gone.
-fn wait_gone(world: &World, node: &str) -> Result<()> {
-    until_value(
-        "the LSP to miss a client",
-        PATIENCE,
-        || world.lsp.api()?.get::<Vec<Value>>("/v1/clients"),
-        |list| !list.iter().any(|c| c["node_id"] == *node && c["connected"] == true),
-    )?;
     Ok(())
 }
 

@@ -85,8 +85,7 @@ impl Refusal {
             Self::ExpiresTooSoon { expiry: has, limit }
             | Self::DeltaTooSmall { delta: has, limit }
             | Self::TooLateToHold { claim_by: has, limit } => Some((has, limit)),
-            Self::UnknownSource | Self::NotUsable | Self::Shallow | Self::Stuck => None,
-            Self::UnknownSource | Self::NotUsable | Self::Shallow | Self::NoRoom(_) => None,
+            Self::UnknownSource | Self::NotUsable | Self::Shallow | Self::Stuck | Self::NoRoom(_) => None,
         }
     }
 }
