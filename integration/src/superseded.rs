@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{anyhow, ensure, Context, Result};
 use bitcoin::{OutPoint, Transaction};
 use factory_core::advance::LspAdvanceRecord;
+use factory_core::record::SignedNode;
 
 use crate::cpfp::{Purse, CHILD_FEE};
 use crate::watcher::ExitFile;
@@ -51,10 +52,17 @@ impl OldPath {
         let file = world.lsp.faults().folder().join("hidden");
         let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         let record: LspAdvanceRecord = serde_json::from_str(text.lines().last().context("nothing hidden")?)?;
-        let leaf = record.nodes.last().context("a leaf")?;
         let mut path = Self::of(world, client)?.0;
-        path.truncate(path.len() - leaf.txs.len());
-        path.extend(leaf.txs.iter().map(|signed| signed.tx.clone()));
+        // Above several leaves all channels keep their scripts.
+        let script = |tx: &Transaction| tx.output.first().map(|output| output.script_pubkey.clone());
+        let own = path.last().and_then(script);
+        let leaves: Vec<_> = record.nodes.iter().filter(|node| !node.distributions.is_empty()).collect();
+        let is_own = |node: &&&SignedNode| node.txs.last().and_then(|signed| script(&signed.tx)) == own;
+        let leaf = if leaves.len() > 1 { leaves.iter().find(is_own) } else { leaves.first() };
+        let first = leaf.context("a leaf")?.first;
+        let covering = || record.nodes.iter().filter(|node| (node.first..node.end).contains(&first));
+        path.truncate(path.len() - covering().map(|node| node.txs.len()).sum::<usize>());
+        path.extend(covering().flat_map(|node| &node.txs).map(|signed| signed.tx.clone()));
         Ok(Self(path))
     }
 

@@ -9,11 +9,11 @@ use integration::ledger::{wait_at_rest, wait_for, Snapshot};
 use integration::liquidity;
 use integration::pace::{self, Leaving};
 use integration::payments::{pay, Order, Party};
-use integration::shares::{self, due_sat, paid_sat};
+use integration::shares::{self, due_sat, paid_sat, whole};
 use integration::signed::spender;
 use integration::superseded::{Cheater, OldCopy, OldPath};
 use integration::types::{Channel, Factory};
-use integration::wait;
+use integration::wait::{self, Seen};
 use integration::world::{factory_channel, PATIENCE};
 use integration::{rotate, Daemon, World};
 use serde_json::json;
@@ -225,6 +225,51 @@ fn an_lsps_commitment_that_is_not_revoked_pays_the_client() -> Result<()> {
 #[ignore = "long: make adversaries"]
 fn a_clients_commitment_that_is_not_revoked_pays_the_lsp() -> Result<()> {
     an_old_commitment("retired-client-newest", Party::Client(MOVER), Old::Newest)
+}
+
+/// The old state wins before there was an update, and nobody publishes anything on it: who wakes leaves by its commitment,
+/// which counts still, by itself. The other side sleeps on.
+fn leaves_by_itself(name: &str, by: Party) -> Result<()> {
+    let mut scene = Before::start(name, None)?;
+    scene.sell()?;
+    let (id, place) = (scene.id.clone(), scene.old.place()?);
+    let before = wait_at_rest(&scene.world)?;
+    scene.loses_the_race()?;
+    daemon_mut(&mut scene.world, by)?.start()?;
+    let world = &mut scene.world;
+    let leaving = Leaving::of(world, by, MOVER, &id)?;
+    wait::until("it to leave", PATIENCE, || {
+        world.mine(1)?;
+        Ok(match world.bitcoind.unspent(place)? {
+            None => Seen::Done(()),
+            Some(_) => Seen::NotYet(format!("{:?}", leaving.exit(world))),
+        })
+    })?;
+    let tip = world.bitcoind.height()?;
+    let commitment = spender(&world.bitcoind, place, before.height + 1, tip)?;
+    ensure!(paid_sat(&commitment) == due_sat(CAPACITY, scene.share, &[]), "{commitment:?}");
+    pace::drive(world, &[leaving], LIMIT, &mut |_| Ok(()))?;
+    for other in [Party::Client(MOVER), Party::Client(OTHER), Party::Lsp] {
+        if other != by {
+            daemon_mut(world, other)?.start()?;
+        }
+    }
+    let strangers = scene.cheater.fees_sat;
+    pace::rest_until(world, |after| whole(world, &before, after, FEES, strangers))?;
+    scene.world.finish();
+    Ok(())
+}
+
+#[test]
+#[ignore = "long: make adversaries"]
+fn a_client_leaves_by_what_is_not_revoked() -> Result<()> {
+    leaves_by_itself("retired-client-leaves", Party::Client(MOVER))
+}
+
+#[test]
+#[ignore = "long: make adversaries"]
+fn an_lsp_leaves_by_what_is_not_revoked() -> Result<()> {
+    leaves_by_itself("retired-lsp-leaves", Party::Lsp)
 }
 
 /// The mover's channel on both sides.

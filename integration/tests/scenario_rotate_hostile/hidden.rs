@@ -1,13 +1,13 @@
 //! An LSP that completes a state, says that it has failed, and lets it come to the chain later.
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use integration::ledger::wait_at_rest;
 use integration::pace::{self, Leaving};
 use integration::payments::{pay, Party};
 use integration::shares::{self, due_sat, paid_sat};
-use integration::signed::{spender, wait_spent};
+use integration::signed::spender;
 use integration::superseded::{Cheater, OldCopy, OldPath};
-use integration::wait;
+use integration::wait::{self, Seen};
 use integration::world::PATIENCE;
 
 use super::{back, there, Kind, Scene, CAPACITY, FEES, LIMIT, MOVER, STEP};
@@ -145,11 +145,15 @@ fn a_revoked_commitment_on_a_hidden_sale_is_punished() -> Result<()> {
     scene.world.lsp.start()?;
     scene.world.sync()?;
     leaving.ask(&scene.world)?;
-    let place = hidden.place()?;
-    wait_spent(&scene.world.bitcoind, place)?;
-    scene.world.mine(1)?;
-    let first = scene.world.bitcoind.height()?;
-    let commitment = spender(&scene.world.bitcoind, place, first, first)?;
+    let (place, chain) = (hidden.place()?, &scene.world.bitcoind);
+    let from = chain.height()?;
+    // LDK's own commitment has no place; the other one follows with a block.
+    wait::until("a commitment on the hidden state", PATIENCE, || {
+        scene.world.mine(1)?;
+        Ok(if chain.unspent(place)?.is_none() { Seen::Done(()) } else { Seen::not_yet("unspent") })
+    })?;
+    let commitment = spender(chain, place, from, chain.height()?)?;
+    let first = chain.confirmed(commitment.compute_txid())?.context("the commitment")?.height;
     let capacity = CAPACITY + u64::try_from(STEP)?;
     ensure!(paid_sat(&commitment) == due_sat(capacity, then, &[]), "another one: {commitment:?}");
 

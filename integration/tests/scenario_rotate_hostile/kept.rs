@@ -2,12 +2,13 @@
 
 use anyhow::{ensure, Context, Result};
 use bitcoin::consensus::encode::serialize_hex;
+use integration::ledger::wait_at_rest;
 use integration::payments::Party;
 use integration::signed::wait_spent;
 use integration::superseded::OldPath;
 use integration::wait;
 use integration::world::PATIENCE;
-use integration::{liquidity, rotate, shares};
+use integration::{liquidity, rotate};
 use serde_json::{json, Value};
 
 use super::{newest_of_lsp, steps_of_lsp, Kind, Scene, MOVER};
@@ -42,6 +43,10 @@ fn completed_alone(name: &str, kind: Kind, switch: &str) -> Result<Scene> {
     let mut scene = Scene::start(name, kind, 2)?;
     scene.rotates_on()?;
     scene.pays()?;
+    if kind != Kind::Plain {
+        wait_at_rest(&scene.world)?;
+        scene.noted = Some(scene.share()?);
+    }
     scene.world.lsp.faults().set(&format!("on@{switch}"))?;
     scene.asks()?;
     wait::until_value(
@@ -113,7 +118,7 @@ fn the_kept_state_wins(name: &str, kind: Kind, switch: &str) -> Result<()> {
     let scene = completed_alone(name, kind, switch)?;
     let place = newest_of_lsp(&scene)?;
     let before = scene.due()?;
-    let share = shares::of_client(&scene.world, MOVER, &scene.id)?;
+    let share = scene.share()?;
     scene.world.client(MOVER)?.exit(&scene.id)?;
     let world = &scene.world;
     for step in steps_of_lsp(&scene)? {
@@ -161,8 +166,7 @@ fn the_sale_that_the_lsp_called_off_wins() -> Result<()> {
 fn the_kept_state_loses(kind: Kind) -> Result<()> {
     let scene = completed_alone("kept-loses", kind, "lsp.advance.withholds_signed")?;
     let path = OldPath::of(&scene.world, MOVER)?;
-    let (place, before) = (path.place()?, scene.due()?);
-    let share = shares::of_client(&scene.world, MOVER, &scene.id)?;
+    let (place, before, share) = (path.place()?, scene.due()?, scene.share()?);
     let world = &scene.world;
     world.client(MOVER)?.exit(&scene.id)?;
     let raced = steps_of_lsp(&scene)?.get(2).context("the outer state")?.txid;

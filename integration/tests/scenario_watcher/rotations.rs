@@ -13,10 +13,11 @@ use integration::types::Factory;
 use integration::wait::{self, Seen};
 use integration::watcher::{ExitFile, Status};
 use integration::world::PATIENCE;
-use integration::{rotate, Daemon, Watcher, World};
+use integration::{liquidity, rotate, Daemon, Watcher, World};
 use serde_json::{json, Value};
 
 const CAPACITY: u64 = 500_000;
+const SOLD: u64 = 50_000;
 const MOVER: usize = 0;
 const OTHER: usize = 1;
 /// Blocks that an exit may take from a leaf that is on the chain.
@@ -122,12 +123,15 @@ fn check_whole(world: &mut World, id: &str, before: &Snapshot, others_sat: u64) 
     Ok(())
 }
 
-/// A factory, its client's first path, three rotations with payments; everybody at rest.
+/// A factory, its client's first path, three rotations with payments, the second one a sale of so much, sat; everybody at
+/// rest.
 fn rotated(
     world: &World,
+    sold_sat: u64,
     mut each: impl FnMut(u64) -> Result<()>,
 ) -> Result<(Factory, ExitFile, Hostile, Snapshot)> {
-    let factory = world.create_factory(&world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params())))?;
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, 2 * sold_sat, Some(params()));
+    let factory = world.create_factory(&request)?;
     let id = &factory.instance_id;
     let old = ExitFile::export(world.client(MOVER)?, &world.path().join("first.exit"))?;
     let hostile = Hostile { purse: Purse::fill(&world.bitcoind, 4)?, fees: 0 };
@@ -135,7 +139,13 @@ fn rotated(
     let start = Snapshot::take(world)?;
     let mut paid = vec![pay(world, there(12_345_678))?];
     for number in 1..=3 {
-        rotate::once(world, id, MOVER)?;
+        if sold_sat > 0 && number == 2 {
+            liquidity::sell(world, id, MOVER, i64::try_from(sold_sat)?)?;
+            rotate::wait_position(world, id, MOVER, number)?;
+            liquidity::wait_capacity(world, id, MOVER, CAPACITY + sold_sat)?;
+        } else {
+            rotate::once(world, id, MOVER)?;
+        }
         paid.extend([pay(world, there(20_000_001))?, pay(world, back(3_000_003))?]);
         each(number)?;
     }
@@ -143,8 +153,8 @@ fn rotated(
     Ok((factory, old, hostile, wait_at_rest(world)?))
 }
 
-/// The client and the LSP sleep while somebody publishes the client's first path; the watcher has been handed each newer
-/// one, and was killed in between.
+/// The client and the LSP sleep while somebody publishes the client's first path, from before its capacity has changed; the
+/// watcher has been handed each newer one, and was killed in between.
 #[test]
 fn a_superseded_state_loses_while_its_client_sleeps() -> Result<()> {
     let mut world = World::start("watched", 2)?;
@@ -153,7 +163,7 @@ fn a_superseded_state_loses_while_its_client_sleeps() -> Result<()> {
     hand_over(world.client_mut(MOVER)?, &folder, true)?;
     wait_watcher(world.client(MOVER)?, "the watcher to be there", |w| w["present"] == true)?;
     let bitcoind = &world.bitcoind;
-    let (factory, old, mut hostile, before) = rotated(&world, |number| {
+    let (factory, old, mut hostile, before) = rotated(&world, SOLD, |number| {
         // No waiting: the rotation is not over before the watcher has it.
         assert_eq!(position(&watcher.wait_synced(bitcoind)?), Some(number));
         if number == 2 {
@@ -220,7 +230,7 @@ fn a_superseded_state_loses_while_its_client_sleeps() -> Result<()> {
 #[test]
 fn without_a_watcher_the_channel_is_settled_on_the_superseded_output() -> Result<()> {
     let mut world = World::start("unwatched", 2)?;
-    let (factory, old, mut hostile, before) = rotated(&world, |_| Ok(()))?;
+    let (factory, old, mut hostile, before) = rotated(&world, 0, |_| Ok(()))?;
     world.client_mut(MOVER)?.kill()?;
     world.lsp.kill()?;
     for step in &old.path[..2] {
@@ -366,7 +376,7 @@ fn a_node_watches_for_another() -> Result<()> {
     world.bitcoind.fund(&[(coin, crate::COIN)])?;
     world.sync()?;
 
-    let (factory, old, mut hostile, _) = rotated(&world, |_| Ok(()))?;
+    let (factory, old, mut hostile, _) = rotated(&world, 0, |_| Ok(()))?;
     let leaves = status()?.leaves;
     let lsp = world.lsp.node_id().to_owned();
     let mut held: Vec<u64> = leaves.iter().map(|leaf| leaf.position).collect();

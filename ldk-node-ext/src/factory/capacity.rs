@@ -152,6 +152,14 @@ impl Service {
         // LDK has to know the negotiation again after a crash.
         let manager = self.parts.manager.encode();
         faults::point("node.change.bind");
+        self.write_manager(manager)?;
+        self.parts.changes.bind(&channel_id(*channel), &v)?;
+        faults::point("node.change.bound");
+        Ok(())
+    }
+
+    /// Writes LDK's channel manager now, and not when LDK finds it is time.
+    fn write_manager(&self, manager: Vec<u8>) -> Result<(), Error> {
         self.parts
             .store
             .write(
@@ -160,10 +168,7 @@ impl Service {
                 CHANNEL_MANAGER_PERSISTENCE_KEY,
                 manager,
             )
-            .map_err(|e| Error::Store(e.to_string()))?;
-        self.parts.changes.bind(&channel_id(*channel), &v)?;
-        faults::point("node.change.bound");
-        Ok(())
+            .map_err(|e| Error::Store(e.to_string()))
     }
 
     /// Gives a change up that is not bound.
@@ -317,6 +322,18 @@ impl Service {
                 tracing::error!(%channel, %v, error = %e, "no commitment to leave by");
             }
         }
+        let Some(v) = self.parts.changes.may_leave(channel) else { return };
+        // A process that forgot that the channel is closed might revoke what it has published.
+        let closed =
+            if mapping.is_left(&v) { Ok(()) } else { self.write_manager(self.parts.manager.encode()) };
+        if let Err(e) = closed.and_then(|()| self.parts.changes.leave(&v)) {
+            tracing::error!(%channel, %v, error = %e, "not left over the older state");
+        }
+    }
+
+    /// Whether nothing can be done for a channel: an older state has won, and what is signed for its output is revoked.
+    pub(super) fn is_stuck(&self, channel: &ChannelId) -> bool {
+        self.parts.depth.is_stuck(channel) && self.parts.changes.may_leave(channel).is_none()
     }
 
     /// Whether a change of a channel's capacity is not over: its newest state may be complete, and not locked.

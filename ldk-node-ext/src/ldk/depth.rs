@@ -47,7 +47,7 @@ impl FundingDepth {
 
     /// Whether what LDK believes in can never be on the chain, since an older state is there.
     pub(crate) fn is_stuck(&self, channel: &ChannelId) -> bool {
-        self.mapping.is_overtaken(channel) && !switch("virt.stuck.pays")
+        self.mapping.overtaken_by(channel).is_some() && !switch("virt.stuck.pays")
     }
 
     /// Whether the funding of a channel's factory is deep.

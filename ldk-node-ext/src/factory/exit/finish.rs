@@ -1,20 +1,45 @@
 //! How an exit ends: LDK's commitment, or the kept closing transaction, and the sweep; or a distribution.
 
+use bitcoin::secp256k1::PublicKey;
 use bitcoin::OutPoint;
 use factory_core::exit::ExitPlan;
 use lightning::ln::types::ChannelId;
 
 use super::super::chain::FINAL_DEPTH;
-use super::super::stored::{ExitReason, Factory, StoredExit};
+use super::super::stored::{ExitReason, Factory, Leaf, StoredExit};
 use super::super::Service;
-use super::STUCK;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
 use crate::logger::Logger;
 use crate::node::mark_void;
 use crate::util::lock;
 
+/// What is said of a channel that nothing can be done for.
+const STUCK: &str =
+    "the channel is stuck: a state from before a change of its capacity is on the chain, both sides would have to sign";
+
 impl Service {
+    /// Whether an exit could do anything for a client's channel on a leaf, or for any.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] with the reason why not.
+    pub(super) fn check_leavable(
+        &self,
+        factory: &Factory,
+        leaf: &Leaf,
+        client: Option<PublicKey>,
+    ) -> Result<(), Error> {
+        let own = leaf.channels.iter().filter(|(_, c)| client.is_none() || *c == client);
+        let mut stays = own.filter(|(o, _)| factory.spend_of(&self.parts.index, o).is_none()).peekable();
+        if stays.peek().is_none() {
+            return Err(Error::Conflict("this channel has been left already".into()));
+        }
+        match stays.all(|(o, _)| self.is_stuck(&channel_id(*o))) {
+            true => Err(Error::Conflict(STUCK.into())),
+            false => Ok(()),
+        }
+    }
+
     /// The path is confirmed: the channels that leave are published, then swept.
     pub(super) fn finish_exit(
         &self,
@@ -56,7 +81,7 @@ impl Service {
         let channel = channel_id(*outpoint);
         let kept = self.parts.broadcaster.kept_closing(&channel)?;
         let Some(spend) = factory.spend_of(&self.parts.index, outpoint) else {
-            if self.parts.depth.is_stuck(&channel) {
+            if self.is_stuck(&channel) {
                 return Ok(Some(STUCK.into()));
             }
             // A channel that was shut for a close that failed has a closing transaction instead.

@@ -57,6 +57,10 @@ impl Service {
         for (outpoint, client) in leaf.channels.iter().filter(|(o, _)| !leaves(o)) {
             let channel = channel_id(*outpoint);
             let closed = !open.iter().any(|c| c.channel_id == channel);
+            if !closed && self.parts.changes.may_leave(&channel).is_some() {
+                let why = "a state from before a change of capacity is on the chain".to_owned();
+                return Ok(Some((ExitReason::ChannelClosed, why, *client)));
+            }
             if closed
                 && !spent(outpoint)
                 && !self.agreed(factory, *client)

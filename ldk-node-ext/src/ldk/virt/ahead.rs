@@ -72,13 +72,14 @@ impl Retired {
         }
     }
 
-    /// Has the monitor of a V' publish our commitment, and go on to do so.
+    /// Has the monitor of a V that LDK's own does not know publish our commitment, and go on to do so.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none of a V' that LDK does not know.
+    /// [`Error::NotFound`] if there is none, or our commitment must not leave.
     pub(super) fn leave(&self, v: &OutPoint) -> Result<(), Error> {
         let mut inner = lock(&self.inner);
-        let found = inner.kept.iter_mut().find(|k| k.v == *v && self.mapping.is_ahead(v));
+        let may = (self.mapping.is_ahead(v) && !self.mapping.is_retired(v)) || self.mapping.is_left(v);
+        let found = inner.kept.iter_mut().find(|k| k.v == *v && may);
         let kept = found.ok_or_else(|| Error::not_found(format!("monitor of {v}")))?;
         kept.monitor.broadcast_latest_holder_commitment_txn(&*self.broadcaster, &*self.fees, &Logger);
         kept.dirty = true;

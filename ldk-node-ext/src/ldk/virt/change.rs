@@ -324,12 +324,23 @@ impl Changes {
         Ok(())
     }
 
-    /// Publishes our commitment on V', which leaves as soon as R' is confirmed; for a V' that LDK does not know. The
-    /// channel has to be closed in LDK.
+    /// The V that LDK has moved on from, an R of which has won, and on which our commitment is not revoked: there was no
+    /// update since. As long as the channel is open the peer may have us revoke it.
+    pub fn may_leave(&self, channel: &ChannelId) -> Option<OutPoint> {
+        let v = self.streams.mapping.overtaken_by(channel)?;
+        self.streams.commitments.holds(&v).then_some(v)
+    }
+
+    /// Publishes our commitment on a V' that LDK does not know, or on a V of [`Self::may_leave`]: it leaves as soon as the
+    /// real outpoint is confirmed. The channel has to be closed in LDK, for the second on disk, too.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no monitor of V'.
+    /// [`Error::NotFound`] if there is no monitor of V, or our commitment is revoked; [`Error::Store`].
     pub fn leave(&self, v: &OutPoint) -> Result<(), Error> {
+        let mapping = &self.streams.mapping;
+        if mapping.is_retired(v) && !mapping.is_left(v) && self.streams.commitments.holds(v) {
+            mapping.leave(v)?;
+        }
         self.retired.leave(v)
     }
 }

@@ -415,6 +415,13 @@ impl Commitments {
 
     // What an exit asks.
 
+    /// Whether LDK has accepted a commitment of ours on V that is not revoked.
+    pub(super) fn holds(&self, v: &OutPoint) -> bool {
+        let inner = lock(&self.inner);
+        let mut own = inner.channels.values().flat_map(|c| &c.own);
+        own.any(|own| own.v == *v && !own.predicted)
+    }
+
     /// The peer's signatures of our commitment with this number, as LDK counts, on a real outpoint of V.
     pub fn companion_of(
         &self,

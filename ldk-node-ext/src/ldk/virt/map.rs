@@ -63,6 +63,8 @@ pub(super) struct Virtual {
     pub(super) bound: bool,
     #[serde(default)]
     pub(super) lockable: bool,
+    #[serde(default)]
+    pub(super) left: bool,
 }
 
 /// A transaction below a real outpoint, by both its ids.
@@ -233,6 +235,7 @@ impl Mapping {
                 ahead,
                 bound: false,
                 lockable: false,
+                left: false,
             };
             record.virtuals.push(new);
             Ok(())

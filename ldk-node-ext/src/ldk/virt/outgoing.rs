@@ -5,7 +5,8 @@
 //! the peer's among them: its *companion* ([`Commitments`]).
 //!
 //! The R that counts is the confirmed one. As long as none is, nothing that spends V leaves; LDK hands it out again
-//! with every block. Nothing of ours that spends a retired V leaves at all: by then it is revoked.
+//! with every block. Nothing of ours that spends a retired V leaves: after the first update it is revoked. Only where
+//! there was none, and the channel is closed, so that there will be none, it may ([`super::Changes::leave`]).
 
 use std::sync::Arc;
 
@@ -73,11 +74,12 @@ impl Mapping {
         tx
     }
 
-    /// Whether V is known, and its confirmed R unless LDK has moved on from V.
+    /// Whether V is known, and its confirmed R unless what is ours on V may be revoked.
     pub(super) fn confirmed(&self, v: &OutPoint) -> Option<Option<Real>> {
         let inner = read(&self.inner);
         let (_, known) = inner.virtual_ref(v)?;
-        let (outpoint, _) = known.confirmed.filter(|_| !known.retired || switch("virt.retired.sent")).unzip();
+        let sent = !known.retired || known.left || switch("virt.retired.sent");
+        let (outpoint, _) = known.confirmed.filter(|_| sent).unzip();
         Some(outpoint.and_then(|o| known.reals.iter().find(|r| r.outpoint == o).cloned()))
     }
 }

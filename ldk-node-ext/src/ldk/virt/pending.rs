@@ -5,6 +5,7 @@
 //! | ahead | V' is added | LDK's monitor knows nothing of V'. What happens below it goes to a monitor made for it |
 //! | bound | a signature may leave that lets R' confirm | V' is not given up, and the peer cannot make us |
 //! | lockable | the new state is complete and stored | LDK may hear that V' is locked |
+//! | left | V has retired, its R has won, and the channel is closed | our commitment there may leave: it is not revoked |
 //!
 //! A V' that is retired while it is ahead is one of a try that a newer state has overtaken: it keeps its monitor, and is
 //! watched for what the peer may have completed.
@@ -52,10 +53,23 @@ impl Mapping {
     }
 
     /// Whether a real outpoint is confirmed of a V that LDK has moved on from: none of the V that it uses can be then.
-    pub(crate) fn is_overtaken(&self, channel: &ChannelId) -> bool {
+    pub(crate) fn overtaken_by(&self, channel: &ChannelId) -> Option<OutPoint> {
         let inner = read(&self.inner);
-        let virtuals = inner.channels.get(channel).map(|c| c.virtuals.as_slice()).unwrap_or_default();
-        virtuals.iter().any(|v| v.retired && v.confirmed.is_some())
+        let mut virtuals = inner.channels.get(channel)?.virtuals.iter();
+        virtuals.find(|v| v.retired && v.confirmed.is_some()).map(|v| v.outpoint)
+    }
+
+    /// Whether our commitment on a V that LDK has moved on from may leave.
+    pub(crate) fn is_left(&self, v: &OutPoint) -> bool {
+        self.has(v, |known| known.left)
+    }
+
+    /// From now on it may. The channel is closed on disk.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Store`].
+    pub(super) fn leave(&self, v: &OutPoint) -> Result<(), Error> {
+        self.mark(v, |known| known.left = true)
     }
 
     /// The transaction that LDK believes creates V.

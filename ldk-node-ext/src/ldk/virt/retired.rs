@@ -313,12 +313,12 @@ impl Retired {
 
     // What they find out.
 
-    /// What is to be claimed of a channel below a V that LDK's own monitor does not know, if that V is spent on the chain:
-    /// nothing else of the channel will ever come.
+    /// What is to be claimed of a channel below a V that LDK's own monitor does not know, if that V is spent on the chain or
+    /// about to be: nothing else of the channel will ever come.
     pub(crate) fn balances(&self, channel: &ChannelId) -> Option<Vec<Balance>> {
         let inner = lock(&self.inner);
         let mut of_it = inner.kept.iter().filter(|kept| kept.channel == *channel);
-        let spent = of_it.find(|kept| self.mapping.spend(&kept.v).is_some())?;
+        let spent = of_it.find(|k| self.mapping.spend(&k.v).is_some() || self.mapping.is_left(&k.v))?;
         Some(spent.monitor.get_claimable_balances())
     }
 

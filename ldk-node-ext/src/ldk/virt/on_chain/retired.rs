@@ -134,6 +134,47 @@ fn a_commitment_of_ours_on_a_retired_outpoint_never_leaves() {
     assert_eq!(world.node(false).outward.way(&[&old]), Way::Held, "on a retired outpoint");
 }
 
+/// An older state wins before there was an update: our commitment on it is what it was. After one it is revoked.
+#[test]
+fn a_commitment_that_is_not_revoked_leaves_a_retired_outpoint() {
+    for b in [false, true] {
+        for (updated, restart) in [(false, false), (false, true), (true, false)] {
+            let mut world = World::open(1);
+            let v = world.v;
+            world.splice();
+            assert_eq!(world.node(b).changes.may_leave(&world.pair.channel), None, "nothing has won");
+            if updated {
+                world.pair.pay(!b, 1_000_000);
+            }
+            let (leaf, real) = world.leaves[1].clone();
+            world.block(&[leaf]);
+            let may = world.node(b).changes.may_leave(&world.pair.channel);
+            assert_eq!(may, (!updated).then_some(v), "side b: {b}, updated {updated}");
+            world.force_close(b);
+            world.node(b).take_broadcast();
+            world.node(b).take_events();
+            if updated {
+                assert!(world.node(b).changes.leave(&v).is_err(), "a revoked commitment is published");
+                world.blocks(1);
+                assert_eq!(world.due(b).0, [], "a revoked commitment leaves");
+                continue;
+            }
+            world.node(b).changes.leave(&v).unwrap();
+            if restart {
+                world = world.restart(b);
+                world.node(b).changes.leave(&v).unwrap();
+            }
+            world.node(b).run();
+            let (out, _) = world.due(b);
+            let out = out.iter().find(|tx| tx.input[0].previous_output == real.outpoint);
+            let out = out.expect("nothing leaves though it is not revoked").clone();
+            world.block(&[out]);
+            let has = if b { 410_000 } else { 590_000 };
+            assert_eq!(world.resolve(b, LONG), has, "side b: {b}, restart {restart}");
+        }
+    }
+}
+
 /// The payer's retired monitor reads the preimage on the chain, and the channel manager hears of it.
 #[test]
 fn a_claim_on_a_retired_outpoint_reaches_the_channel_manager() {
