@@ -124,6 +124,20 @@ pub fn wait_payer(world: &World, hash: &str, status: &str) -> Result<()> {
     Ok(())
 }
 
+/// Waits until the ordinary node says how a payment it made has ended: `succeeded` or `failed`.
+///
+/// # Errors
+/// If it does not.
+pub fn wait_end(world: &World, hash: &str) -> Result<String> {
+    let status = wait::until_value(
+        "the payer to say how it ended",
+        END,
+        || Ok(find(world.peer()?.payments()?, hash, "out").map(|payment| payment.status)),
+        |status| status.as_ref().is_some_and(|status| status != "pending"),
+    )?;
+    status.ok_or_else(|| anyhow!("the payer does not know it"))
+}
+
 /// Waits until a payment from the ordinary node to the first client has come to its good end for all three, with
 /// exactly these amounts. Returns what everybody holds then.
 ///

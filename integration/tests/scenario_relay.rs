@@ -9,11 +9,11 @@ use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
 use integration::pace::{rest_until, Leaving, Stand};
 use integration::payments::{pay, Order, Party};
 use integration::relay::{
-    self, find, invoice, settled, wait_given_back, wait_paid, wait_payer, wait_relayed, wait_usable, AMOUNT,
-    FEE,
+    self, find, invoice, settled, wait_end, wait_given_back, wait_paid, wait_payer, wait_relayed,
+    wait_usable, AMOUNT, FEE,
 };
 use integration::types::{Factory, Payment};
-use integration::{wait, World};
+use integration::{rotate, wait, World};
 use serde_json::{json, Value};
 
 /// The code and the words of the API's refusal.
@@ -250,6 +250,47 @@ fn a_part_that_fails_goes_another_way() -> Result<()> {
     let paid = world.peer()?.pay(&large.invoice)?;
     assert_eq!(paid.status, "succeeded", "{paid:?}");
     wait_paid(&world, &before, &large.payment_hash)?;
+    world.finish();
+    Ok(())
+}
+
+/// Many payments to one client at a time, over a leaf that has rotated, while the LSP dies again and again: each comes
+/// to the same end for payer, LSP and client.
+#[test]
+#[ignore = "long: make relay"]
+fn many_at_once_while_the_lsp_dies() -> Result<()> {
+    const MANY: u64 = 8;
+    let (mut world, factory) = relay::world("relay-many")?;
+    rotate::once(&world, &factory.instance_id, 0)?;
+    for point in
+        ["lsp.relay.held#5", "lsp.relay.sent#3", "lsp.relay.paid#2", "lsp.relay.claimed#6", "node.claimed#4"]
+    {
+        let before = wait_at_rest(&world)?;
+        world.lsp.faults().set(&format!("kill@{point}"))?;
+        let one = |n| invoice(&world, 25_000_000 + n, Some("always"));
+        let invoices = (0..MANY).map(one).collect::<Result<Vec<_>>>()?;
+        for one in &invoices {
+            world.peer()?.send(&one.invoice)?;
+        }
+        world.lsp.wait_killed()?;
+        world.lsp.faults().clear()?;
+        world.lsp.start()?;
+        wait_usable(&world, &factory, 1)?;
+        let mut paid = Vec::new();
+        for (n, one) in (0..MANY).zip(&invoices) {
+            let status = wait_end(&world, &one.payment_hash)?;
+            if status == "succeeded" {
+                wait_relayed(&world, &one.payment_hash, "succeeded")?;
+                paid.push(settled("peer", 25_000_000 + n, one.relay_fee_msat.unwrap_or_default()));
+            }
+        }
+        println!("killed at {point}: {} of {MANY} paid", paid.len());
+        wait_for(&world, &before.after(&paid)?)?;
+        wait_at_rest(&world)?;
+        if !paid.is_empty() {
+            pay_back(&world)?;
+        }
+    }
     world.finish();
     Ok(())
 }
