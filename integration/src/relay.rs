@@ -18,6 +18,8 @@ pub const BESIDE: u64 = 200_000;
 pub const AMOUNT: u64 = 250_000_000;
 /// What the LSP takes for that by its default settings, msat.
 pub const FEE: u64 = 250_000;
+/// Longer than a client takes to come back on any machine, seconds.
+pub const PATIENT: &str = "600";
 /// How long the end of a payment may take, restarts included.
 const END: Duration = Duration::from_secs(90);
 
@@ -26,15 +28,15 @@ const END: Duration = Duration::from_secs(90);
 /// # Errors
 /// If it does not come up.
 pub fn world(name: &str) -> Result<(World, Factory)> {
-    world_with(name, Value::Null)
+    world_with(name, Value::Null, PATIENT)
 }
 
-/// As [`world`], with these parameters of the factory.
+/// As [`world`], with these parameters of the factory, and an LSP that waits so long for the client, seconds.
 ///
 /// # Errors
 /// As [`world`].
-pub fn world_with(name: &str, params: Value) -> Result<(World, Factory)> {
-    let mut world = World::start(name, 2)?;
+pub fn world_with(name: &str, params: Value, hold_secs: &str) -> Result<(World, Factory)> {
+    let mut world = World::start_with_lsp(name, 2, &["--relay-hold-secs", hold_secs])?;
     world.add_peer(4_000_000)?;
     let [first, second] = [world.client(0)?.node_id(), world.client(1)?.node_id()];
     let request = json!({
