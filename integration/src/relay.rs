@@ -18,6 +18,8 @@ pub const BESIDE: u64 = 200_000;
 pub const AMOUNT: u64 = 250_000_000;
 /// What the LSP takes for that by its default settings, msat.
 pub const FEE: u64 = 250_000;
+/// Longer than a client takes to come back on any machine, seconds.
+pub const PATIENT: &str = "600";
 /// How long the end of a payment may take, restarts included.
 const END: Duration = Duration::from_secs(90);
 
@@ -26,15 +28,15 @@ const END: Duration = Duration::from_secs(90);
 /// # Errors
 /// If it does not come up.
 pub fn world(name: &str) -> Result<(World, Factory)> {
-    world_with(name, Value::Null)
+    world_with(name, Value::Null, PATIENT)
 }
 
-/// As [`world`], with these parameters of the factory.
+/// As [`world`], with these parameters of the factory, and an LSP that waits so long for the client, seconds.
 ///
 /// # Errors
 /// As [`world`].
-pub fn world_with(name: &str, params: Value) -> Result<(World, Factory)> {
-    let mut world = World::start(name, 2)?;
+pub fn world_with(name: &str, params: Value, hold_secs: &str) -> Result<(World, Factory)> {
+    let mut world = World::start_with_lsp(name, 2, &["--relay-hold-secs", hold_secs])?;
     world.add_peer(4_000_000)?;
     let [first, second] = [world.client(0)?.node_id(), world.client(1)?.node_id()];
     let request = json!({
@@ -122,6 +124,20 @@ pub fn wait_payer(world: &World, hash: &str, status: &str) -> Result<()> {
     let what = format!("the payer to say {status}");
     wait::until_value(&what, END, || Ok(find(world.peer()?.payments()?, hash, "out")), is)?;
     Ok(())
+}
+
+/// Waits until the ordinary node says how a payment it made has ended: `succeeded` or `failed`.
+///
+/// # Errors
+/// If it does not.
+pub fn wait_end(world: &World, hash: &str) -> Result<String> {
+    let status = wait::until_value(
+        "the payer to say how it ended",
+        END,
+        || Ok(find(world.peer()?.payments()?, hash, "out").map(|payment| payment.status)),
+        |status| status.as_ref().is_some_and(|status| status != "pending"),
+    )?;
+    status.ok_or_else(|| anyhow!("the payer does not know it"))
 }
 
 /// Waits until a payment from the ordinary node to the first client has come to its good end for all three, with

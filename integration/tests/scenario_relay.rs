@@ -9,11 +9,11 @@ use integration::ledger::{check_conserved, wait_at_rest, wait_for, Snapshot};
 use integration::pace::{rest_until, Leaving, Stand};
 use integration::payments::{pay, Order, Party};
 use integration::relay::{
-    self, find, invoice, settled, wait_given_back, wait_paid, wait_payer, wait_relayed, wait_usable, AMOUNT,
-    FEE,
+    self, find, invoice, settled, wait_end, wait_given_back, wait_paid, wait_payer, wait_relayed,
+    wait_usable, AMOUNT, FEE, PATIENT,
 };
 use integration::types::{Factory, Payment};
-use integration::{wait, World};
+use integration::{rotate, wait, World};
 use serde_json::{json, Value};
 
 /// The code and the words of the API's refusal.
@@ -150,22 +150,6 @@ fn the_lsp_dies_at_the_other_steps() -> Result<()> {
     world.lsp.faults().clear()?;
     world.lsp.start()?;
     wait_usable(&world, &factory, 1)?;
-    // Giving back: the client is away for good, and the LSP dies over it.
-    world.lsp.restart_with(&[("relay_hold_secs", 3)])?;
-    wait_usable(&world, &factory, 1)?;
-    let before = wait_at_rest(&world)?;
-    let large = invoice(&world, AMOUNT, None)?;
-    world.client_mut(0)?.kill()?;
-    world.lsp.faults().set("kill@lsp.relay.failed")?;
-    world.peer()?.send(&large.invoice)?;
-    world.lsp.wait_killed()?;
-    world.lsp.faults().clear()?;
-    world.lsp.start()?;
-    world.wait_peer_usable()?;
-    wait_payer(&world, &large.payment_hash, "failed")?;
-    world.client_mut(0)?.start()?;
-    wait_usable(&world, &factory, 1)?;
-    wait_given_back(&world, &before, &large.payment_hash)?;
     world.finish();
     Ok(())
 }
@@ -220,21 +204,43 @@ fn the_client_is_away_or_dies_with_a_part() -> Result<()> {
     world.client(0)?.faults().clear()?;
     world.client_mut(0)?.start()?;
     wait_usable(&world, &factory, 1)?;
-    let after = wait_paid(&world, &before, &large.payment_hash)?;
+    wait_paid(&world, &before, &large.payment_hash)?;
+    world.finish();
+    Ok(())
+}
 
-    // It does not come: given back, and an invoice that failed once stays failed.
-    world.lsp.restart_with(&[("relay_hold_secs", 3)])?;
-    wait_usable(&world, &factory, 1)?;
-    let away = invoice(&world, 20_000_000, Some("always"))?;
+/// The client does not come in time: given back, also if the LSP dies over it, and for good.
+#[test]
+#[ignore = "long: make relay"]
+fn given_back_if_the_client_does_not_come() -> Result<()> {
+    let (mut world, factory) = relay::world_with("relay-away", Value::Null, "3")?;
+    let before = wait_at_rest(&world)?;
+    let large = invoice(&world, AMOUNT, None)?;
     world.client_mut(0)?.kill()?;
-    world.peer()?.send(&away.invoice)?;
-    wait_payer(&world, &away.payment_hash, "failed")?;
-    let told: Payment = wait_relayed(&world, &away.payment_hash, "failed")?;
+    world.peer()?.send(&large.invoice)?;
+    wait_payer(&world, &large.payment_hash, "failed")?;
+    let told: Payment = wait_relayed(&world, &large.payment_hash, "failed")?;
     assert!(told.failure.as_deref().is_some_and(|f| f.contains("not there in time")), "{told:?}");
+
     world.client_mut(0)?.start()?;
     wait_usable(&world, &factory, 1)?;
-    assert_eq!(world.client(1)?.pay(&away.invoice)?.status, "failed");
-    wait_for(&world, &after)?;
+    let small = invoice(&world, 20_000_000, Some("always"))?;
+    world.client_mut(0)?.kill()?;
+    world.lsp.faults().set("kill@lsp.relay.failed")?;
+    world.peer()?.send(&small.invoice)?;
+    world.lsp.wait_killed()?;
+    world.lsp.faults().clear()?;
+    world.lsp.start()?;
+    world.wait_peer_usable()?;
+    wait_payer(&world, &small.payment_hash, "failed")?;
+
+    // The client is back, and the invoice is over.
+    world.client_mut(0)?.start()?;
+    wait_usable(&world, &factory, 1)?;
+    assert_eq!(world.client(1)?.pay(&small.invoice)?.status, "failed");
+    for hash in [&large.payment_hash, &small.payment_hash] {
+        wait_given_back(&world, &before, hash)?;
+    }
     world.finish();
     Ok(())
 }
@@ -250,6 +256,47 @@ fn a_part_that_fails_goes_another_way() -> Result<()> {
     let paid = world.peer()?.pay(&large.invoice)?;
     assert_eq!(paid.status, "succeeded", "{paid:?}");
     wait_paid(&world, &before, &large.payment_hash)?;
+    world.finish();
+    Ok(())
+}
+
+/// Many payments to one client at a time, over a leaf that has rotated, while the LSP dies again and again: each comes
+/// to the same end for payer, LSP and client.
+#[test]
+#[ignore = "long: make relay"]
+fn many_at_once_while_the_lsp_dies() -> Result<()> {
+    const MANY: u64 = 8;
+    let (mut world, factory) = relay::world("relay-many")?;
+    rotate::once(&world, &factory.instance_id, 0)?;
+    for point in
+        ["lsp.relay.held#5", "lsp.relay.sent#3", "lsp.relay.paid#2", "lsp.relay.claimed#6", "node.claimed#4"]
+    {
+        let before = wait_at_rest(&world)?;
+        world.lsp.faults().set(&format!("kill@{point}"))?;
+        let one = |n| invoice(&world, 25_000_000 + n, Some("always"));
+        let invoices = (0..MANY).map(one).collect::<Result<Vec<_>>>()?;
+        for one in &invoices {
+            world.peer()?.send(&one.invoice)?;
+        }
+        world.lsp.wait_killed()?;
+        world.lsp.faults().clear()?;
+        world.lsp.start()?;
+        wait_usable(&world, &factory, 1)?;
+        let mut paid = Vec::new();
+        for (n, one) in (0..MANY).zip(&invoices) {
+            let status = wait_end(&world, &one.payment_hash)?;
+            if status == "succeeded" {
+                wait_relayed(&world, &one.payment_hash, "succeeded")?;
+                paid.push(settled("peer", 25_000_000 + n, one.relay_fee_msat.unwrap_or_default()));
+            }
+        }
+        println!("killed at {point}: {} of {MANY} paid", paid.len());
+        wait_for(&world, &before.after(&paid)?)?;
+        wait_at_rest(&world)?;
+        if !paid.is_empty() {
+            pay_back(&world)?;
+        }
+    }
     world.finish();
     Ok(())
 }
@@ -294,7 +341,7 @@ fn blocks() -> Result<(u32, u32)> {
 #[test]
 #[ignore = "long: make relay"]
 fn a_client_that_sits_on_it_costs_nobody_anything() -> Result<()> {
-    let (world, _) = relay::world_with("relay-late", json!({ "layers": [[], SMALL] }))?;
+    let (world, _) = relay::world_with("relay-late", json!({ "layers": [[], SMALL] }), PATIENT)?;
     let (claim_budget, delta) = blocks()?;
 
     // The client looks at it when it may not claim it any more.
@@ -331,7 +378,7 @@ fn a_client_that_sits_on_it_costs_nobody_anything() -> Result<()> {
 #[test]
 #[ignore = "long: make relay"]
 fn a_client_that_is_gone_is_left_before_the_payer_is_paid_back() -> Result<()> {
-    let (mut world, factory) = relay::world_with("relay-gone", json!({ "layers": [[], SMALL] }))?;
+    let (mut world, factory) = relay::world_with("relay-gone", json!({ "layers": [[], SMALL] }), PATIENT)?;
     let before = wait_at_rest(&world)?;
     let large = invoice(&world, AMOUNT, None)?;
     world.client(0)?.faults().set("kill@node.claimable")?;
