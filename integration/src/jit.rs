@@ -4,8 +4,8 @@ use anyhow::{anyhow, Result};
 
 use crate::ledger::Snapshot;
 use crate::types::Channel;
-use crate::wait;
 use crate::world::{World, PATIENCE};
+use crate::{wait, Bitcoind};
 
 /// Has the LSP open one to a node that is connected.
 ///
@@ -109,6 +109,10 @@ pub fn of_kind(world: &World, index: usize, kind: &str) -> Result<Vec<Channel>> 
 /// If it does not get there.
 pub fn another_peer_channel(world: &World, capacity_sat: u64, count: usize) -> Result<()> {
     let peer = world.peer()?;
+    let address = Bitcoind::parse_address(&peer.address()?)?;
+    world.bitcoind.fund(&[(address, 2 * capacity_sat)])?;
+    peer.wait_synced(&world.bitcoind)?;
+    world.sync()?;
     peer.open_channel(world.lsp.node_id(), world.lsp.listen(), capacity_sat, capacity_sat / 2)?;
     wait::until_value(
         "the funding transaction",

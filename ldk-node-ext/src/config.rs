@@ -80,6 +80,38 @@ pub struct LspSettings {
     pub relay_max_open_per_client: usize,
     /// What is done with payments for which a client has no room.
     pub jit: JitPolicy,
+    /// Channels that any wallet may buy.
+    pub lsps2: Lsps2Settings,
+}
+
+/// How channels are sold to wallets by LSPS2.
+#[derive(Clone, Debug)]
+pub struct Lsps2Settings {
+    /// Whether they are.
+    pub enabled: bool,
+    /// Least fee for a channel, msat.
+    pub min_fee_msat: u64,
+    /// Fee in millionths of the payment that it is opened for.
+    pub proportional_ppm: u32,
+    /// How long an offer stands.
+    pub valid: Duration,
+    /// Smallest payment that a channel is opened for, msat.
+    pub min_payment_msat: u64,
+    /// Largest one, msat.
+    pub max_payment_msat: u64,
+}
+
+impl Default for Lsps2Settings {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            min_fee_msat: 2_000_000,
+            proportional_ppm: 5_000,
+            valid: Duration::from_secs(3600),
+            min_payment_msat: 10_000_000,
+            max_payment_msat: 1_000_000_000,
+        }
+    }
 }
 
 /// Settings of a client.
@@ -275,6 +307,7 @@ impl NodeConfig {
                     return Err(Error::invalid("admission_window_blocks", "must be from 1 to 2016"));
                 }
                 check_jit(&s.jit)?;
+                check_lsps2(&s.lsps2)?;
                 if s.admission_pause_blocks == 0 || s.admission_pause_blocks > 2016 {
                     return Err(Error::invalid("admission_pause_blocks", "must be from 1 to 2016"));
                 }
@@ -336,6 +369,22 @@ fn check_jit(jit: &JitPolicy) -> Result<(), Error> {
     Ok(())
 }
 
+/// Checks what wallets are offered.
+fn check_lsps2(lsps2: &Lsps2Settings) -> Result<(), Error> {
+    if lsps2.proportional_ppm > 1_000_000 {
+        return Err(Error::invalid("lsps2_proportional_ppm", "must be at most 1000000"));
+    }
+    if lsps2.valid < Duration::from_secs(60) || lsps2.valid > Duration::from_secs(86_400) {
+        return Err(Error::invalid("lsps2_valid_secs", "must be from 60 to 86400"));
+    }
+    if lsps2.min_payment_msat == 0 || lsps2.min_payment_msat > lsps2.max_payment_msat {
+        let most = lsps2.max_payment_msat;
+        let reason = format!("must be from 1 to lsps2_max_payment_msat = {most}");
+        return Err(Error::invalid("lsps2_min_payment_msat", reason));
+    }
+    Ok(())
+}
+
 /// Checks how often bitcoind is asked.
 pub(crate) fn check_poll_interval(interval: Duration) -> Result<(), Error> {
     if interval < Duration::from_millis(50) || interval > Duration::from_secs(600) {
@@ -366,6 +415,7 @@ impl Default for LspSettings {
             relay_max_open: 1000,
             relay_max_open_per_client: 20,
             jit: JitPolicy::default(),
+            lsps2: Lsps2Settings::default(),
         }
     }
 }

@@ -93,6 +93,24 @@ ldk_node_ext::settings! {
         /// How long a payment is held for a client without room, seconds, 1 to 600 [default: 30]
         #[arg(value_name = "SECONDS")]
         pub jit_hold_secs: u64,
+        /// Sell channels to any wallet by LSPS2 [default: false]
+        #[arg(value_name = "BOOL")]
+        pub lsps2: bool,
+        /// Least fee for such a channel, msat [default: 2000000]
+        #[arg(value_name = "MSAT")]
+        pub lsps2_min_fee_msat: u64,
+        /// Fee for it, millionths of the payment that it is opened for, at most 1000000 [default: 5000]
+        #[arg(value_name = "PPM")]
+        pub lsps2_proportional_ppm: u32,
+        /// How long an offer stands, seconds, 60 to 86400 [default: 3600]
+        #[arg(value_name = "SECONDS")]
+        pub lsps2_valid_secs: u64,
+        /// Smallest payment that a channel is opened for, msat [default: 10000000]
+        #[arg(value_name = "MSAT")]
+        pub lsps2_min_payment_msat: u64,
+        /// Largest one, msat [default: 1000000000]
+        #[arg(value_name = "MSAT")]
+        pub lsps2_max_payment_msat: u64,
     }
 }
 
@@ -160,6 +178,12 @@ fn apply(own: &LspServerSettings, lsp: &mut LspSettings) {
     set(&mut lsp.jit.max_untaken, own.jit_max_untaken);
     set(&mut lsp.jit.headroom_percent, own.jit_headroom_percent);
     set(&mut lsp.jit.hold, own.jit_hold_secs.map(Duration::from_secs));
+    set(&mut lsp.lsps2.enabled, own.lsps2);
+    set(&mut lsp.lsps2.min_fee_msat, own.lsps2_min_fee_msat);
+    set(&mut lsp.lsps2.proportional_ppm, own.lsps2_proportional_ppm);
+    set(&mut lsp.lsps2.valid, own.lsps2_valid_secs.map(Duration::from_secs));
+    set(&mut lsp.lsps2.min_payment_msat, own.lsps2_min_payment_msat);
+    set(&mut lsp.lsps2.max_payment_msat, own.lsps2_max_payment_msat);
 }
 
 #[cfg(test)]

@@ -407,7 +407,7 @@ pub struct DecisionCount {
 /// Channels beside the factories: who has them, why, and what they have cost (LSP).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JitStatus {
-    /// Clients with a channel, in a factory or beside it.
+    /// Clients with a channel in a factory.
     pub clients: usize,
     /// Those of them with a channel beside it.
     pub clients_with_jit: usize,

@@ -62,8 +62,8 @@ fn text(
     single("jit_capacity_sat", "Their capacity", number(jit.capacity_sat));
     single("jit_untaken", "Those over which nothing has been taken yet", number(jit.untaken));
     single("jit_fees_sat", "Fees of all their funding transactions so far", number(jit.fees_sat));
-    single("clients", "Clients with a channel, in a factory or beside it", number(jit.clients));
-    single("jit_clients", "Those with a channel beside it", number(jit.clients_with_jit));
+    single("clients", "Clients with a channel in a factory", number(jit.clients));
+    single("jit_clients", "Those with a channel beside it as well", number(jit.clients_with_jit));
     single("held_htlcs", "Payments held for clients without room, by HTLC", number(jit.held_htlcs));
     let fraction: Gauge<f64, AtomicU64> = Gauge::default();
     let of = |n: usize| f64::from(u32::try_from(n).unwrap_or(u32::MAX));

@@ -45,6 +45,8 @@ pub(super) struct Payment {
     since: Instant,
     /// When the last one came.
     newest: Instant,
+    /// It came to the id of an LSPS2 offer.
+    pub(super) bought: bool,
     /// A channel is being opened for it.
     pub(super) opening: bool,
     /// A rotation was begun for it, or cannot be.
@@ -156,7 +158,13 @@ impl Held {
     }
 
     /// Takes an HTLC; one that is held already stays as it is.
-    pub(super) fn add(&mut self, client: PublicKey, part: Intercepted, now: Instant) -> Result<(), Full> {
+    pub(super) fn add(
+        &mut self,
+        client: PublicKey,
+        part: Intercepted,
+        bought: bool,
+        now: Instant,
+    ) -> Result<(), Full> {
         let key = (client, part.payment_hash);
         if self.payments.get(&key).is_some_and(|p| p.parts.iter().any(|known| known.id == part.id)) {
             return Ok(());
@@ -218,28 +226,28 @@ mod tests {
     fn a_client_and_all_of_them_are_bounded() {
         let (mut held, now) = (Held::default(), Instant::now());
         for id in 0..50 {
-            held.add(client(1), part(1, id), now).unwrap();
+            held.add(client(1), part(1, id), false, now).unwrap();
         }
-        assert_eq!(held.add(client(1), part(2, 0), now), Err(Full::Client));
-        held.add(client(1), part(1, 7), now).unwrap();
+        assert_eq!(held.add(client(1), part(2, 0), false, now), Err(Full::Client));
+        held.add(client(1), part(1, 7), false, now).unwrap();
         assert_eq!(held.count(), 50, "one that is known is not held twice");
         for n in 2..=20 {
             for id in 0..50 {
-                held.add(client(n), part(n, id), now).unwrap();
+                held.add(client(n), part(n, id), false, now).unwrap();
             }
         }
-        assert_eq!(held.add(client(21), part(1, 0), now), Err(Full::All));
+        assert_eq!(held.add(client(21), part(1, 0), false, now), Err(Full::All));
         assert_eq!(held.take(&(client(1), PaymentHash([1; 32]))).unwrap().parts.len(), 50);
-        held.add(client(21), part(1, 0), now).unwrap();
+        held.add(client(21), part(1, 0), false, now).unwrap();
         assert_eq!((held.count(), held.by_client().len()), (951, 20));
     }
 
     #[test]
     fn nothing_is_held_too_long() {
         let (mut held, start) = (Held::default(), Instant::now());
-        held.add(client(1), part(1, 0), start).unwrap();
+        held.add(client(1), part(1, 0), false, start).unwrap();
         let later = |ms| start + Duration::from_millis(ms);
-        held.add(client(1), part(1, 1), later(100)).unwrap();
+        held.add(client(1), part(1, 1), false, later(100)).unwrap();
         let payment = held.by_client().remove(&client(1)).unwrap().remove(0).1;
         assert_eq!((payment.amounts(), payment.total_msat()), (vec![1_000, 1_000], 2_000));
         assert!(!payment.is_gathered(later(200)) && payment.is_gathered(later(250)));

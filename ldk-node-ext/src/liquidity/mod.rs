@@ -6,12 +6,15 @@
 //! - `hold`: HTLCs that wait for it; bounded, in memory: LDK hands them out again after a restart.
 //! - `serve`: the task that asks for the decision and acts.
 //! - `open`: opening such a channel, its funding transaction, and what is recorded of it.
+//! - `lsps2`, `offer`: the same for any wallet that buys a channel by LSPS2.
 //! - `accept`: which of them a client takes. A JIT channel is used before its funding transaction is confirmed; until then
 //!   what the client has in it is trust in the LSP, and the client's policy says how much of that it takes.
 
 mod accept;
 pub mod decide;
 mod hold;
+mod lsps2;
+mod offer;
 mod open;
 mod record;
 mod room;
@@ -26,6 +29,7 @@ use tokio::sync::Notify;
 
 pub(crate) use accept::OpenedToUs;
 pub(crate) use hold::Full;
+pub(crate) use lsps2::{lsps, run as run_lsps2};
 pub(crate) use open::For;
 pub(crate) use serve::run;
 
@@ -72,6 +76,7 @@ pub(crate) struct Liquidity {
     held: Mutex<hold::Held>,
     handed: Mutex<room::Handed>,
     records: record::Records,
+    pub(crate) offers: offer::Offers,
     counts: Mutex<status::Counts>,
     /// Something has happened that held payments may have waited for.
     changed: Notify,
@@ -86,7 +91,8 @@ impl Liquidity {
         Ok(Self {
             held: Mutex::default(),
             handed: Mutex::default(),
-            records: record::Records::open(store)?,
+            records: record::Records::open(Arc::clone(&store))?,
+            offers: offer::Offers::open(store)?,
             counts: Mutex::default(),
             changed: Notify::new(),
         })

@@ -39,6 +39,9 @@ impl Parts {
             For::Operator(push_msat) => (new_id(), push_msat, None),
             For::Payment(hash, cause) => (id_for(hash), 0, Some(cause.to_owned())),
         };
+        // The account of an earlier one stays, if a payment comes with the same hash again.
+        let known = self.liquidity.records.get(id).is_some_and(|r| r.signed);
+        let id = if known { new_id() } else { id };
         self.liquidity.records.put(id, Record::new(peer, capacity_sat, cause, self.height()))?;
         faults::point("lsp.jit.recorded");
         let config = NodeConfig::jit_channel_config(&self.config);
@@ -104,7 +107,8 @@ impl Parts {
     /// # Errors
     /// [`Error::Store`].
     pub(crate) fn jit_taken(&self, id: u128) -> Result<(), Error> {
-        self.liquidity.records.change(id, |r| r.taken = true).map(|_| ())
+        self.liquidity.records.change(id, |r| r.taken = true)?;
+        self.bought_taken(id)
     }
 
     /// A JIT channel is closed, or came to nothing.
@@ -112,7 +116,9 @@ impl Parts {
     /// # Errors
     /// [`Error::Store`].
     pub(crate) fn jit_closed(&self, id: u128) -> Result<(), Error> {
-        match self.liquidity.records.get(id) {
+        let record = self.liquidity.records.get(id);
+        self.liquidity.offers.closed(id, record.as_ref().is_some_and(|r| r.signed))?;
+        match record {
             Some(record) if !record.signed => self.liquidity.records.remove(id)?,
             Some(_) => {
                 self.liquidity.records.change(id, |r| r.closed = true)?;

@@ -50,7 +50,21 @@ impl Handed {
     }
 }
 
+impl Handed {
+    /// One has been settled; it may have been so fast that no channel ever showed it.
+    fn settled(&mut self, peer: &PublicKey, msat: u64) {
+        if let Some(at) = self.0.iter().position(|(to, _, sum, _)| to == peer && *sum == msat) {
+            self.0.remove(at);
+        }
+    }
+}
+
 impl Parts {
+    /// Notes that an HTLC to a peer has been settled.
+    pub(crate) fn note_settled(&self, peer: &PublicKey, msat: u64) {
+        lock(&self.liquidity.handed).settled(peer, msat);
+    }
+
     /// The usable channels with a peer whose funding is deep enough, and what each can send now.
     pub(super) fn rooms(&self, peer: &PublicKey, open: &[ChannelDetails]) -> Vec<Room> {
         let of_peer = |c: &&ChannelDetails| c.counterparty.node_id == *peer;
@@ -89,6 +103,10 @@ mod tests {
         let mut rooms = [room(1, 200), room(2, 100)];
         handed.take_off(&peer, &[], &mut rooms, start);
         assert_eq!(rooms, [room(1, 140), room(2, 40)]);
+        handed.settled(&peer, 60);
+        let mut rooms = [room(1, 200), room(2, 100)];
+        handed.take_off(&peer, &[], &mut rooms, start);
+        assert_eq!(rooms, [room(1, 200), room(2, 40)], "one is over");
         let mut rooms = [room(1, 200), room(2, 100)];
         handed.take_off(&peer, &[], &mut rooms, start + ON_THE_WAY);
         assert_eq!(rooms, [room(1, 200), room(2, 100)]);

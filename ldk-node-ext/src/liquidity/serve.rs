@@ -78,8 +78,8 @@ impl Parts {
     ///
     /// # Errors
     /// [`Full`]: it is not held.
-    pub(crate) fn hold_for(&self, client: PublicKey, htlc: &Intercepted) -> Result<(), Full> {
-        lock(&self.liquidity.held).add(client, htlc.clone(), Instant::now())?;
+    pub(crate) fn hold_for(&self, client: PublicKey, htlc: &Intercepted, bought: bool) -> Result<(), Full> {
+        lock(&self.liquidity.held).add(client, htlc.clone(), bought, Instant::now())?;
         faults::point("lsp.jit.held");
         self.liquidity.changed.notify_one();
         Ok(())
@@ -94,8 +94,9 @@ impl Parts {
             for (hash, payment) in payments {
                 match payment.over(now, policy.hold, self.height()) {
                     Some(why) => self.give_back_held(&(client, hash), why),
-                    None if payment.is_gathered(now) => due.push((hash, payment)),
-                    None => {}
+                    None if !payment.is_gathered(now) => {}
+                    None if payment.bought => self.serve_bought(client, (hash, &payment), policy),
+                    None => due.push((hash, payment)),
                 }
             }
             if !due.is_empty() {
@@ -222,7 +223,7 @@ impl Parts {
         begun.await.map_err(|_| gone())?.map(|_| ())
     }
 
-    fn situation(
+    pub(super) fn situation(
         &self,
         client: &PublicKey,
         amount: Amount,
@@ -231,10 +232,18 @@ impl Parts {
         payment: &Payment,
     ) -> Situation {
         let rooms = self.rooms(client, open);
+        let total = match &amount {
+            Amount::Parts(parts) => parts.iter().fold(0, |sum: u64, part| sum.saturating_add(*part)),
+            Amount::Divisible(total) => *total,
+        };
         let of_leaf = |id| view.channel == Some(id);
         let leaf = view.leaf.map(|leaf| {
             let room = rooms.iter().find(|r| of_leaf(r.channel)).map_or(0, |r| r.msat);
-            Leaf { limit_msat: room, ..leaf }
+            // What may be under way at a time was agreed when the channel was opened, and does not grow with it.
+            let channel = open.iter().find(|c| of_leaf(c.channel_id));
+            let most = channel.and_then(|c| c.counterparty.outbound_htlc_maximum_msat).unwrap_or(0);
+            let carries = total <= most;
+            Leaf { limit_msat: room, stock_sat: if carries { leaf.stock_sat } else { 0 }, ..leaf }
         });
         let others_msat = rooms.iter().filter(|r| !of_leaf(r.channel)).map(|r| r.msat).collect();
         let online = self.peers.peer_by_node_id(client).is_some();
@@ -317,7 +326,7 @@ impl Parts {
     }
 
     /// Gives a payment back that waited in vain.
-    fn give_back_held(&self, key: &Key, why: &'static str) {
+    pub(super) fn give_back_held(&self, key: &Key, why: &'static str) {
         let Some(payment) = lock(&self.liquidity.held).take(key) else { return };
         lock(&self.liquidity.counts).gave_back(why);
         if payment.own_msat.is_some() {
@@ -330,7 +339,7 @@ impl Parts {
         }
     }
 
-    fn fail_parts(&self, parts: &[Intercepted], refusal: &Refusal) {
+    pub(super) fn fail_parts(&self, parts: &[Intercepted], refusal: &Refusal) {
         for part in parts {
             if self.manager.fail_intercepted_htlc(part.id).is_ok() {
                 self.refused(&part.payment_hash, refusal);
@@ -371,7 +380,7 @@ impl Parts {
     }
 
     /// Tells of a decision, once.
-    fn tell(&self, key: &Key, decision: &Decision) {
+    pub(super) fn tell(&self, key: &Key, decision: &Decision) {
         let (action, total_msat) = {
             let mut held = lock(&self.liquidity.held);
             let Some(payment) = held.get_mut(key) else { return };

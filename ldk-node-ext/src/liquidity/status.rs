@@ -53,7 +53,6 @@ impl Parts {
             let peer = c.counterparty.node_id;
             if is_jit(c.user_channel_id) {
                 with_jit.insert(peer);
-                clients.insert(peer);
                 status.channels = status.channels.saturating_add(1);
                 status.capacity_sat = status.capacity_sat.saturating_add(c.channel_value_satoshis);
                 let record = self.liquidity.records.get(c.user_channel_id);
@@ -63,7 +62,7 @@ impl Parts {
             }
         }
         status.clients = clients.len();
-        status.clients_with_jit = with_jit.len();
+        status.clients_with_jit = with_jit.intersection(&clients).count();
         for (_, record) in self.liquidity.records.all() {
             if record.signed {
                 status.fees_sat = status.fees_sat.saturating_add(record.fee_sat);

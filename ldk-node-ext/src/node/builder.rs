@@ -17,7 +17,7 @@ use lightning::util::wallet_utils::WalletSync;
 use lightning_background_processor::{process_events_async, GossipSync as BackgroundGossip};
 use lightning_block_sync::init::{synchronize_listeners, validate_best_block_header};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, watch, Notify};
 use tokio::task::JoinSet;
 
 use super::htlcs::HtlcMemory;
@@ -36,8 +36,9 @@ use crate::keys::{self, Keys};
 use crate::ldk::virt::{InVForm, RetiredListener};
 use crate::ldk::{
     AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, Changes, ChannelMessages, Commitments,
-    FactoryMessages, FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter, MonitorStore,
-    OnionMessenger, Outgoing, Outpoints, Outward, PeerManager, Retired, Router, Streams, WholeBlocks,
+    CustomMessages, FactoryMessages, FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter,
+    MonitorStore, OnionMessenger, Outgoing, Outpoints, Outward, PeerManager, Retired, Router, Streams,
+    WholeBlocks,
 };
 use crate::liquidity::{self, Liquidity};
 use crate::logger::Logger;
@@ -222,6 +223,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         IgnoringMessageHandler {},
     ));
     let gossip: Arc<GossipSync> = Arc::new(P2PGossipSync::new(Arc::clone(&graph), None, Arc::clone(&logger)));
+    let lsps = liquidity::lsps(&config, &keys, &manager, &store, &broadcaster)?;
+    let lsps_asked = Arc::new(Notify::new());
     let handlers = MessageHandler {
         chan_handler: Arc::clone(&channel_messages),
         route_handler: Arc::new(BoundedGossip::new(
@@ -230,7 +233,11 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
             Arc::clone(&manager),
         )),
         onion_message_handler: Arc::clone(&onion_messenger),
-        custom_message_handler: Arc::clone(&factory_messages),
+        custom_message_handler: Arc::new(CustomMessages::new(
+            Arc::clone(&factory_messages),
+            lsps.clone(),
+            Arc::clone(&lsps_asked),
+        )),
         send_only_message_handler: Arc::clone(&monitor),
     };
     let now = u32::try_from(unix_now()).unwrap_or(u32::MAX);
@@ -292,6 +299,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         held,
         htlcs: HtlcMemory::default(),
         liquidity,
+        lsps,
+        lsps_asked,
         deadline: Mutex::new(None),
         settled: Mutex::new(void),
         listen: Mutex::new(None),
@@ -353,6 +362,9 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     tasks.spawn(retired_events(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(relay::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(liquidity::run(Arc::clone(&parts), stop_receiver.clone()));
+    if parts.lsps.is_some() {
+        tasks.spawn(liquidity::run_lsps2(Arc::clone(&parts), stop_receiver.clone()));
+    }
     tasks.spawn(holds::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {

@@ -20,6 +20,7 @@ use crate::faults;
 use crate::htlc_rules::{
     alarm, check_expiry, check_forward, DueSince, HtlcAlarm, HtlcKind, Limits, PerBlock, Refusal, Side,
 };
+use crate::ldk::CLTV_EXPIRY_DELTA;
 use crate::liquidity::Full;
 use crate::util::lock;
 
@@ -176,15 +177,48 @@ impl Parts {
         sent
     }
 
+    /// Whether what came to the id of an LSPS2 offer may be sent on. Of such an HTLC LDK checks next to nothing.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) fn check_bought(
+        &self,
+        channels: &[ChannelDetails],
+        htlc: &Intercepted,
+    ) -> Result<(), Refusal> {
+        let (from, expiry) = source(channels, htlc).ok_or(Refusal::UnknownSource)?;
+        if self.liquidity.offers.get(htlc.next_scid).is_none() {
+            return Err(Refusal::NotUsable);
+        }
+        if !self.depth.suffices(&from.channel_id) {
+            return Err(Refusal::Shallow);
+        }
+        if htlc.amount_msat > htlc.inbound_msat {
+            return Err(Refusal::NoRoom("less has come than is to be sent on"));
+        }
+        let incoming = Side { limits: self.limits(&from.channel_id), expiry };
+        let outgoing = Side { limits: None, expiry: htlc.outgoing_expiry.unwrap_or(u32::MAX) };
+        let (delta, limit) = (expiry.saturating_sub(outgoing.expiry), u32::from(CLTV_EXPIRY_DELTA));
+        if delta < limit {
+            return Err(Refusal::DeltaTooSmall { delta, limit });
+        }
+        check_forward(self.height(), incoming, outgoing)
+    }
+
     fn try_forward(&self, htlc: &Intercepted) -> Result<(), Refusal> {
         let channels = self.manager.list_channels();
+        let full = |full| match full {
+            Full::Client => Refusal::NoRoom("too many payments are held for this client"),
+            Full::All => Refusal::NoRoom("too many payments are held"),
+        };
+        if let Some(offer) = self.liquidity.offers.get(htlc.next_scid) {
+            self.check_bought(&channels, htlc)?;
+            return self.hold_for(offer.peer, htlc, true).map_err(full);
+        }
         let next = self.next_hop(&channels, htlc)?;
         // A client without room is served, if it can be.
         if !self.has_room(&next.peer, &channels, htlc.amount_msat) && self.is_client(&next.peer) {
-            return self.hold_for(next.peer, htlc).map_err(|full| match full {
-                Full::Client => Refusal::NoRoom("too many payments are held for this client"),
-                Full::All => Refusal::NoRoom("too many payments are held"),
-            });
+            return self.hold_for(next.peer, htlc, false).map_err(full);
         }
         if !self.pass_on(htlc, &next.channel, next.peer) {
             return Err(Refusal::NotUsable);

@@ -393,6 +393,9 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             total_fee_earned_msat, outbound_amount_forwarded_msat, next_htlcs, ..
         } => {
             faults::point("lsp.forwarded");
+            for (peer, msat) in next_htlcs.iter().filter_map(|htlc| htlc.node_id.zip(htlc.amount_msat)) {
+                p.note_settled(&peer, msat);
+            }
             for id in next_htlcs.iter().filter_map(|htlc| htlc.user_channel_id).filter(|id| is_jit(*id)) {
                 p.jit_taken(id).map_err(replay)?;
             }

@@ -29,7 +29,7 @@ use bitcoin::secp256k1::PublicKey;
 use lightning::chain::BlockLocator;
 use lightning::events::bump_transaction::sync::BumpTransactionEventHandlerSync;
 use lightning::util::wallet_utils::WalletSync;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch, Notify};
 
 use crate::api;
 use crate::chain::{Bitcoind, ChainIndex, Fees};
@@ -39,7 +39,8 @@ use crate::factory::Command;
 use crate::keys::Keys;
 use crate::ldk::{
     Broadcaster, ChainMonitor, Changes, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth,
-    HeldHtlcs, Mapping, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Streams, Sweeper,
+    HeldHtlcs, LspsManager, Mapping, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Streams,
+    Sweeper,
 };
 use crate::liquidity::Liquidity;
 use crate::logger::Logger;
@@ -104,6 +105,10 @@ pub(crate) struct Parts {
     pub(crate) htlcs: htlcs::HtlcMemory,
     /// What is held for clients without room, and the channels beside the factory.
     pub(crate) liquidity: Liquidity,
+    /// Speaks LSPS with wallets, if the operator wants that.
+    pub(crate) lsps: Option<Arc<LspsManager>>,
+    /// A wallet has asked it something.
+    pub(crate) lsps_asked: Arc<Notify>,
     /// Nearest deadline over all factories, kept by the factory service.
     pub(crate) deadline: Mutex<Option<api::Deadline>>,
     /// Channels that are in no factory any more and whose money is accounted for elsewhere.
