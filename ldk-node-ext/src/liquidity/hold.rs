@@ -169,6 +169,10 @@ impl Held {
         if self.payments.get(&key).is_some_and(|p| p.parts.iter().any(|known| known.id == part.id)) {
             return Ok(());
         }
+        // Under the hash of a payment of our own nothing else can be meant.
+        if self.payments.get(&key).is_some_and(|p| p.own_msat.is_some()) {
+            return Err(Full::Client);
+        }
         self.has_place(&client)?;
         let payment = self.payments.entry(key).or_insert_with(|| Payment::begun(bought, now));
         payment.newest = now;
