@@ -9,7 +9,7 @@ use bitcoin::secp256k1::PublicKey;
 use bolt_tlv::payload::{LongText, Payload, RelayAsk};
 use lightning::ln::channelmanager::MIN_FINAL_CLTV_EXPIRY_DELTA;
 use lightning::types::payment::PaymentHash;
-use lightning_invoice::{Bolt11Invoice, Currency};
+use lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescriptionRef, Currency};
 use tokio::sync::oneshot;
 
 use super::offer::{MAX_EXPIRY_SECS, MIN_EXPIRY_SECS, NOT_ALLOWED};
@@ -90,6 +90,10 @@ fn check(text: &str, expected: &Expected<'_>) -> Result<(Bolt11Invoice, u64), Er
         let text = format!("amount {amount:?} msat, asked for {least} and at most {max_fee} on top");
         return Err(wrong(text));
     };
+    if !matches!(invoice.description(), Bolt11InvoiceDescriptionRef::Direct(d) if d.as_inner().0 == expected.wanted.description)
+    {
+        return Err(wrong("it has another description".into()));
+    }
     let (lives, now) = (invoice.expiry_time(), Duration::from_secs(unix_now()));
     if lives > Duration::from_secs(expected.wanted.expiry_secs.into()) || invoice.would_expire(now) {
         return Err(wrong(format!("it lives for {} s", lives.as_secs())));
@@ -247,7 +251,7 @@ mod tests {
     fn an_invoice_that_is_not_what_was_asked_for_is_not_shown() {
         let wanted = Wanted {
             amount_msat: 5000,
-            description: String::new(),
+            description: "two oxen".into(),
             expiry_secs: 600,
             max_fee_msat: None,
             insists: true,
@@ -262,6 +266,11 @@ mod tests {
         let good = |signer, hash, amount, expiry| invoice(signer, hash, amount, Currency::Regtest, expiry);
         assert_eq!(of(&good(1, 2, 5050, 600)).unwrap(), 50);
         assert_eq!(of(&good(1, 2, 5000, 60)).unwrap(), 0);
+        let other =
+            Wanted { amount_msat: 5000, description: "one ox".into(), expiry_secs: 600, max_fee_msat: None };
+        let other = Expected { lsp, hash, currency: Currency::Regtest, max_fee_msat: 50, wanted: &other };
+        let e = check(&good(1, 2, 5000, 600), &other).unwrap_err().to_string();
+        assert!(e.contains("another description"), "{e}");
         for (text, why) in [
             (good(3, 2, 5000, 600), "the payee"),
             (good(1, 3, 5000, 600), "payment hash"),

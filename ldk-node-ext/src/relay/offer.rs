@@ -88,8 +88,9 @@ impl Parts {
             let text = format!("expiry_secs: must be from {MIN_EXPIRY_SECS} to {MAX_EXPIRY_SECS}");
             return Err((MALFORMED, text));
         }
-        let description = Description::new(ask.description.0.clone())
-            .map_err(|_| (MALFORMED, "description: must be at most 639 bytes".to_owned()))?;
+        if Description::new(ask.description.0.clone()).is_err() {
+            return Err((MALFORMED, "description: must be at most 639 bytes".into()));
+        }
         let fee_msat = fee_msat(settings, ask.amount_msat).unwrap_or(u64::MAX);
         if fee_msat > ask.max_fee_msat {
             let text = format!("max_fee_msat: the fee is {fee_msat} msat, above {}", ask.max_fee_msat);
@@ -115,8 +116,7 @@ impl Parts {
         let terms = Terms { client, secret, amount_msat, fee_msat, outgoing, lapses_at: 0 };
         self.relays.add(&hash, terms, ask.expiry_secs, limits).map_err(declined)?;
         faults::point("lsp.relay.offered");
-        let made =
-            self.relay_invoice(&hash, amount_msat.saturating_add(fee_msat), budget.room, ask, description);
+        let made = self.relay_invoice(&hash, amount_msat.saturating_add(fee_msat), budget.room, ask);
         made.inspect_err(|_| drop(self.relays.withdraw(&hash))).map_err(|e| declined(Error::Ldk(e)))
     }
 
@@ -164,14 +164,13 @@ impl Parts {
         amount_msat: u64,
         room: u16,
         ask: &RelayAsk,
-        description: Description,
     ) -> Result<Bolt11Invoice, String> {
         let (secret, _) = self
             .manager
             .create_inbound_payment_for_hash(*hash, Some(amount_msat), ask.expiry_secs, Some(room), None)
             .map_err(|()| "no payment secret".to_owned())?;
         let raw = InvoiceBuilder::new(Currency::from(self.config.network))
-            .description(description.to_string())
+            .description(ask.description.0.clone())
             .duration_since_epoch(Duration::from_secs(unix_now()))
             .payee_pub_key(self.node_id)
             .payment_hash(*hash)
