@@ -23,7 +23,7 @@ EVERY := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'package
 EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(scenario_exit_reorg) + binary(scenario_mass_exit) + binary(scenario_variants) + binary(~scenario_htlc)'
 ADVERSARIES := timeout 2700 $(CARGO) nextest run --locked --workspace --run-ignored only \
-	-E 'binary(~scenario_adversary) + binary(~scenario_reorg) + binary(/scenario_rotate_(branch|exit|hostile|race)/) + binary(scenario_retired)'
+	-E 'binary(~scenario_adversary) + binary(~scenario_reorg) + binary(/scenario_rotate_(branch|exit|hostile|race)/) + binary(scenario_retired) + binary(scenario_watcher)'
 CRASH := $(CARGO) nextest run --locked --workspace --run-ignored only --no-capture \
 	-E 'binary(scenario_crash) + binary(scenario_rotate) + binary(scenario_liquidity)'
 HOSTILE := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'binary(scenario_hostile)'
@@ -34,7 +34,7 @@ EVERY := $(QUICK) --include-ignored
 EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_reorg --test scenario_mass_exit \
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
 ADVERSARIES := timeout 2700 $(CARGO) test --locked --workspace --test 'scenario_adversary_*' --test 'scenario_reorg_*' \
-	--test scenario_retired --test 'scenario_rotate_[behr]*' \
+	--test scenario_retired --test scenario_watcher --test 'scenario_rotate_[behr]*' \
 	-- --test-threads=1 --ignored
 CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash --test scenario_rotate --test scenario_liquidity -- --test-threads=1 --ignored --nocapture
 HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored

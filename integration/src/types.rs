@@ -354,6 +354,9 @@ pub struct Exit {
     pub started_height: Option<u32>,
     /// Where it stands.
     pub phase: String,
+    /// What it waits for, in words.
+    #[serde(default)]
+    pub waits_for: String,
     /// The path, in order.
     pub steps: Vec<ExitStep>,
     /// Commitment transaction.

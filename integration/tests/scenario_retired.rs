@@ -16,7 +16,7 @@ use integration::types::{Channel, Factory};
 use integration::wait::{self, Seen};
 use integration::world::{factory_channel, PATIENCE};
 use integration::{rotate, Daemon, World};
-use serde_json::json;
+use serde_json::{json, Value};
 
 const CAPACITY: u64 = 500_000;
 const SOLD: u64 = 100_000;
@@ -62,8 +62,11 @@ struct Before {
 
 impl Before {
     fn start(name: &str, cheat: Option<Party>) -> Result<Self> {
+        Self::start_with(name, cheat, json!({ "arity": [2], "layers": [[], [[8, 4, 8], [8, 4, 0]]] }))
+    }
+
+    fn start_with(name: &str, cheat: Option<Party>, params: Value) -> Result<Self> {
         let mut world = World::start(name, 2)?;
-        let params = json!({ "arity": [2], "layers": [[], [[8, 4, 8], [8, 4, 0]]] });
         let request = world.factory_request(CAPACITY, CAPACITY / 2, STOCK, Some(params));
         let factory = world.create_factory(&request)?;
         let id = factory.instance_id.clone();
@@ -313,7 +316,7 @@ fn a_channel_is_stuck_and_everything_else_goes_on() -> Result<()> {
         wait_stuck(world, &id)?;
         ensure!(shares::of_client(world, MOVER, &id)? == share, "the share has changed");
         let (other, lsp) = (Party::Client(OTHER), Party::Lsp);
-        let held = |party: &str| Ok::<_, anyhow::Error>(wait_at_rest(world)?.of(party)?);
+        let held = |party: &str| wait_at_rest(world)?.of(party);
         let before = held(&other.to_string())?;
         let settled = [pay(world, order(other, lsp, 2_000_001))?, pay(world, order(lsp, other, 1_000_003))?];
         for refused in [there(1_000_000), back(1_000_000), order(Party::Client(MOVER), lsp, 1_000_000)] {
@@ -393,6 +396,45 @@ fn a_reorganisation_frees_a_channel_that_was_stuck() -> Result<()> {
         || both(world, &scene.id),
         |both| both[0].local_msat == share - paid.amount_msat - paid.fee_msat && both[0].pending_htlcs == 0,
     )?;
+    scene.world.finish();
+    Ok(())
+}
+
+/// The factory's life ends while a channel is stuck: the LSP settles the other leaf, each client has what is its own there,
+/// and both sides go on saying what the stuck channel waits for.
+#[test]
+#[ignore = "long: make adversaries"]
+fn a_factory_ends_with_a_channel_that_is_stuck() -> Result<()> {
+    let params = json!({
+        "arity": [2], "layers": [[], [[4, 2, 4], [4, 2, 0]]], "active": 155, "dying": 10, "margin": 10,
+    });
+    let mut scene = Before::start_with("retired-ends", None, params)?;
+    scene.sell()?;
+    scene.pays(&[back(60_000_000)])?;
+    scene.loses_the_race()?;
+    scene.world.lsp.start()?;
+    for client in &mut scene.world.clients {
+        client.start()?;
+    }
+    let (world, id, place) = (&scene.world, &scene.id, scene.old.place()?);
+    world.sync()?;
+    wait_stuck(world, id)?;
+    while world.bitcoind.height()? < scene.factory.expiry_height + 30 {
+        world.mine(6)?;
+    }
+    pace::rest(world)?;
+    ensure!(world.bitcoind.unspent(place)?.is_some(), "somebody has spent what is stuck");
+    let other = world.client(OTHER)?.balance()?;
+    ensure!(other.onchain.confirmed_sat == other.total_sat, "the neighbour has not got its money: {other:?}");
+    for by in [Party::Client(MOVER), Party::Lsp] {
+        let leaving = Leaving::of(world, by, MOVER, id)?;
+        wait::until_value(
+            "both sides to say what the channel waits for",
+            PATIENCE,
+            || leaving.exit(world),
+            |exit| exit.waits_for.contains("stuck") && exit.phase == "commitment",
+        )?;
+    }
     scene.world.finish();
     Ok(())
 }

@@ -43,10 +43,7 @@ fn completed_alone(name: &str, kind: Kind, switch: &str) -> Result<Scene> {
     let mut scene = Scene::start(name, kind, 2)?;
     scene.rotates_on()?;
     scene.pays()?;
-    if kind != Kind::Plain {
-        wait_at_rest(&scene.world)?;
-        scene.noted = Some(scene.share()?);
-    }
+    let share = wait_at_rest(&scene.world).and_then(|_| scene.share())?;
     scene.world.lsp.faults().set(&format!("on@{switch}"))?;
     scene.asks()?;
     wait::until_value(
@@ -55,7 +52,9 @@ fn completed_alone(name: &str, kind: Kind, switch: &str) -> Result<Scene> {
         || scene.leaves(),
         |(lsp, own)| (lsp.position, own.position) == (2, 1) && own.rotating.is_some(),
     )?;
-    if kind == Kind::Plain {
+    if kind != Kind::Plain {
+        ensure!(scene.share()? == share, "the client's own balance has changed: {share} msat before");
+    } else {
         // Neither knows which of the two states it is going to be.
         scene.pays()?;
     }

@@ -226,7 +226,49 @@ fn a_superseded_state_loses_while_its_client_sleeps() -> Result<()> {
     Ok(())
 }
 
-/// The same without a watcher: the first state confirms, and the channel is settled on its output, with the amounts of now.
+/// A sale is cut short: the LSP has stored the new state and handed it over, the client dies before it has it, and then the
+/// LSP dies, too. Somebody publishes the client's first path, and the newest state is there in time.
+#[test]
+#[ignore = "long: make adversaries"]
+fn a_sale_that_was_cut_short_is_watched() -> Result<()> {
+    let mut world = World::start("watched-sale", 2)?;
+    let folder = world.path().join("shared");
+    let mut watcher = watcher_of(&world, &folder)?;
+    hand_over(&mut world.lsp, &folder, true)?;
+    wait_watcher(&world.lsp, "the watcher to be there", |w| w["present"] == true)?;
+    let (factory, old, mut hostile, before) = rotated(&world, SOLD, |_| Ok(()))?;
+    let (id, node) = (&factory.instance_id, world.client(MOVER)?.node_id().to_owned());
+    world.client(MOVER)?.faults().set("kill@client.advance.store")?;
+    liquidity::sell(&world, id, MOVER, i64::try_from(SOLD)?)?;
+    world.client_mut(MOVER)?.wait_killed()?;
+    world.client(MOVER)?.faults().clear()?;
+    assert_eq!(rotate::leaf(&world, id, &node)?.position, 4);
+    let lsp = world.lsp.factory(id)?;
+    let place = lsp.clients.iter().position(|c| c.node_id == node).context("no member")?;
+    let mut own = lsp.tree.iter().filter(|tx| (tx.clients.0..tx.clients.1).contains(&place));
+    let newest = own.next_back().context("a path")?.txid;
+    world.lsp.kill()?;
+    for step in &old.path[..2] {
+        hostile.publish(&world, step)?;
+        world.bitcoind.mine(1)?;
+        watcher.wait_synced(&world.bitcoind)?;
+    }
+    let kickoff = world.bitcoind.height()?;
+    world.bitcoind.mine_to(kickoff + delay(4) - 1)?;
+    watcher.wait_synced(&world.bitcoind)?;
+    assert!(world.bitcoind.mempool()?.contains(&newest), "the newest state is not out when it is due");
+    world.bitcoind.mine(1)?;
+    assert_eq!(height_of(&world, newest)?, Some(kickoff + delay(4)));
+    let status = watcher.wait_synced(&world.bitcoind)?;
+    assert!(status.leaves.iter().any(|leaf| leaf.position == 4 && leaf.state == "settled"), "{status:?}");
+    let paid = crate::COIN - watcher.wait_synced(&world.bitcoind)?.fee_wallet.confirmed_sat;
+    check_whole(&mut world, id, &before, hostile.fees + paid)?;
+    watcher.stop()?;
+    world.finish();
+    Ok(())
+}
+
+/// Without a watcher the first state confirms, and the channel is settled on its output, with the amounts of now.
 #[test]
 fn without_a_watcher_the_channel_is_settled_on_the_superseded_output() -> Result<()> {
     let mut world = World::start("unwatched", 2)?;

@@ -24,14 +24,16 @@ const ANCHORS_MSAT: u64 = 660_000;
 const MIN_CHANNEL_SAT: u64 = 20_000;
 
 /// This side's balance, exact to the msat. LDK gives the two capacities with the reserves taken off;
-/// one of the two is above zero in every channel, and gives the balance exactly.
-pub(crate) fn local_msat(c: &ChannelDetails) -> u64 {
+/// one of the two is above zero in every channel, and gives the balance exactly. While a splice is signed and not locked
+/// LDK gives the smaller one of two channels for each, of which one is of the channel as it is: that of the splice's
+/// side, the funder, if it `grows`, else that of the other.
+fn local_msat(c: &ChannelDetails, grows: Option<bool>) -> u64 {
     let anchors = match &c.channel_type {
         Some(t) if t.supports_anchors_zero_fee_htlc_tx() => ANCHORS_MSAT,
         _ => 0,
     };
     let (own_anchors, their_anchors) = if c.is_outbound { (anchors, 0) } else { (0, anchors) };
-    if c.outbound_capacity_msat > 0 {
+    if c.outbound_capacity_msat > 0 && grows.is_none_or(|grows| grows == c.is_outbound) {
         let reserve = c.unspendable_punishment_reserve.unwrap_or(0).saturating_mul(1000);
         return c.outbound_capacity_msat.saturating_add(reserve).saturating_add(own_anchors);
     }
@@ -69,6 +71,10 @@ fn claimable_sat(balances: &[ChainBalance]) -> u64 {
 }
 
 impl Parts {
+    fn local_msat(&self, c: &ChannelDetails) -> u64 {
+        local_msat(c, self.mapping.grows(&c.channel_id))
+    }
+
     /// What a closed channel's monitor still has to bring home, sat.
     fn to_come_sat(&self, channel: &ChannelId) -> u64 {
         // LDK's own monitor waits for what cannot be there any more.
@@ -134,7 +140,7 @@ impl Parts {
                 Outpoint::from(factory.map_or(born, |f| f.place))
             }),
             capacity_sat: c.channel_value_satoshis,
-            local_msat: local_msat(c),
+            local_msat: self.local_msat(c),
             inbound_capacity_msat: c.inbound_capacity_msat,
             outbound_capacity_msat: c.outbound_capacity_msat,
             pending_htlcs: c.pending_inbound_htlcs.len().saturating_add(c.pending_outbound_htlcs.len()),
@@ -168,7 +174,7 @@ impl Node {
         let settled = lock(&self.parts.settled).clone();
         let open = self.parts.manager.list_channels();
         let counted = open.iter().filter(|c| !settled.contains(&c.channel_id));
-        let local = counted.map(local_msat).fold(0, u64::saturating_add);
+        let local = counted.map(|c| self.parts.local_msat(c)).fold(0, u64::saturating_add);
         let pending = self.parts.pending_sweep_sat();
         let total_sat = onchain
             .confirmed_sat

@@ -26,6 +26,16 @@ impl Mapping {
         known.virtuals.iter().filter(|v| !v.retired).skip(1).map(|v| v.outpoint).collect()
     }
 
+    /// Whether the V that LDK has signed for and not locked is larger than the one before; none if there is none.
+    pub(crate) fn grows(&self, channel: &ChannelId) -> Option<bool> {
+        let inner = read(&self.inner);
+        let mut virtuals = inner.channels.get(channel)?.virtuals.iter().filter(|v| !v.retired);
+        let value = |v: &Virtual| v.reals.first().map(|real| real.output.value);
+        let current = value(virtuals.next()?)?;
+        let next = value(virtuals.find(|v| !v.ahead)?)?;
+        Some(next > current)
+    }
+
     fn has(&self, v: &OutPoint, what: impl Fn(&Virtual) -> bool) -> bool {
         read(&self.inner).virtual_ref(v).is_some_and(|(_, known)| what(known))
     }
