@@ -40,7 +40,7 @@ CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash -
 HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored
 endif
 
-.PHONY: help demo test scenarios figures exits adversaries crash checks hostile fuzz fuzz-seeds vectors random bench scale build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios figures exits adversaries crash jit checks hostile fuzz fuzz-seeds vectors random bench scale build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -72,6 +72,10 @@ adversaries: build peer ## the long scenarios of attacks, reorganisations and ro
 
 crash: build peer ## every process dies at every step; table in $CARGO_TARGET_DIR/crash-matrix.md (ends after 25 minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(CRASH)
+
+jit: build peer ## the LSP dies at every step of a channel beside the factory (ends after 15 minutes)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; timeout 900 $(CARGO) test --locked --workspace --test 'scenario_jit*' \
+		-- --test-threads=1 --ignored --nocapture
 
 fuzz: ## every decoder and the four machines under the fuzzer, FUZZ_SECONDS (30) each; a find is an error
 	@scripts/fuzz.sh $(TARGET)

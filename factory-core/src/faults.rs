@@ -95,6 +95,13 @@ pub const POINTS: &[&str] = &[
     "node.hold.claim_ordered",
     "node.hold.fail_ordered",
     "node.hold.failed_back",
+    // A payment is held for a client without room, and a channel is opened for it.
+    "lsp.jit.held",
+    "lsp.jit.recorded",
+    "lsp.jit.funding_stored",
+    "lsp.jit.signed",
+    "lsp.jit.forward",
+    "lsp.jit.forwarded",
     // A leaf rotates.
     "lsp.rotation.begun",
     "node.channel.move",

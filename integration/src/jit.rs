@@ -1,10 +1,11 @@
 //! Channels that the LSP opens to its clients beside the factory, as the scenarios ask for them and wait for them.
 
-use anyhow::Result;
+use anyhow::{anyhow, Result};
 
+use crate::ledger::Snapshot;
 use crate::types::Channel;
-use crate::wait;
 use crate::world::{World, PATIENCE};
+use crate::{wait, Bitcoind};
 
 /// Has the LSP open one to a node that is connected.
 ///
@@ -52,4 +53,82 @@ pub fn wait_count(world: &World, index: usize, kind: &str, count: usize) -> Resu
 /// As [`wait_count`].
 pub fn wait_usable(world: &World, index: usize, kind: &str) -> Result<Vec<(Channel, Channel)>> {
     wait_count(world, index, kind, 1)
+}
+
+/// `GET /v1/jit`.
+#[derive(Clone, Debug, serde::Deserialize)]
+pub struct JitStatus {
+    /// Clients with a channel.
+    pub clients: usize,
+    /// Those with one beside the factory.
+    pub clients_with_jit: usize,
+    /// Channels beside factories.
+    pub channels: usize,
+    /// Those over which nothing was taken yet.
+    pub untaken: usize,
+    /// Fees of all their funding transactions, sat.
+    pub fees_sat: u64,
+    /// Channels so far by cause.
+    pub causes: std::collections::BTreeMap<String, u64>,
+    /// HTLCs held now.
+    pub held_htlcs: usize,
+}
+
+/// What the LSP says of channels beside its factories.
+///
+/// # Errors
+/// If the call fails.
+pub fn status(world: &World) -> Result<JitStatus> {
+    world.lsp.api()?.get("/v1/jit")
+}
+
+/// Takes the fees of the blocks since `before` off what the LSP is due: it alone has paid them.
+///
+/// # Errors
+/// If bitcoind does not answer, or the LSP is not in the ledger.
+pub fn less_fees(world: &World, before: u32, due: &mut Snapshot) -> Result<u64> {
+    let now = world.bitcoind.height()?;
+    let fees = if now > before { world.bitcoind.fees(before + 1, now)? } else { 0 };
+    let held = due.parties.get_mut("lsp").ok_or_else(|| anyhow!("no LSP in the ledger"))?;
+    *held -= fees * 1000;
+    Ok(fees)
+}
+
+/// Channels of one kind that a client shows.
+///
+/// # Errors
+/// If the call fails.
+pub fn of_kind(world: &World, index: usize, kind: &str) -> Result<Vec<Channel>> {
+    Ok(world.client(index)?.channels()?.into_iter().filter(|c| c.kind == kind).collect())
+}
+
+/// Opens another channel from the ordinary node to the LSP, half of it on each side, and waits until it has `count`
+/// usable ones.
+///
+/// # Errors
+/// If it does not get there.
+pub fn another_peer_channel(world: &World, capacity_sat: u64, count: usize) -> Result<()> {
+    let peer = world.peer()?;
+    let address = Bitcoind::parse_address(&peer.address()?)?;
+    world.bitcoind.fund(&[(address, 2 * capacity_sat)])?;
+    peer.wait_synced(&world.bitcoind)?;
+    world.sync()?;
+    peer.open_channel(world.lsp.node_id(), world.lsp.listen(), capacity_sat, capacity_sat / 2)?;
+    wait::until_value(
+        "the funding transaction",
+        PATIENCE,
+        || world.bitcoind.mempool(),
+        |list| !list.is_empty(),
+    )?;
+    world.mine(6)?;
+    wait::until_value(
+        &format!("{count} usable channels of the ordinary node"),
+        PATIENCE,
+        || Ok((peer.channels()?, world.lsp.channels()?)),
+        |(theirs, ours)| {
+            let ours = ours.iter().filter(|c| c.peer == peer.node_id() && c.usable);
+            ours.count() == count && theirs.iter().filter(|c| c.usable).count() == count
+        },
+    )?;
+    Ok(())
 }

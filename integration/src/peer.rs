@@ -69,13 +69,26 @@ impl Peer {
     /// # Errors
     /// If it does not come up.
     pub fn start(folder: &Path, bitcoind: &Bitcoind) -> Result<Self> {
-        let data_dir = folder.join("peer");
+        Self::start_as("peer", folder, bitcoind, &[])
+    }
+
+    /// Starts one that buys channels of an LSP (LSPS2), `NODE_ID@HOST:PORT`, with its data under `folder`.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_wallet(folder: &Path, bitcoind: &Bitcoind, lsp: &str) -> Result<Self> {
+        Self::start_as("wallet", folder, bitcoind, &[lsp])
+    }
+
+    fn start_as(name: &str, folder: &Path, bitcoind: &Bitcoind, more: &[&str]) -> Result<Self> {
+        let data_dir = folder.join(name);
         fs::create_dir_all(&data_dir)?;
         let listen = format!("127.0.0.1:{}", free_port()?);
         let (user, password) = bitcoind.credentials();
-        let process = Proc::new("peer", &binaries::peer()?, &folder.join("peer.log"))
+        let process = Proc::new(name, &binaries::peer()?, &folder.join(format!("{name}.log")))
             .arg(data_dir.as_os_str())
-            .args([listen.as_str(), bitcoind.rpc_address(), user, password]);
+            .args([listen.as_str(), bitcoind.rpc_address(), user, password])
+            .args(more);
         let mut peer = Self { process, data_dir, listen, node_id: String::new() };
         peer.restart()?;
         Ok(peer)
@@ -187,6 +200,16 @@ impl Peer {
     /// If the call fails.
     pub fn invoice(&self, amount_msat: u64, description: &str) -> Result<Invoice> {
         self.call(&json!({ "method": "invoice", "amount_msat": amount_msat, "description": description }))
+    }
+
+    /// A BOLT 11 invoice that is paid over a channel bought for it, for a fee of at most `max_fee_msat`.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn jit_invoice(&self, amount_msat: u64, max_fee_msat: u64) -> Result<Invoice> {
+        self.call(
+            &json!({ "method": "jit_invoice", "amount_msat": amount_msat, "max_fee_msat": max_fee_msat }),
+        )
     }
 
     /// Pays an invoice and waits for the outcome, which may be a failure.

@@ -10,6 +10,7 @@ use bitcoin::Network;
 
 use crate::error::Error;
 use crate::keys;
+use crate::liquidity::decide::JitPolicy;
 use crate::store::StoreKind;
 use crate::watch::HandoverConfig;
 
@@ -65,6 +66,40 @@ pub struct LspSettings {
     /// By how much a client may grow its channel out of its leaf's stock by asking, beyond what it had at the creation,
     /// sat; nothing is charged for it. 0: clients cannot ask, only the operator changes capacities.
     pub free_liquidity_sat: u64,
+    /// What is done with payments for which a client has no room.
+    pub jit: JitPolicy,
+    /// Channels that any wallet may buy.
+    pub lsps2: Lsps2Settings,
+}
+
+/// How channels are sold to wallets by LSPS2.
+#[derive(Clone, Debug)]
+pub struct Lsps2Settings {
+    /// Whether they are.
+    pub enabled: bool,
+    /// Least fee for a channel, msat.
+    pub min_fee_msat: u64,
+    /// Fee in millionths of the payment that it is opened for.
+    pub proportional_ppm: u32,
+    /// How long an offer stands.
+    pub valid: Duration,
+    /// Smallest payment that a channel is opened for, msat.
+    pub min_payment_msat: u64,
+    /// Largest one, msat.
+    pub max_payment_msat: u64,
+}
+
+impl Default for Lsps2Settings {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            min_fee_msat: 2_000_000,
+            proportional_ppm: 5_000,
+            valid: Duration::from_secs(3600),
+            min_payment_msat: 10_000_000,
+            max_payment_msat: 1_000_000_000,
+        }
+    }
 }
 
 /// Settings of a client.
@@ -239,6 +274,8 @@ impl NodeConfig {
                 if s.admission_window_blocks == 0 || s.admission_window_blocks > 2016 {
                     return Err(Error::invalid("admission_window_blocks", "must be from 1 to 2016"));
                 }
+                check_jit(&s.jit)?;
+                check_lsps2(&s.lsps2)?;
                 if s.admission_pause_blocks == 0 || s.admission_pause_blocks > 2016 {
                     return Err(Error::invalid("admission_pause_blocks", "must be from 1 to 2016"));
                 }
@@ -274,6 +311,45 @@ pub(crate) fn check_feerates(fallback: u32, max: u32) -> Result<(), Error> {
     Ok(())
 }
 
+/// Checks what is done with payments for clients without room.
+fn check_jit(jit: &JitPolicy) -> Result<(), Error> {
+    if jit.hold < Duration::from_secs(1) || jit.hold > Duration::from_secs(600) {
+        return Err(Error::invalid("jit_hold_secs", "must be from 1 to 600"));
+    }
+    if jit.min_channel_sat < 20_000 {
+        return Err(Error::invalid("jit_min_channel_sat", "must be at least 20000"));
+    }
+    if jit.max_channel_sat != 0 && jit.max_channel_sat < jit.min_channel_sat {
+        return Err(Error::invalid("jit_max_channel_sat", "must be 0 or at least jit_min_channel_sat"));
+    }
+    if jit.headroom_percent > 1000 {
+        return Err(Error::invalid("jit_headroom_percent", "must be at most 1000"));
+    }
+    if jit.max_channels > 100 {
+        return Err(Error::invalid("jit_max_channels", "must be at most 100"));
+    }
+    if jit.max_untaken == 0 || jit.max_untaken > 100 {
+        return Err(Error::invalid("jit_max_untaken", "must be from 1 to 100"));
+    }
+    Ok(())
+}
+
+/// Checks what wallets are offered.
+fn check_lsps2(lsps2: &Lsps2Settings) -> Result<(), Error> {
+    if lsps2.proportional_ppm > 1_000_000 {
+        return Err(Error::invalid("lsps2_proportional_ppm", "must be at most 1000000"));
+    }
+    if lsps2.valid < Duration::from_secs(60) || lsps2.valid > Duration::from_secs(86_400) {
+        return Err(Error::invalid("lsps2_valid_secs", "must be from 60 to 86400"));
+    }
+    if lsps2.min_payment_msat == 0 || lsps2.min_payment_msat > lsps2.max_payment_msat {
+        let most = lsps2.max_payment_msat;
+        let reason = format!("must be from 1 to lsps2_max_payment_msat = {most}");
+        return Err(Error::invalid("lsps2_min_payment_msat", reason));
+    }
+    Ok(())
+}
+
 /// Checks how often bitcoind is asked.
 pub(crate) fn check_poll_interval(interval: Duration) -> Result<(), Error> {
     if interval < Duration::from_millis(50) || interval > Duration::from_secs(600) {
@@ -297,6 +373,8 @@ impl Default for LspSettings {
             admission_pause_blocks: 6,
             accept_close_asks: true,
             free_liquidity_sat: 0,
+            jit: JitPolicy::default(),
+            lsps2: Lsps2Settings::default(),
         }
     }
 }

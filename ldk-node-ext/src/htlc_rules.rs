@@ -67,6 +67,8 @@ pub(crate) enum Refusal {
     NotUsable,
     #[error("the funding of a factory that it passes is not deep enough in the chain")]
     Shallow,
+    #[error("no room: {0}")]
+    NoRoom(&'static str),
 }
 
 impl Refusal {
@@ -76,7 +78,7 @@ impl Refusal {
             Self::ExpiresTooSoon { expiry: has, limit }
             | Self::DeltaTooSmall { delta: has, limit }
             | Self::TooLateToHold { claim_by: has, limit } => Some((has, limit)),
-            Self::UnknownSource | Self::NotUsable | Self::Shallow => None,
+            Self::UnknownSource | Self::NotUsable | Self::Shallow | Self::NoRoom(_) => None,
         }
     }
 }

@@ -37,7 +37,9 @@ mod util;
 mod wallet;
 pub mod watch;
 
-pub use config::{init_seed, ClientSettings, FactoryPolicy, LspSettings, NodeConfig, RoleConfig, RpcAuth};
+pub use config::{
+    init_seed, ClientSettings, FactoryPolicy, LspSettings, Lsps2Settings, NodeConfig, RoleConfig, RpcAuth,
+};
 pub use error::{Error, ErrorKind};
 pub use node::Node;
 pub use store::StoreKind;

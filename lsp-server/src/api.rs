@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use ldk_node_ext::api::{
-    ClientAdmission, CreateFactoryRequest, OpenChannelRequest, ReadmitRequest, WaitingClient,
+    ClientAdmission, CreateFactoryRequest, JitStatus, OpenChannelRequest, ReadmitRequest, WaitingClient,
 };
 use ldk_node_ext::http::{detached, done, Answer, Body};
 use ldk_node_ext::Node;
@@ -18,11 +18,16 @@ pub fn routes(node: Node) -> Router {
         .route("/v1/admission/readmit", post(readmit))
         .route("/v1/factories", post(create_factory))
         .route("/v1/channels", post(open_channel))
+        .route("/v1/jit", get(jit))
         .with_state(node)
 }
 
 async fn clients(State(node): State<Node>) -> Answer<Vec<WaitingClient>> {
     Ok(Json(node.waiting_clients().await?))
+}
+
+async fn jit(State(node): State<Node>) -> Json<JitStatus> {
+    Json(node.jit_status())
 }
 
 async fn admission(State(node): State<Node>) -> Answer<Vec<ClientAdmission>> {

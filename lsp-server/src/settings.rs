@@ -51,6 +51,48 @@ ldk_node_ext::settings! {
         /// By how much a client may grow its channel by asking, beyond its capacity at the creation, sat [default: 0]
         #[arg(value_name = "SAT")]
         pub free_liquidity_sat: u64,
+        /// Grow a client's factory channel before a channel beside it is opened, where all who sign are there [default: true]
+        #[arg(value_name = "BOOL")]
+        pub jit_rotate_first: bool,
+        /// Smallest channel beside a factory, sat, at least 20000 [default: 50000]
+        #[arg(value_name = "SAT")]
+        pub jit_min_channel_sat: u64,
+        /// Largest channel beside a factory, sat; 0: none are opened for payments [default: 2000000]
+        #[arg(value_name = "SAT")]
+        pub jit_max_channel_sat: u64,
+        /// Most such channels of a client, at most 100 [default: 2]
+        #[arg(value_name = "N")]
+        pub jit_max_channels: u32,
+        /// Most capacity of a client's such channels together, sat [default: 4000000]
+        #[arg(value_name = "SAT")]
+        pub jit_max_total_sat: u64,
+        /// A client that has taken nothing over so many such channels gets no other one, 1 to 100 [default: 1]
+        #[arg(value_name = "N")]
+        pub jit_max_untaken: u32,
+        /// What such a channel has beyond what the payment needs, percent, at most 1000 [default: 20]
+        #[arg(value_name = "PERCENT")]
+        pub jit_headroom_percent: u32,
+        /// How long a payment is held for a client without room, seconds, 1 to 600 [default: 30]
+        #[arg(value_name = "SECONDS")]
+        pub jit_hold_secs: u64,
+        /// Sell channels to any wallet by LSPS2 [default: false]
+        #[arg(value_name = "BOOL")]
+        pub lsps2: bool,
+        /// Least fee for such a channel, msat [default: 2000000]
+        #[arg(value_name = "MSAT")]
+        pub lsps2_min_fee_msat: u64,
+        /// Fee for it, millionths of the payment that it is opened for, at most 1000000 [default: 5000]
+        #[arg(value_name = "PPM")]
+        pub lsps2_proportional_ppm: u32,
+        /// How long an offer stands, seconds, 60 to 86400 [default: 3600]
+        #[arg(value_name = "SECONDS")]
+        pub lsps2_valid_secs: u64,
+        /// Smallest payment that a channel is opened for, msat [default: 10000000]
+        #[arg(value_name = "MSAT")]
+        pub lsps2_min_payment_msat: u64,
+        /// Largest one, msat [default: 1000000000]
+        #[arg(value_name = "MSAT")]
+        pub lsps2_max_payment_msat: u64,
     }
 }
 
@@ -104,6 +146,20 @@ fn apply(own: &LspServerSettings, lsp: &mut LspSettings) {
     set(&mut lsp.admission_pause_blocks, own.admission_pause_blocks);
     set(&mut lsp.accept_close_asks, own.accept_close_asks);
     set(&mut lsp.free_liquidity_sat, own.free_liquidity_sat);
+    set(&mut lsp.jit.rotate_first, own.jit_rotate_first);
+    set(&mut lsp.jit.min_channel_sat, own.jit_min_channel_sat);
+    set(&mut lsp.jit.max_channel_sat, own.jit_max_channel_sat);
+    set(&mut lsp.jit.max_channels, own.jit_max_channels);
+    set(&mut lsp.jit.max_total_sat, own.jit_max_total_sat);
+    set(&mut lsp.jit.max_untaken, own.jit_max_untaken);
+    set(&mut lsp.jit.headroom_percent, own.jit_headroom_percent);
+    set(&mut lsp.jit.hold, own.jit_hold_secs.map(Duration::from_secs));
+    set(&mut lsp.lsps2.enabled, own.lsps2);
+    set(&mut lsp.lsps2.min_fee_msat, own.lsps2_min_fee_msat);
+    set(&mut lsp.lsps2.proportional_ppm, own.lsps2_proportional_ppm);
+    set(&mut lsp.lsps2.valid, own.lsps2_valid_secs.map(Duration::from_secs));
+    set(&mut lsp.lsps2.min_payment_msat, own.lsps2_min_payment_msat);
+    set(&mut lsp.lsps2.max_payment_msat, own.lsps2_max_payment_msat);
 }
 
 #[cfg(test)]

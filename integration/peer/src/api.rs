@@ -60,6 +60,9 @@ pub enum Request {
     },
     /// A BOLT 11 invoice.
     Invoice { amount_msat: u64, description: Option<String>, expiry_secs: Option<u32> },
+    /// A BOLT 11 invoice that is paid over a channel that the LSP opens for it (LSPS2); the LSP's fee is at most
+    /// `max_fee_msat`.
+    JitInvoice { amount_msat: u64, max_fee_msat: Option<u64> },
     /// A BOLT 11 invoice over a hash; what is paid on it is held until `hold_claim` or `hold_fail`.
     HoldInvoice {
         amount_msat: u64,
@@ -120,6 +123,10 @@ pub fn handle(node: &Node, held: &Held, request: Request) -> Result<Value> {
             let description = describe(description)?;
             let payments = node.bolt11_payment();
             invoice(&payments.receive(amount_msat, &description, expiry_secs.unwrap_or(3600))?)
+        }
+        Request::JitInvoice { amount_msat, max_fee_msat } => {
+            let payments = node.bolt11_payment();
+            invoice(&payments.receive_via_jit_channel(amount_msat, &describe(None)?, 3600, max_fee_msat)?)
         }
         Request::HoldInvoice { amount_msat, payment_hash, description, expiry_secs } => {
             let hash = PaymentHash(parse_bytes(&payment_hash)?);
@@ -185,7 +192,7 @@ fn pay(node: &Node, invoice: &str, wait: Duration) -> Result<Value> {
 /// None for an on-chain payment.
 fn payment(details: &PaymentDetails) -> Option<Value> {
     let hash = match &details.kind {
-        PaymentKind::Bolt11 { hash, .. } => *hash,
+        PaymentKind::Bolt11 { hash, .. } | PaymentKind::Bolt11Jit { hash, .. } => *hash,
         _ => return None,
     };
     Some(json!({

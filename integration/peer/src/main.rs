@@ -1,7 +1,7 @@
 //! An ordinary Lightning node for the scenarios: `ldk-node` as published, knowing nothing of factories.
 //!
 //! `peer <data-dir> <listen HOST:PORT> <bitcoind RPC HOST:PORT> <RPC user> <RPC password>` runs the node until it is
-//! told to stop. It is controlled over a loopback TCP port of its own, written to `<data-dir>/api-address`: one
+//! told to stop; `<LSP NODE_ID@HOST:PORT>` behind it makes it a wallet that buys channels there (LSPS2). It is controlled over a loopback TCP port of its own, written to `<data-dir>/api-address`: one
 //! connection a request, one line of JSON there and one back (see [`api`]). There is no authentication: this is a
 //! tool for regtest alone and refuses any other network by having none to choose.
 
@@ -29,10 +29,17 @@ const MAX_REQUEST: u64 = 64 * 1024;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [data_dir, listen, rpc, user, password] = arguments.as_slice() else {
-        bail!("usage: peer <data-dir> <listen HOST:PORT> <bitcoind RPC HOST:PORT> <RPC user> <RPC password>");
+    let (chain, lsp) = match arguments.as_slice() {
+        [chain @ .., lsp] if chain.len() == 5 => (chain, Some(lsp.as_str())),
+        chain => (chain, None),
     };
-    let node = Arc::new(build(data_dir, listen, rpc, user, password)?);
+    let [data_dir, listen, rpc, user, password] = chain else {
+        bail!(
+            "usage: peer <data-dir> <listen HOST:PORT> <bitcoind RPC HOST:PORT> <RPC user> <RPC password> \
+             [<LSP NODE_ID@HOST:PORT>]"
+        );
+    };
+    let node = Arc::new(build(data_dir, listen, rpc, user, password, lsp)?);
     node.start().context("start the node")?;
 
     let api = TcpListener::bind("127.0.0.1:0").context("bind the control port")?;
@@ -61,7 +68,14 @@ fn main() -> Result<()> {
     node.stop().context("stop the node")
 }
 
-fn build(data_dir: &str, listen: &str, rpc: &str, user: &str, password: &str) -> Result<Node> {
+fn build(
+    data_dir: &str,
+    listen: &str,
+    rpc: &str,
+    user: &str,
+    password: &str,
+    lsp: Option<&str>,
+) -> Result<Node> {
     fs::create_dir_all(data_dir).with_context(|| format!("make {data_dir}"))?;
     let listen: SocketAddress = listen.parse().map_err(|_| anyhow!("not a listen address: {listen}"))?;
     let (host, port) = rpc.rsplit_once(':').ok_or_else(|| anyhow!("not HOST:PORT: {rpc}"))?;
@@ -74,6 +88,11 @@ fn build(data_dir: &str, listen: &str, rpc: &str, user: &str, password: &str) ->
     builder.set_listening_addresses(vec![listen])?;
     builder.set_node_alias("ordinary".to_owned())?;
     builder.set_chain_source_bitcoind_rpc(host.to_owned(), port, user.to_owned(), password.to_owned());
+    if let Some(lsp) = lsp {
+        let (id, address) = lsp.split_once('@').ok_or_else(|| anyhow!("not NODE_ID@HOST:PORT: {lsp}"))?;
+        let address = address.parse().map_err(|_| anyhow!("not an address: {address}"))?;
+        builder.set_liquidity_source_lsps2(id.parse().context("LSP")?, address, None);
+    }
     builder.build().context("build the node")
 }
 

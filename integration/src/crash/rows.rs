@@ -27,6 +27,13 @@ const BEGIN: [(&str, Phase); 3] = [
 /// Points that have a scenario of their own, outside this matrix.
 const ELSEWHERE: &[&str] = &[
     "node.void.stored",
+    // scenario_jit_crash
+    "lsp.jit.held",
+    "lsp.jit.recorded",
+    "lsp.jit.funding_stored",
+    "lsp.jit.signed",
+    "lsp.jit.forward",
+    "lsp.jit.forwarded",
     // scenario_rotate
     "lsp.rotation.begun",
     "node.channel.move",

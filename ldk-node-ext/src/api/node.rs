@@ -337,3 +337,37 @@ pub struct FactoryTraffic {
     /// To peers.
     pub sent: MessageCount,
 }
+
+/// How often something was decided about payments, since the start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecisionCount {
+    /// What: `forward`, `rotate`, `jit`, `refuse`, ...
+    pub action: String,
+    /// Why nothing that is preferred to it; empty if nothing is.
+    pub reason: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// Channels beside the factories: who has them, why, and what they have cost (LSP).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JitStatus {
+    /// Clients with a channel in a factory.
+    pub clients: usize,
+    /// Those of them with a channel beside it.
+    pub clients_with_jit: usize,
+    /// Channels beside factories.
+    pub channels: usize,
+    /// Their capacity, sat.
+    pub capacity_sat: u64,
+    /// Those over which no payment has been taken yet.
+    pub untaken: usize,
+    /// Fees of all funding transactions so far, of closed channels too, sat.
+    pub fees_sat: u64,
+    /// All channels so far by their cause.
+    pub causes: std::collections::BTreeMap<String, u64>,
+    /// HTLCs that are held now.
+    pub held_htlcs: usize,
+    /// Decisions since the start.
+    pub decisions: Vec<DecisionCount>,
+}

@@ -19,6 +19,7 @@ mod finals;
 mod info;
 mod lsp;
 mod lsp_events;
+mod payment_view;
 mod plan;
 mod registry;
 mod rotate;
@@ -52,6 +53,7 @@ use crate::publish::Publisher;
 use crate::watch::handover::Handover;
 use crate::watch::{ExitFile, WatcherInfo};
 
+pub(crate) use payment_view::PaymentView;
 pub(crate) use registry::{load, Loaded};
 use stored::Factory;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -82,6 +84,7 @@ pub(crate) enum Command {
     Exit(InstanceId, api::ExitRequest, Answer<()>),
     Rotate(InstanceId, api::RotateRequest, Answer<api::Rotation>),
     Liquidity(InstanceId, api::LiquidityRequest, Answer<api::LiquidityAnswer>),
+    PaymentView(PublicKey, Answer<PaymentView>),
     ExportExit(InstanceId, Answer<ExitFile>),
     Watchers(Answer<Vec<WatcherInfo>>),
     /// An event of LDK; answered when what follows from it has been stored.
@@ -304,6 +307,9 @@ impl Service {
             Command::Liquidity(id, request, answer) => {
                 let result = self.liquidity_command(id, &request).await;
                 let _ = answer.send(result);
+            }
+            Command::PaymentView(client, answer) => {
+                let _ = answer.send(Ok(self.payment_view(&client)));
             }
             Command::ExportExit(id, answer) => {
                 let _ = answer.send(self.export_exit(&id));

@@ -2,6 +2,8 @@
 //!
 //! The figures are read anew with every scrape; nothing is counted in between.
 
+use std::sync::atomic::AtomicU64;
+
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -14,7 +16,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::ApiError;
-use crate::api::{Balance, FactoryInfo, FactoryState, FactoryTraffic, NodeInfo};
+use crate::api::{Balance, FactoryInfo, FactoryState, FactoryTraffic, JitStatus, NodeInfo};
 use crate::{Error, Node};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -28,7 +30,8 @@ pub(super) fn routes(node: Node) -> Router {
 
 async fn metrics(State(node): State<Node>) -> Result<Response, ApiError> {
     let (traffic, full) = (node.factory_traffic(), node.disk_full_since().is_some());
-    let text = text(&node.info(), &node.balance()?, &node.factories().await?, traffic, full)?;
+    let jit = node.jit_status();
+    let text = text(&node.info(), &node.balance()?, &node.factories().await?, (traffic, &jit), full)?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
 
@@ -40,7 +43,7 @@ fn text(
     info: &NodeInfo,
     balance: &Balance,
     factories: &[FactoryInfo],
-    traffic: FactoryTraffic,
+    (traffic, jit): (FactoryTraffic, &JitStatus),
     disk_full: bool,
 ) -> Result<String, Error> {
     let mut registry = Registry::default();
@@ -54,6 +57,29 @@ fn text(
     single("disk_full", "1 if there is no room for what has to be written", i64::from(disk_full));
     single("peers_connected", "Peers connected", number(info.peers.iter().filter(|p| p.connected).count()));
     single("wallet_confirmed_sat", "Confirmed coins", number(balance.onchain.confirmed_sat));
+
+    single("jit_channels", "Channels beside factories", number(jit.channels));
+    single("jit_capacity_sat", "Their capacity", number(jit.capacity_sat));
+    single("jit_untaken", "Those over which nothing has been taken yet", number(jit.untaken));
+    single("jit_fees_sat", "Fees of all their funding transactions so far", number(jit.fees_sat));
+    single("clients", "Clients with a channel in a factory", number(jit.clients));
+    single("jit_clients", "Those with a channel beside it as well", number(jit.clients_with_jit));
+    single("held_htlcs", "Payments held for clients without room, by HTLC", number(jit.held_htlcs));
+    let fraction: Gauge<f64, AtomicU64> = Gauge::default();
+    let of = |n: usize| f64::from(u32::try_from(n).unwrap_or(u32::MAX));
+    fraction.set(if jit.clients == 0 { 0.0 } else { of(jit.clients_with_jit) / of(jit.clients) });
+    registry.register("jit_fraction", "Share of the clients with a channel beside the factory", fraction);
+    let decisions = Family::<Labels, Counter>::default();
+    registry.register("payment_decisions", "What was done with payments to clients", decisions.clone());
+    for d in &jit.decisions {
+        let labels: Labels = vec![("action", d.action.clone()), ("reason", d.reason.clone())];
+        decisions.get_or_create(&labels).inc_by(d.count);
+    }
+    let causes = Family::<Labels, Counter>::default();
+    registry.register("jit_opened", "Channels beside factories so far, by their cause", causes.clone());
+    for (cause, count) in &jit.causes {
+        causes.get_or_create(&vec![("cause", cause.clone())]).inc_by(*count);
+    }
 
     let messages = Family::<Labels, Counter>::default();
     registry.register("factory_messages", "Factory messages since the start", messages.clone());
@@ -137,11 +163,14 @@ mod tests {
         over.instance_id = "ab".repeat(32);
         let received = MessageCount { messages: 3, bytes: 1_000 };
         let traffic = FactoryTraffic { received, sent: MessageCount::default() };
-        let text = text(&info, &balance, &[f.clone(), over.clone()], traffic, true).unwrap();
+        let jit = JitStatus { clients: 4, clients_with_jit: 1, fees_sat: 700, ..JitStatus::default() };
+        let text = text(&info, &balance, &[f.clone(), over.clone()], (traffic, &jit), true).unwrap();
         for line in [
             "node_height 500".to_owned(),
             "disk_full 1".to_owned(),
             "wallet_confirmed_sat 7000".to_owned(),
+            "jit_fraction 0.25".to_owned(),
+            "jit_fees_sat 700".to_owned(),
             "factory_messages_total{direction=\"in\"} 3".to_owned(),
             "factory_message_bytes_total{direction=\"in\"} 1000".to_owned(),
             format!("exit_needed_sat{{instance_id=\"{}\"}} 9000", f.instance_id),
@@ -152,10 +181,10 @@ mod tests {
         assert!(!text.contains(&over.instance_id), "{text}");
         assert!(text.contains("expiry_blocks{"), "{text}");
         f.deadlines.clear();
-        let nothing_due = super::text(&info, &balance, &[f.clone()], traffic, false).unwrap();
+        let nothing_due = super::text(&info, &balance, &[f.clone()], (traffic, &jit), false).unwrap();
         assert!(!nothing_due.contains("_blocks{"), "{nothing_due}");
         f.expiry_height = 499;
-        let past = super::text(&info, &balance, &[f], traffic, false).unwrap();
+        let past = super::text(&info, &balance, &[f], (traffic, &jit), false).unwrap();
         assert!(past.contains("expiry_blocks{") && past.contains("settlement_blocks{"), "{past}");
     }
 }

@@ -12,6 +12,7 @@
 mod broadcaster;
 mod change;
 mod channel_messages;
+mod custom_messages;
 mod depth;
 mod factory_messages;
 mod gossip;
@@ -31,6 +32,7 @@ pub use broadcaster::Broadcaster;
 pub(crate) use broadcaster::{Outgoing, FUNDING};
 pub(crate) use change::Change;
 pub use channel_messages::ChannelMessages;
+pub use custom_messages::{CustomMessage, CustomMessages};
 pub use depth::FundingDepth;
 pub(crate) use factory_messages::PeerEvent;
 pub use factory_messages::{FactoryMessages, FactoryWireMessage};
@@ -45,6 +47,7 @@ pub(crate) use outpoints::{channel_id, Gate};
 pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
 pub use router::FactoryRouter;
 pub use signer::FactorySigner;
+pub(crate) use user_config::CLTV_EXPIRY_DELTA;
 pub use virt::{AllMonitors, Changes, Commitments, Mapping, Outward, Real, Retired, Streams};
 pub(crate) use virt::{Needs, MAX_REALS};
 
@@ -117,9 +120,18 @@ pub(crate) type PeerManager = lightning::ln::peer_handler::PeerManager<
     Arc<BoundedGossip>,
     Arc<OnionMessenger>,
     Arc<Logger>,
-    Arc<FactoryMessages>,
+    Arc<CustomMessages>,
     Arc<Keys>,
     Arc<ChainMonitor>,
+>;
+/// What speaks LSPS with wallets.
+pub type LspsManager = lightning_liquidity::LiquidityManagerSync<
+    Arc<Keys>,
+    Arc<Keys>,
+    Arc<ChannelManager>,
+    Arc<Store>,
+    lightning_liquidity::utils::time::DefaultTimeProvider,
+    Arc<Broadcaster>,
 >;
 pub(crate) type OnionMessenger = lightning::onion_message::messenger::OnionMessenger<
     Arc<Keys>,

@@ -6,7 +6,7 @@ use lightning::util::config::{HTLCInterceptionFlags, UserConfig};
 use crate::config::{NodeConfig, RoleConfig};
 
 /// Delta that this node asks for when it forwards, blocks.
-const CLTV_EXPIRY_DELTA: u16 = 80;
+pub(crate) const CLTV_EXPIRY_DELTA: u16 = 80;
 /// `to_self_delay` we ask of peers; LDK's smallest, blocks.
 const TO_SELF_DELAY: u16 = 144;
 
@@ -34,6 +34,9 @@ impl NodeConfig {
             // too: LDK may take any other channel with the same peer instead.
             c.htlc_interception_flags = HTLCInterceptionFlags::ToOnlinePrivateChannels as u8
                 | HTLCInterceptionFlags::ToPublicChannels as u8;
+            if s.lsps2.enabled {
+                c.htlc_interception_flags |= HTLCInterceptionFlags::ToInterceptSCIDs as u8;
+            }
             c.channel_config.forwarding_fee_base_msat = s.forwarding_fee_base_msat;
             c.channel_config.forwarding_fee_proportional_millionths =
                 s.forwarding_fee_proportional_millionths;

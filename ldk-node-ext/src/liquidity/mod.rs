@@ -1,17 +1,43 @@
-//! Channels beside the factory (JIT channels): ordinary channels that an LSP opens to its client when the factory
-//! cannot give the client what it needs now.
+//! Liquidity for clients: what is done with a payment for which a client has no room, and the channels beside the factory
+//! (JIT channels) that follow from it: ordinary channels that an LSP opens to its client when the factory cannot give the
+//! client what it needs now.
 //!
-//! Such a channel is used before its funding transaction is confirmed. Until then what the client has in it is trust in
-//! the LSP, and the client's policy says how much of that it takes ([`accept`]).
+//! - [`decide`]: the decision, a pure function.
+//! - `hold`: HTLCs that wait for it; bounded, in memory: LDK hands them out again after a restart.
+//! - `serve`: the task that asks for the decision and acts.
+//! - `open`: opening such a channel, its funding transaction, and what is recorded of it.
+//! - `lsps2`, `offer`: the same for any wallet that buys a channel by LSPS2.
+//! - `accept`: which of them a client takes. A JIT channel is used before its funding transaction is confirmed; until then
+//!   what the client has in it is trust in the LSP, and the client's policy says how much of that it takes.
 
 mod accept;
 pub mod decide;
+mod hold;
+mod lsps2;
+mod offer;
+mod open;
+mod record;
+mod room;
+mod serve;
+mod status;
+
+use std::sync::{Arc, Mutex};
 
 use lightning::ln::types::ChannelId;
+use lightning::types::payment::PaymentHash;
+use tokio::sync::Notify;
 
 pub(crate) use accept::OpenedToUs;
+pub(crate) use hold::Full;
+pub(crate) use lsps2::{lsps, run as run_lsps2};
+pub(crate) use open::For;
+pub(crate) use serve::run;
 
-/// Begin of the user channel id of every such channel, on both sides. LDK stores the id with the channel.
+use crate::error::Error;
+use crate::store::Store;
+use crate::util::lock;
+
+/// Begin of the user channel id of every JIT channel, on both sides. LDK stores the id with the channel.
 const USER_ID_MARK: u32 = 0x6a69_7401;
 
 /// Begin of the temporary channel id that the LSP gives such a channel. By it the client knows what is meant: a factory's
@@ -26,13 +52,72 @@ pub(crate) fn new_temporary() -> ChannelId {
     ChannelId(id)
 }
 
-/// A user channel id of a channel beside the factory.
+fn marked(rest: u128) -> u128 {
+    (u128::from(USER_ID_MARK) << 96) | (rest >> 32)
+}
+
+/// A user channel id of a JIT channel.
 pub(crate) fn new_id() -> u128 {
-    let random: u128 = u128::from_be_bytes(rand::random());
-    (u128::from(USER_ID_MARK) << 96) | (random >> 32)
+    marked(u128::from_be_bytes(rand::random()))
+}
+
+/// The user channel id of the JIT channel that is opened for a payment: by it the channel is found after a restart.
+fn id_for(hash: &PaymentHash) -> u128 {
+    marked(hash.0.iter().take(16).fold(0, |all, byte| (all << 8) | u128::from(*byte)))
 }
 
 /// Whether a channel was opened beside a factory.
 pub(crate) fn is_jit(user_channel_id: u128) -> bool {
     user_channel_id >> 96 == u128::from(USER_ID_MARK)
+}
+
+/// What the node keeps of all this.
+pub(crate) struct Liquidity {
+    held: Mutex<hold::Held>,
+    handed: Mutex<room::Handed>,
+    records: record::Records,
+    pub(crate) offers: offer::Offers,
+    counts: Mutex<status::Counts>,
+    /// Something has happened that held payments may have waited for.
+    changed: Notify,
+}
+
+impl Liquidity {
+    /// Reads what is stored.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Corrupt`].
+    pub(crate) fn open(store: Arc<Store>) -> Result<Self, Error> {
+        Ok(Self {
+            held: Mutex::default(),
+            handed: Mutex::default(),
+            records: record::Records::open(Arc::clone(&store))?,
+            offers: offer::Offers::open(store)?,
+            counts: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+
+    /// Has what is held looked at again.
+    pub(crate) fn wake(&self) {
+        if !lock(&self.held).is_empty() {
+            self.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn its_number_marks_a_channel_and_the_payment_that_it_is_for() {
+        assert!(is_jit(new_id()) && !is_jit(0) && !crate::factory::is_marked(new_id()));
+        assert_ne!(new_id(), new_id());
+        let (one, other) = (PaymentHash([1; 32]), PaymentHash([2; 32]));
+        assert!(is_jit(id_for(&one)));
+        assert_eq!(id_for(&one), id_for(&PaymentHash([1; 32])));
+        assert_ne!(id_for(&one), id_for(&other));
+        assert!(new_temporary().0.starts_with(&TEMPORARY_MARK));
+    }
 }

@@ -19,7 +19,7 @@ use lightning::util::wallet_utils::WalletSync;
 use lightning_background_processor::{process_events_async, GossipSync as BackgroundGossip};
 use lightning_block_sync::init::{synchronize_listeners, validate_best_block_header};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, watch, Notify};
 use tokio::task::JoinSet;
 
 use super::htlcs::HtlcMemory;
@@ -37,9 +37,11 @@ use crate::keys::{self, Keys};
 use crate::ldk::virt::{InVForm, RetiredListener};
 use crate::ldk::{
     AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, Changes, ChannelMessages, Commitments,
-    FactoryMessages, FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter, MonitorStore,
-    OnionMessenger, Outgoing, Outpoints, Outward, PeerManager, Retired, Router, Streams, WholeBlocks,
+    CustomMessages, FactoryMessages, FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter,
+    MonitorStore, OnionMessenger, Outgoing, Outpoints, Outward, PeerManager, Retired, Router, Streams,
+    WholeBlocks,
 };
+use crate::liquidity::{self, Liquidity};
 use crate::logger::Logger;
 use crate::publish::Publisher;
 use crate::store::events::Events;
@@ -221,6 +223,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         IgnoringMessageHandler {},
     ));
     let gossip: Arc<GossipSync> = Arc::new(P2PGossipSync::new(Arc::clone(&graph), None, Arc::clone(&logger)));
+    let lsps = liquidity::lsps(&config, &keys, &manager, &store, &broadcaster)?;
+    let lsps_asked = Arc::new(Notify::new());
     let handlers = MessageHandler {
         chan_handler: Arc::clone(&channel_messages),
         route_handler: Arc::new(BoundedGossip::new(
@@ -229,7 +233,11 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
             Arc::clone(&manager),
         )),
         onion_message_handler: Arc::clone(&onion_messenger),
-        custom_message_handler: Arc::clone(&factory_messages),
+        custom_message_handler: Arc::new(CustomMessages::new(
+            Arc::clone(&factory_messages),
+            lsps.clone(),
+            Arc::clone(&lsps_asked),
+        )),
         send_only_message_handler: Arc::clone(&monitor),
     };
     let now = u32::try_from(unix_now()).unwrap_or(u32::MAX);
@@ -243,6 +251,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         Arc::clone(&logger),
     );
 
+    let liquidity = Liquidity::open(Arc::clone(&store))?;
     let payments = Payments::new(Arc::clone(&store));
     let known = manager.list_recent_payments().into_iter().map(|p| match p {
         // Our payment id is the payment hash.
@@ -294,6 +303,9 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         min_final_cltv: AtomicU16::new(0),
         held,
         htlcs: HtlcMemory::default(),
+        liquidity,
+        lsps,
+        lsps_asked,
         deadline: Mutex::new(None),
         settled: Mutex::new(void),
         listen: Mutex::new(None),
@@ -353,6 +365,10 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     ));
     tasks.spawn(room::run(Arc::clone(&parts), monitor_store, stop_receiver.clone()));
     tasks.spawn(retired_events(Arc::clone(&parts), stop_receiver.clone()));
+    tasks.spawn(liquidity::run(Arc::clone(&parts), stop_receiver.clone()));
+    if parts.lsps.is_some() {
+        tasks.spawn(liquidity::run_lsps2(Arc::clone(&parts), stop_receiver.clone()));
+    }
     tasks.spawn(holds::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {

@@ -15,7 +15,7 @@ use crate::api::{
 };
 use crate::config::NodeConfig;
 use crate::error::Error;
-use crate::liquidity;
+use crate::liquidity::{self, For};
 use crate::util::lock;
 
 /// Value of the two anchors of an anchors-type channel, which its funder pays (BOLT 3), msat.
@@ -203,22 +203,21 @@ impl Node {
             }
             None => {}
         }
-        // A client takes it unconfirmed; it is known by its number from the beginning.
-        let to_client = !request.announce && self.parts.is_client(&peer);
-        let (config, user_channel_id) = if to_client {
-            (NodeConfig::jit_channel_config(&self.parts.config), liquidity::new_id())
-        } else {
-            let mut config = NodeConfig::user_config(&self.parts.config);
-            config.channel_handshake_config.announce_for_forwarding = request.announce;
-            (config, u128::from_be_bytes(rand::random()))
-        };
         let push_msat = request.push_sat.saturating_mul(1000);
+        // A client takes it unconfirmed; it is known by its number from the beginning.
+        if !request.announce && self.parts.is_client(&peer) {
+            let id = self.parts.open_jit(peer, request.capacity_sat, For::Operator(push_msat))?;
+            return Ok(format!("{id:032x}"));
+        }
+        let mut config = NodeConfig::user_config(&self.parts.config);
+        config.channel_handshake_config.announce_for_forwarding = request.announce;
+        let user_channel_id = u128::from_be_bytes(rand::random());
         self.parts.manager.create_channel(
             peer,
             request.capacity_sat,
             push_msat,
             user_channel_id,
-            to_client.then(liquidity::new_temporary),
+            None,
             Some(config),
         )?;
         self.parts.peers.process_events();

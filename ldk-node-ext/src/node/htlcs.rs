@@ -20,6 +20,8 @@ use crate::faults;
 use crate::htlc_rules::{
     alarm, check_expiry, check_forward, DueSince, HtlcAlarm, HtlcKind, Limits, PerBlock, Refusal, Side,
 };
+use crate::ldk::CLTV_EXPIRY_DELTA;
+use crate::liquidity::Full;
 use crate::util::lock;
 
 /// Events of refused HTLCs a block: anybody can cause them, and the event log is bounded.
@@ -36,13 +38,26 @@ pub(crate) struct HtlcMemory {
 }
 
 /// An HTLC that LDK asks about before it forwards it.
-pub(super) struct Intercepted {
-    pub(super) id: InterceptId,
-    pub(super) next_scid: u64,
-    pub(super) payment_hash: PaymentHash,
-    pub(super) amount_msat: u64,
+#[derive(Clone, Debug)]
+pub(crate) struct Intercepted {
+    pub(crate) id: InterceptId,
+    pub(crate) next_scid: u64,
+    pub(crate) payment_hash: PaymentHash,
+    /// What is to be sent on, msat.
+    pub(crate) amount_msat: u64,
+    /// What came in, msat.
+    pub(crate) inbound_msat: u64,
     /// None from LDK before 0.3 only.
-    pub(super) outgoing_expiry: Option<u32>,
+    pub(crate) outgoing_expiry: Option<u32>,
+}
+
+/// Where an HTLC goes next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NextHop {
+    /// The channel that the sender named.
+    pub(crate) channel: ChannelId,
+    /// With whom.
+    pub(crate) peer: PublicKey,
 }
 
 /// LDK's id of an intercepted HTLC (`InterceptId::from_htlc_id_and_chan_id`, which is private).
@@ -126,9 +141,16 @@ impl Parts {
         }
     }
 
-    fn try_forward(&self, htlc: &Intercepted) -> Result<(), Refusal> {
-        let channels = self.manager.list_channels();
-        let (from, incoming_expiry) = source(&channels, htlc).ok_or(Refusal::UnknownSource)?;
+    /// The channel that an HTLC goes to next, if the rules for factory channels allow it.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) fn next_hop(
+        &self,
+        channels: &[ChannelDetails],
+        htlc: &Intercepted,
+    ) -> Result<NextHop, Refusal> {
+        let (from, incoming_expiry) = source(channels, htlc).ok_or(Refusal::UnknownSource)?;
         let asked = Some(htlc.next_scid);
         let to = channels
             .iter()
@@ -145,16 +167,79 @@ impl Parts {
         let outgoing =
             Side { limits: self.strictest(of_peer), expiry: htlc.outgoing_expiry.unwrap_or_default() };
         check_forward(self.height(), incoming, outgoing)?;
-        self.manager
-            .forward_intercepted_htlc(htlc.id, &to.channel_id, peer, htlc.amount_msat)
-            .map_err(|_| Refusal::NotUsable)
+        Ok(NextHop { channel: to.channel_id, peer })
+    }
+
+    /// Gives an HTLC to LDK, which sends it on over any channel with that peer that has room. False if LDK does not take
+    /// it.
+    pub(crate) fn pass_on(&self, htlc: &Intercepted, channel: &ChannelId, peer: PublicKey) -> bool {
+        let sent = self.manager.forward_intercepted_htlc(htlc.id, channel, peer, htlc.amount_msat).is_ok();
+        if sent {
+            self.note_handed(peer, htlc.payment_hash, htlc.amount_msat);
+        }
+        sent
+    }
+
+    /// Whether what came to the id of an LSPS2 offer may be sent on. Of such an HTLC LDK checks next to nothing.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) fn check_bought(
+        &self,
+        channels: &[ChannelDetails],
+        htlc: &Intercepted,
+    ) -> Result<(), Refusal> {
+        let (from, expiry) = source(channels, htlc).ok_or(Refusal::UnknownSource)?;
+        if self.liquidity.offers.get(htlc.next_scid).is_none() {
+            return Err(Refusal::NotUsable);
+        }
+        if !self.depth.suffices(&from.channel_id) {
+            return Err(Refusal::Shallow);
+        }
+        if htlc.amount_msat > htlc.inbound_msat {
+            return Err(Refusal::NoRoom("less has come than is to be sent on"));
+        }
+        let incoming = Side { limits: self.limits(&from.channel_id), expiry };
+        let outgoing = Side { limits: None, expiry: htlc.outgoing_expiry.unwrap_or(u32::MAX) };
+        let (delta, limit) = (expiry.saturating_sub(outgoing.expiry), u32::from(CLTV_EXPIRY_DELTA));
+        if delta < limit {
+            return Err(Refusal::DeltaTooSmall { delta, limit });
+        }
+        check_forward(self.height(), incoming, outgoing)
+    }
+
+    fn try_forward(&self, htlc: &Intercepted) -> Result<(), Refusal> {
+        let channels = self.manager.list_channels();
+        let full = |full| match full {
+            Full::Client => Refusal::NoRoom("too many payments are held for this client"),
+            Full::All => Refusal::NoRoom("too many payments are held"),
+        };
+        if let Some(offer) = self.liquidity.offers.get(htlc.next_scid) {
+            self.check_bought(&channels, htlc)?;
+            return self.hold_for(offer.peer, htlc, true).map_err(full);
+        }
+        let next = self.next_hop(&channels, htlc)?;
+        // A client without room is served, if it can be.
+        if !self.has_room(&next.peer, &channels, htlc.amount_msat) && self.is_client(&next.peer) {
+            return self.hold_for(next.peer, htlc, false).map_err(full);
+        }
+        if !self.pass_on(htlc, &next.channel, next.peer) {
+            return Err(Refusal::NotUsable);
+        }
+        self.count_forward();
+        Ok(())
+    }
+
+    /// Whether there may be another event of a payment that passes: anybody can cause them.
+    pub(crate) fn may_tell(&self) -> bool {
+        lock(&self.htlcs.refusals).pass(self.height(), REFUSAL_EVENTS)
     }
 
     /// Tells that an HTLC was failed back.
-    pub(super) fn refused(&self, payment_hash: &PaymentHash, refusal: &Refusal) {
+    pub(crate) fn refused(&self, payment_hash: &PaymentHash, refusal: &Refusal) {
         let payment_hash = hex::encode(payment_hash.0);
         tracing::warn!(payment_hash, ?refusal, "HTLC failed back");
-        if !lock(&self.htlcs.refusals).pass(self.height(), REFUSAL_EVENTS) {
+        if !self.may_tell() {
             return;
         }
         let (blocks, limit) = refusal.numbers().unzip();

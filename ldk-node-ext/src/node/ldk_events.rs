@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bitcoin::Amount;
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{Amount, ScriptBuf};
 use factory_core::faults::switch;
 use lightning::events::{Event, FundingInfo, InboundChannelFunds, PaymentPurpose, ReplayEvent};
 use lightning::ln::channelmanager::FailureCode;
@@ -19,7 +20,7 @@ use crate::api::{Direction, PaymentStatus};
 use crate::config::RoleConfig;
 use crate::factory::{is_marked, ChannelOffer, Command, LdkEvent};
 use crate::faults;
-use crate::liquidity::OpenedToUs;
+use crate::liquidity::{is_jit, OpenedToUs};
 
 impl Parts {
     pub(super) fn payment_changed(&self) {
@@ -39,6 +40,20 @@ impl Parts {
             // Stopping: LDK writes the event and hands it out again after the next start.
             Err(_) => Err(ReplayEvent()),
         }
+    }
+
+    /// Pays for an ordinary channel.
+    fn fund_channel(
+        &self,
+        (temporary, peer): (ChannelId, PublicKey),
+        (script, value): (ScriptBuf, Amount),
+    ) -> Result<(), crate::Error> {
+        let psbt = self.wallet.build_payment(script, value, self.fees.normal())?;
+        let tx = self.wallet.sign(psbt)?;
+        self.manager.funding_transaction_generated(temporary, peer, tx.clone()).map_err(|e| {
+            self.wallet.release(&tx);
+            e.into()
+        })
     }
 
     /// Whether a channel is or was to be a factory's. LDK does not wait for the service because of others:
@@ -115,18 +130,16 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 return Ok(());
             }
             let value = Amount::from_sat(channel_value_satoshis);
-            let funded = p
-                .wallet
-                .build_payment(output_script, value, p.fees.normal())
-                .and_then(|psbt| p.wallet.sign(psbt));
-            let result = funded.and_then(|tx| {
-                p.manager
-                    .funding_transaction_generated(temporary_channel_id, counterparty_node_id, tx.clone())
-                    .map_err(|e| {
-                        p.wallet.release(&tx);
-                        e.into()
-                    })
-            });
+            let channel = (temporary_channel_id, counterparty_node_id);
+            let result = if is_jit(user_channel_id) {
+                let result = p.fund_jit(user_channel_id, channel, (output_script, value));
+                if let Err(e) = &result {
+                    p.jit_failed(&counterparty_node_id, &e.to_string());
+                }
+                result
+            } else {
+                p.fund_channel(channel, (output_script, value))
+            };
             if let Err(e) = result {
                 tracing::error!(error = %e, "channel not funded");
                 p.events.push(
@@ -219,6 +232,9 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             user_channel_id,
             ..
         } => {
+            if is_jit(user_channel_id) {
+                return p.jit_signed(user_channel_id).map_err(replay);
+            }
             if !p.concerns_factory(&channel_id, former_temporary_channel_id.as_ref(), user_channel_id) {
                 return Ok(());
             }
@@ -234,6 +250,7 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             let data =
                 json!({"channel_id": hex::encode(channel_id.0), "peer": counterparty_node_id.to_string()});
             p.events.push("channel_ready", data);
+            p.liquidity.wake();
         }
         Event::ChannelClosed {
             channel_id,
@@ -250,6 +267,9 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 "reason": reason.to_string(),
                 "last_local_balance_msat": last_local_balance_msat,
             });
+            if is_jit(user_channel_id) {
+                p.jit_closed(user_channel_id).map_err(replay)?;
+            }
             if p.concerns_factory(&channel_id, None, user_channel_id) {
                 p.tell_service(LdkEvent::ChannelClosed {
                     channel: channel_id,
@@ -353,8 +373,16 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             p.events.push("payment_failed", json!({"payment_hash": hex::encode(hash.0), "reason": why}));
             p.payment_changed();
         }
-        Event::PaymentForwarded { total_fee_earned_msat, outbound_amount_forwarded_msat, .. } => {
+        Event::PaymentForwarded {
+            total_fee_earned_msat, outbound_amount_forwarded_msat, next_htlcs, ..
+        } => {
             faults::point("lsp.forwarded");
+            for (peer, msat) in next_htlcs.iter().filter_map(|htlc| htlc.node_id.zip(htlc.amount_msat)) {
+                p.note_settled(&peer, msat);
+            }
+            for id in next_htlcs.iter().filter_map(|htlc| htlc.user_channel_id).filter(|id| is_jit(*id)) {
+                p.jit_taken(id).map_err(replay)?;
+            }
             p.events.push(
                 "payment_forwarded",
                 json!({"amount_msat": outbound_amount_forwarded_msat, "fee_msat": total_fee_earned_msat}),
@@ -376,13 +404,14 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             requested_next_hop_scid,
             payment_hash,
             expected_outbound_amount_msat,
+            inbound_amount_msat,
             outgoing_htlc_expiry_block_height,
-            ..
         } => p.intercepted(&Intercepted {
             id: intercept_id,
             next_scid: requested_next_hop_scid,
             payment_hash,
             amount_msat: expected_outbound_amount_msat,
+            inbound_msat: inbound_amount_msat,
             outgoing_expiry: outgoing_htlc_expiry_block_height,
         }),
         Event::FundingTransactionReadyForSigning { channel_id, unsigned_transaction, .. } => {

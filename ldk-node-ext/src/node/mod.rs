@@ -14,6 +14,7 @@ mod restore;
 mod room;
 
 pub(crate) use failure::Failure;
+pub(crate) use htlcs::Intercepted;
 #[cfg(test)]
 pub(crate) use restore::Ldk;
 pub(crate) use restore::{check_network, mark_void};
@@ -27,7 +28,7 @@ use bitcoin::secp256k1::PublicKey;
 use lightning::chain::BlockLocator;
 use lightning::events::bump_transaction::sync::BumpTransactionEventHandlerSync;
 use lightning::util::wallet_utils::WalletSync;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch, Notify};
 
 use crate::api;
 use crate::chain::{Bitcoind, ChainIndex, Fees};
@@ -37,8 +38,10 @@ use crate::factory::Command;
 use crate::keys::Keys;
 use crate::ldk::{
     Broadcaster, ChainMonitor, Changes, ChannelManager, ChannelMessages, FactoryMessages, FundingDepth,
-    HeldHtlcs, Mapping, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Streams, Sweeper,
+    HeldHtlcs, LspsManager, Mapping, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Streams,
+    Sweeper,
 };
+use crate::liquidity::Liquidity;
 use crate::logger::Logger;
 use crate::store::events::Events;
 use crate::store::holds::Holds;
@@ -94,6 +97,12 @@ pub(crate) struct Parts {
     /// HTLCs that our own commitments of factory channels carry.
     pub(crate) held: Arc<HeldHtlcs>,
     pub(crate) htlcs: htlcs::HtlcMemory,
+    /// What is held for clients without room, and the channels beside the factory.
+    pub(crate) liquidity: Liquidity,
+    /// Speaks LSPS with wallets, if the operator wants that.
+    pub(crate) lsps: Option<Arc<LspsManager>>,
+    /// A wallet has asked it something.
+    pub(crate) lsps_asked: Arc<Notify>,
     /// Nearest deadline over all factories, kept by the factory service.
     pub(crate) deadline: Mutex<Option<api::Deadline>>,
     /// Channels that are in no factory any more and whose money is accounted for elsewhere.
@@ -133,6 +142,10 @@ impl Node {
     /// be used, [`Error::Store`] and [`Error::Corrupt`] when the store cannot.
     pub async fn start(config: NodeConfig) -> Result<Self, Error> {
         builder::start(config).await
+    }
+
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// Stops in order: connections first, then everything is written. Returns when done.

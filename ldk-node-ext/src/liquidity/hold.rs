@@ -1,0 +1,221 @@
+//! HTLCs that are held until there is room for them: a table in memory, bounded for each client and in all.
+//!
+//! All HTLCs of one payment (the parts of an MPP set) are held together. Nothing here is stored: LDK tells of every HTLC
+//! that nobody has answered again after a restart.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bitcoin::secp256k1::PublicKey;
+use lightning::types::payment::PaymentHash;
+
+use crate::node::Intercepted;
+
+/// HTLCs for one client that are held at a time: as many as a channel takes.
+const MAX_OF_CLIENT: usize = 50;
+/// HTLCs that are held at a time.
+const MAX_IN_ALL: usize = 1000;
+/// Parts of a payment come one after the other; so long after the last one it is decided what is done with them.
+const GATHER: Duration = Duration::from_millis(150);
+/// How long channels may take to be usable after a connection was made.
+const SETTLING: Duration = Duration::from_secs(3);
+/// LDK gives an HTLC back by itself so many blocks before it would expire at the next node; some more are left for it to
+/// travel.
+const BEFORE_EXPIRY: u32 = 39 + 3;
+
+/// Why an HTLC is not held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// The client has as many as it may.
+    Client,
+    /// There are as many as there may be.
+    All,
+}
+
+/// A payment that is held.
+#[derive(Clone, Debug)]
+pub(super) struct Payment {
+    /// Its HTLCs, by LDK's ids.
+    pub(super) parts: Vec<Intercepted>,
+    /// When the first one came.
+    since: Instant,
+    /// When the last one came.
+    newest: Instant,
+    /// It came to the id of an LSPS2 offer.
+    pub(super) bought: bool,
+    /// A channel is being opened for it.
+    pub(super) opening: bool,
+    /// A rotation was begun for it, or cannot be.
+    pub(super) rotated: bool,
+    /// What was decided last, so that it is told once.
+    pub(super) told: Option<&'static str>,
+}
+
+impl Payment {
+    /// Amounts of its parts, msat.
+    pub(super) fn amounts(&self) -> Vec<u64> {
+        self.parts.iter().map(|p| p.amount_msat).collect()
+    }
+
+    /// Sum of its parts, msat.
+    pub(super) fn total_msat(&self) -> u64 {
+        self.parts.iter().fold(0, |sum, p| sum.saturating_add(p.amount_msat))
+    }
+
+    /// Whether no part has come for a while.
+    pub(super) fn is_gathered(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.newest) >= GATHER
+    }
+
+    /// Whether it came just now: a client that was just connected may still have to agree with us on its channels.
+    pub(super) fn is_young(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < SETTLING
+    }
+
+    /// Why it cannot be held any longer.
+    pub(super) fn over(&self, now: Instant, limit: Duration, height: u32) -> Option<&'static str> {
+        let soon = |p: &Intercepted| p.outgoing_expiry.unwrap_or(0) <= height.saturating_add(BEFORE_EXPIRY);
+        if self.parts.iter().any(soon) {
+            return Some("it would expire");
+        }
+        (now.saturating_duration_since(self.since) >= limit).then_some("it was held as long as may be")
+    }
+}
+
+/// By whom it is for, and its hash.
+pub(super) type Key = (PublicKey, PaymentHash);
+
+/// The table.
+#[derive(Default)]
+pub(crate) struct Held {
+    payments: HashMap<Key, Payment>,
+}
+
+impl Held {
+    pub(super) fn is_empty(&self) -> bool {
+        self.payments.is_empty()
+    }
+
+    /// HTLCs held.
+    pub(super) fn count(&self) -> usize {
+        self.payments.values().map(|p| p.parts.len()).sum()
+    }
+
+    fn count_of(&self, client: &PublicKey) -> usize {
+        self.payments.iter().filter(|((c, _), _)| c == client).map(|(_, p)| p.parts.len()).sum()
+    }
+
+    /// Takes an HTLC; one that is held already stays as it is.
+    pub(super) fn add(
+        &mut self,
+        client: PublicKey,
+        part: Intercepted,
+        bought: bool,
+        now: Instant,
+    ) -> Result<(), Full> {
+        let key = (client, part.payment_hash);
+        if self.payments.get(&key).is_some_and(|p| p.parts.iter().any(|known| known.id == part.id)) {
+            return Ok(());
+        }
+        if self.count() >= MAX_IN_ALL {
+            return Err(Full::All);
+        }
+        if self.count_of(&client) >= MAX_OF_CLIENT {
+            return Err(Full::Client);
+        }
+        let payment = self.payments.entry(key).or_insert_with(|| Payment {
+            parts: Vec::new(),
+            since: now,
+            newest: now,
+            bought,
+            opening: false,
+            rotated: false,
+            told: None,
+        });
+        payment.newest = now;
+        payment.parts.push(part);
+        Ok(())
+    }
+
+    /// All payments for each client, the oldest first.
+    pub(super) fn by_client(&self) -> HashMap<PublicKey, Vec<(PaymentHash, Payment)>> {
+        let mut all: HashMap<PublicKey, Vec<(PaymentHash, Payment)>> = HashMap::new();
+        for ((client, hash), payment) in &self.payments {
+            all.entry(*client).or_default().push((*hash, payment.clone()));
+        }
+        for list in all.values_mut() {
+            list.sort_by_key(|(_, payment)| payment.since);
+        }
+        all
+    }
+
+    /// A payment, to note something of it.
+    pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Payment> {
+        self.payments.get_mut(key)
+    }
+
+    /// Takes a payment out: it is answered.
+    pub(super) fn take(&mut self, key: &Key) -> Option<Payment> {
+        self.payments.remove(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightning::ln::channelmanager::InterceptId;
+
+    fn client(n: u8) -> PublicKey {
+        let secret = bitcoin::secp256k1::SecretKey::from_slice(&[n; 32]).unwrap();
+        secret.public_key(&bitcoin::secp256k1::Secp256k1::new())
+    }
+
+    fn part(hash: u8, id: u32) -> Intercepted {
+        let mut bytes = [hash; 32];
+        bytes[..4].copy_from_slice(&id.to_be_bytes());
+        Intercepted {
+            id: InterceptId(bytes),
+            next_scid: 1,
+            payment_hash: PaymentHash([hash; 32]),
+            amount_msat: 1_000,
+            inbound_msat: 1_000,
+            outgoing_expiry: Some(500),
+        }
+    }
+
+    #[test]
+    fn a_client_and_all_of_them_are_bounded() {
+        let (mut held, now) = (Held::default(), Instant::now());
+        for id in 0..50 {
+            held.add(client(1), part(1, id), false, now).unwrap();
+        }
+        assert_eq!(held.add(client(1), part(2, 0), false, now), Err(Full::Client));
+        held.add(client(1), part(1, 7), false, now).unwrap();
+        assert_eq!(held.count(), 50, "one that is known is not held twice");
+        for n in 2..=20 {
+            for id in 0..50 {
+                held.add(client(n), part(n, id), false, now).unwrap();
+            }
+        }
+        assert_eq!(held.add(client(21), part(1, 0), false, now), Err(Full::All));
+        assert_eq!(held.take(&(client(1), PaymentHash([1; 32]))).unwrap().parts.len(), 50);
+        held.add(client(21), part(1, 0), false, now).unwrap();
+        assert_eq!((held.count(), held.by_client().len()), (951, 20));
+    }
+
+    #[test]
+    fn nothing_is_held_too_long() {
+        let (mut held, start) = (Held::default(), Instant::now());
+        held.add(client(1), part(1, 0), false, start).unwrap();
+        let later = |ms| start + Duration::from_millis(ms);
+        held.add(client(1), part(1, 1), false, later(100)).unwrap();
+        let payment = held.by_client().remove(&client(1)).unwrap().remove(0).1;
+        assert_eq!((payment.amounts(), payment.total_msat()), (vec![1_000, 1_000], 2_000));
+        assert!(!payment.is_gathered(later(200)) && payment.is_gathered(later(250)));
+        let limit = Duration::from_secs(30);
+        assert_eq!(payment.over(later(29_999), limit, 400), None);
+        assert!(payment.over(later(30_000), limit, 400).is_some());
+        assert_eq!(payment.over(start, limit, 457), None);
+        assert!(payment.over(start, limit, 458).is_some());
+    }
+}

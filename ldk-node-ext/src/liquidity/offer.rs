@@ -1,0 +1,236 @@
+//! Offers of JIT channels that wallets have taken by LSPS2: a short channel id each, to which a payment comes.
+//!
+//! The offer is stored before the wallet hears of it, and says what the fee is and whether it has been paid; what comes
+//! to its id is held like any payment without room.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use bitcoin::secp256k1::PublicKey;
+use lightning::util::persist::KVStoreSync;
+use lightning_liquidity::lsps2::utils::compute_opening_fee;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::store::{records, Store};
+use crate::util::{lock, unix_now};
+
+const NAMESPACE: &str = "lsps2_offers";
+const VERSION: u32 = 1;
+/// Offers that there may be at a time.
+pub(super) const MAX_OFFERS: usize = 10_000;
+
+/// One offer that a wallet has taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Offer {
+    /// The wallet.
+    pub(crate) peer: PublicKey,
+    /// Least fee, msat.
+    pub(crate) min_fee_msat: u64,
+    /// Fee in millionths of the payment.
+    pub(crate) proportional: u32,
+    /// Least payment without a size named before, msat.
+    pub(crate) min_payment_msat: u64,
+    /// Largest one, msat.
+    pub(crate) max_payment_msat: u64,
+    /// What the wallet will be paid, the fee included, msat; it may come in parts then. None: any amount, in one HTLC.
+    pub(crate) size_msat: Option<u64>,
+    /// Until when a channel is opened for it, Unix seconds.
+    pub(crate) valid_until: u64,
+    /// User channel id of the channel that was opened, hex.
+    pub(crate) channel: Option<String>,
+    /// The fee has been taken.
+    pub(crate) paid: bool,
+}
+
+/// What is done with what came to an offer's id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Terms {
+    /// Parts are missing.
+    Incomplete,
+    /// A channel is opened, and this fee taken from the sum, msat.
+    Fee(u64),
+    /// The wallet has its channel, and has paid for it.
+    Free,
+    /// Given back: why.
+    No(&'static str),
+}
+
+impl Offer {
+    /// What is done with these HTLCs, msat, at a time, Unix seconds.
+    pub(super) fn terms(&self, parts: &[u64], now: u64) -> Terms {
+        if self.paid {
+            return Terms::Free;
+        }
+        let total = parts.iter().fold(0u64, |sum, part| sum.saturating_add(*part));
+        match self.size_msat {
+            Some(size) if total < size => return Terms::Incomplete,
+            None if parts.len() > 1 => return Terms::No("parts, for an LSPS2 offer without an amount"),
+            _ => {}
+        }
+        if total < self.min_payment_msat || total > self.max_payment_msat {
+            return Terms::No("beyond the limits of its LSPS2 offer");
+        }
+        if now > self.valid_until && self.channel.is_none() {
+            return Terms::No("its LSPS2 offer has expired");
+        }
+        match compute_opening_fee(total, self.min_fee_msat, self.proportional.into()) {
+            Some(fee) if fee < total => Terms::Fee(fee),
+            _ => Terms::No("less than the fee of its LSPS2 offer"),
+        }
+    }
+}
+
+/// What is sent on of each part, msat, when a fee is taken off their sum; each bears its share.
+pub(super) fn shares(parts: &[u64], fee_msat: u64) -> Vec<u64> {
+    let total = parts.iter().fold(0u128, |sum, part| sum + u128::from(*part)).max(1);
+    let mut left = fee_msat;
+    let last = parts.len().saturating_sub(1);
+    let share = |(i, part): (usize, &u64)| {
+        let exact = u128::from(fee_msat) * u128::from(*part) / total;
+        let own = if i == last { left } else { u64::try_from(exact).unwrap_or(left).min(left) };
+        left = left.saturating_sub(own);
+        part.saturating_sub(own)
+    };
+    parts.iter().enumerate().map(share).collect()
+}
+
+/// All offers, by short channel id.
+pub(crate) struct Offers {
+    store: Arc<Store>,
+    all: Mutex<HashMap<u64, Offer>>,
+}
+
+fn key(scid: u64) -> String {
+    format!("{scid:016x}")
+}
+
+impl Offers {
+    pub(super) fn open(store: Arc<Store>) -> Result<Self, Error> {
+        let mut all = HashMap::new();
+        for (name, offer) in records::all::<Offer>(&*store, NAMESPACE, VERSION)? {
+            let corrupt = |e: std::num::ParseIntError| Error::Corrupt {
+                key: format!("{NAMESPACE}/{name}"),
+                reason: e.to_string(),
+            };
+            all.insert(u64::from_str_radix(&name, 16).map_err(corrupt)?, offer);
+        }
+        Ok(Self { store, all: Mutex::new(all) })
+    }
+
+    pub(crate) fn get(&self, scid: u64) -> Option<Offer> {
+        lock(&self.all).get(&scid).cloned()
+    }
+
+    /// Takes a new one.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Unavailable`] if there are too many.
+    pub(super) fn add(&self, scid: u64, offer: Offer) -> Result<(), Error> {
+        self.forget_expired(unix_now())?;
+        let mut all = lock(&self.all);
+        if all.len() >= MAX_OFFERS {
+            return Err(Error::Unavailable(format!("{MAX_OFFERS} LSPS2 offers wait to be paid")));
+        }
+        records::put(&*self.store, NAMESPACE, &key(scid), VERSION, &offer)?;
+        all.insert(scid, offer);
+        Ok(())
+    }
+
+    /// Forgets what nobody has paid in time.
+    fn forget_expired(&self, now: u64) -> Result<(), Error> {
+        let mut all = lock(&self.all);
+        let over = all.iter().filter(|(_, o)| o.channel.is_none() && o.valid_until < now);
+        for scid in over.map(|(scid, _)| *scid).collect::<Vec<_>>() {
+            self.remove(&mut all, scid)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, all: &mut HashMap<u64, Offer>, scid: u64) -> Result<(), Error> {
+        let gone = self.store.remove(NAMESPACE, "", &key(scid), false);
+        gone.map_err(|e| Error::Store(format!("{NAMESPACE}/{}: {e}", key(scid))))?;
+        all.remove(&scid);
+        Ok(())
+    }
+
+    /// Changes one.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; nothing has changed then.
+    pub(super) fn change(&self, scid: u64, change: impl FnOnce(&mut Offer)) -> Result<(), Error> {
+        let mut all = lock(&self.all);
+        let Some(offer) = all.get_mut(&scid) else { return Ok(()) };
+        let mut new = offer.clone();
+        change(&mut new);
+        if new != *offer {
+            records::put(&*self.store, NAMESPACE, &key(scid), VERSION, &new)?;
+            *offer = new;
+        }
+        Ok(())
+    }
+
+    /// The id of the offer for which a channel was opened.
+    pub(super) fn of_channel(&self, user_channel_id: u128) -> Option<u64> {
+        let name = format!("{user_channel_id:032x}");
+        lock(&self.all).iter().find(|(_, o)| o.channel.as_ref() == Some(&name)).map(|(scid, _)| *scid)
+    }
+
+    /// The channel of an offer is closed: the offer is over.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) fn closed(&self, user_channel_id: u128, signed: bool) -> Result<(), Error> {
+        let Some(scid) = self.of_channel(user_channel_id) else { return Ok(()) };
+        if signed {
+            return self.remove(&mut lock(&self.all), scid);
+        }
+        self.change(scid, |offer| offer.channel = None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(size_msat: Option<u64>) -> Offer {
+        let peer = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
+        Offer {
+            peer: peer.parse().unwrap(),
+            min_fee_msat: 2_000,
+            proportional: 10_000,
+            min_payment_msat: 1_000,
+            max_payment_msat: 1_000_000,
+            size_msat,
+            valid_until: 100,
+            channel: None,
+            paid: false,
+        }
+    }
+
+    #[test]
+    fn the_fee_is_the_larger_one_and_parts_are_waited_for() {
+        let fixed = offer(Some(500_000));
+        assert_eq!(fixed.terms(&[300_000], 0), Terms::Incomplete);
+        assert_eq!(fixed.terms(&[300_000, 200_000], 100), Terms::Fee(5_000));
+        assert!(matches!(fixed.terms(&[500_000], 101), Terms::No(_)), "expired");
+        let opened = Offer { channel: Some("x".into()), ..fixed.clone() };
+        assert_eq!(opened.terms(&[500_001], 101), Terms::Fee(5_001), "the channel is there: rounded up");
+        assert_eq!(Offer { paid: true, ..fixed }.terms(&[1], 999), Terms::Free);
+        let any = offer(None);
+        assert_eq!(any.terms(&[100_000], 0), Terms::Fee(2_000));
+        for wrong in [&[50_000, 50_000][..], &[999], &[1_000_001], &[2_000]] {
+            assert!(matches!(any.terms(wrong, 0), Terms::No(_)), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn each_part_bears_its_share_and_the_sum_is_exact() {
+        for (parts, fee) in [(vec![100_000, 200_000], 3_001), (vec![7], 3), (vec![1, 1, 1_000], 10)] {
+            let sent = shares(&parts, fee);
+            assert_eq!(sent.iter().sum::<u64>() + fee, parts.iter().sum::<u64>(), "{parts:?}");
+            assert!(sent.iter().zip(&parts).all(|(s, p)| s <= p));
+        }
+        assert_eq!(shares(&[100_000, 200_000], 3_000), [99_000, 198_000]);
+    }
+}

@@ -1,0 +1,192 @@
+//! Opening JIT channels at the LSP: recorded first, funded from the wallet, broadcast when the client has signed, and
+//! again with every block until the funding transaction is deep.
+//!
+//! Until then its coins are set aside, over restarts too: the client may have been paid over the channel already.
+
+use bitcoin::consensus::encode;
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{Amount, ScriptBuf};
+use lightning::ln::types::ChannelId;
+use serde_json::json;
+
+use super::record::Record;
+use super::{id_for, is_jit, new_id, new_temporary};
+use crate::config::NodeConfig;
+use crate::error::Error;
+use crate::faults;
+use crate::node::Parts;
+use lightning::types::payment::PaymentHash;
+
+/// How the queue of transactions calls it.
+const WHAT: &str = "channel funding";
+
+/// For whom a JIT channel is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum For<'a> {
+    /// The operator says so; what the client gets at once, msat.
+    Operator(u64),
+    /// A payment, and why the factory does not do.
+    Payment(&'a PaymentHash, &'a str),
+}
+
+impl Parts {
+    /// Begins to open a JIT channel. Returns its user channel id.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Ldk`].
+    pub(crate) fn open_jit(&self, peer: PublicKey, capacity_sat: u64, why: For<'_>) -> Result<u128, Error> {
+        let (id, push_msat, cause) = match why {
+            For::Operator(push_msat) => (new_id(), push_msat, None),
+            For::Payment(hash, cause) => (id_for(hash), 0, Some(cause.to_owned())),
+        };
+        // The account of an earlier one stays, if a payment comes with the same hash again.
+        let known = self.liquidity.records.get(id).is_some_and(|r| r.signed);
+        let id = if known { new_id() } else { id };
+        self.liquidity.records.put(id, Record::new(peer, capacity_sat, cause, self.height()))?;
+        faults::point("lsp.jit.recorded");
+        let config = NodeConfig::jit_channel_config(&self.config);
+        let begun = self.manager.create_channel(
+            peer,
+            capacity_sat,
+            push_msat,
+            id,
+            Some(new_temporary()),
+            Some(config),
+        );
+        if let Err(e) = begun {
+            self.liquidity.records.remove(id)?;
+            return Err(e.into());
+        }
+        self.peers.process_events();
+        Ok(id)
+    }
+
+    /// The client has accepted a JIT channel: it is funded.
+    ///
+    /// # Errors
+    /// [`Error::InsufficientFunds`], [`Error::Wallet`], [`Error::Store`], [`Error::Ldk`]; then the wallet has its coins.
+    pub(crate) fn fund_jit(
+        &self,
+        id: u128,
+        (temporary, peer): (ChannelId, PublicKey),
+        (script, value): (ScriptBuf, Amount),
+    ) -> Result<(), Error> {
+        let psbt = self.wallet.build_payment(script, value, self.fees.normal())?;
+        let unsigned = psbt.unsigned_tx.clone();
+        let fee_sat = psbt.fee().map(|fee| fee.to_sat()).unwrap_or(0);
+        let funded = self.wallet.sign(psbt).and_then(|tx| {
+            let known = self.liquidity.records.change(id, |r| {
+                r.fee_sat = fee_sat;
+                r.funding = Some(encode::serialize_hex(&tx));
+            })?;
+            if !known {
+                return Err(Error::not_found(format!("JIT channel {id:032x}")));
+            }
+            faults::point("lsp.jit.funding_stored");
+            Ok(self.manager.funding_transaction_generated(temporary, peer, tx)?)
+        });
+        if funded.is_err() {
+            self.wallet.release(&unsigned);
+        }
+        funded
+    }
+
+    /// The client has signed: from now on the funding transaction is out, and is kept out.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) fn jit_signed(&self, id: u128) -> Result<(), Error> {
+        self.liquidity.records.change(id, |r| r.signed = true)?;
+        faults::point("lsp.jit.signed");
+        self.liquidity.wake();
+        Ok(())
+    }
+
+    /// A channel was paid over.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) fn jit_taken(&self, id: u128) -> Result<(), Error> {
+        self.liquidity.records.change(id, |r| r.taken = true)?;
+        self.bought_taken(id)
+    }
+
+    /// A JIT channel is closed, or came to nothing.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) fn jit_closed(&self, id: u128) -> Result<(), Error> {
+        let record = self.liquidity.records.get(id);
+        self.liquidity.offers.closed(id, record.as_ref().is_some_and(|r| r.signed))?;
+        match record {
+            Some(record) if !record.signed => self.liquidity.records.remove(id)?,
+            Some(_) => {
+                self.liquidity.records.change(id, |r| r.closed = true)?;
+            }
+            None => {}
+        }
+        self.liquidity.wake();
+        Ok(())
+    }
+
+    /// After a start: coins of funding transactions that are out are set aside again, and what the last process only began
+    /// is forgotten: LDK has.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) fn restore_jit(&self) -> Result<(), Error> {
+        let open = self.manager.list_channels();
+        for (id, record) in self.liquidity.records.all() {
+            let known = open.iter().any(|c| c.user_channel_id == id);
+            match record.transaction() {
+                // It may have been signed without our knowing.
+                Some(tx) if record.signed || known => {
+                    self.liquidity.records.change(id, |r| r.signed = true)?;
+                    self.wallet.reserve(&tx);
+                }
+                _ if !known && !record.signed => self.liquidity.records.remove(id)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Funding transactions that are not deep are broadcast again; those that are, are forgotten.
+    pub(super) fn look_at_fundings(&self) {
+        let open = self.manager.list_channels();
+        for (id, record) in self.liquidity.records.all() {
+            let Some(tx) = record.transaction().filter(|_| record.signed) else { continue };
+            let channel = open.iter().find(|c| c.user_channel_id == id);
+            // Of one that is closed LDK has the funding transaction confirmed.
+            let deep = channel.map_or(record.closed, |c| self.is_deep(c));
+            if deep {
+                if let Err(e) = self.liquidity.records.change(id, |r| r.funding = None) {
+                    tracing::error!(error = %e, "JIT channel not stored");
+                }
+            } else if channel.is_some_and(|c| c.confirmations.unwrap_or(0) == 0) {
+                self.broadcaster.send(vec![tx], WHAT);
+            }
+        }
+    }
+
+    /// Tells that a JIT channel could not be opened.
+    pub(crate) fn jit_failed(&self, peer: &PublicKey, reason: &str) {
+        tracing::warn!(%peer, reason, "JIT channel not opened");
+        self.events.push("jit_channel_failed", json!({"peer": peer.to_string(), "reason": reason}));
+    }
+
+    /// Gives up JIT channels for a client that it has not signed.
+    pub(super) fn abandon_jit(&self, peer: &PublicKey, reason: &str) {
+        for c in self.manager.list_channels_with_counterparty(peer) {
+            let id = c.user_channel_id;
+            let begun = is_jit(id) && self.liquidity.records.get(id).is_some_and(|r| !r.signed);
+            if begun {
+                let closed =
+                    self.manager.force_close_broadcasting_latest_txn(&c.channel_id, peer, reason.to_owned());
+                if let Err(e) = closed {
+                    tracing::warn!(%peer, error = ?e, "JIT channel not given up");
+                }
+            }
+        }
+    }
+}
