@@ -36,6 +36,16 @@ pub fn world(name: &str) -> Result<(World, Factory)> {
 /// # Errors
 /// As [`world`].
 pub fn world_with(name: &str, params: Value, hold_secs: &str) -> Result<(World, Factory)> {
+    let (world, factory) = one_channel(name, params, hold_secs)?;
+    beside(&world, 1)?;
+    Ok((world, factory))
+}
+
+/// As [`world_with`], without a channel beside the factory.
+///
+/// # Errors
+/// As [`world`].
+pub fn one_channel(name: &str, params: Value, hold_secs: &str) -> Result<(World, Factory)> {
     let mut world = World::start_with_lsp(name, 2, &["--relay-hold-secs", hold_secs])?;
     world.add_peer(4_000_000)?;
     let [first, second] = [world.client(0)?.node_id(), world.client(1)?.node_id()];
@@ -48,7 +58,6 @@ pub fn world_with(name: &str, params: Value, hold_secs: &str) -> Result<(World, 
         "params": params,
     });
     let factory = world.create_factory(&request)?;
-    beside(&world, 1)?;
     Ok((world, factory))
 }
 

@@ -373,6 +373,74 @@ fn a_client_that_sits_on_it_costs_nobody_anything() -> Result<()> {
     Ok(())
 }
 
+/// Mines a block or some, at the pace of an exit of the LSP's if there is one.
+fn step(world: &World, leaving: &Leaving) -> Result<()> {
+    let blocks = match world.lsp.factory(&leaving.id)?.exits.is_empty() {
+        true => 1,
+        false => match leaving.settle(world)? {
+            Stand::Idle(blocks) => blocks.min(3),
+            _ => 1,
+        },
+    };
+    world.mine_for(&world.lsp, blocks)
+}
+
+/// The client claims when its channel is on the chain: the LSP reads the preimage there, in time for its own claim.
+#[test]
+#[ignore = "long: make relay"]
+fn a_claim_on_the_chain_is_the_lsps_too() -> Result<()> {
+    const PAID: u64 = 60_000_000;
+    let (world, factory) = relay::one_channel("relay-chain", json!({ "layers": [[], SMALL] }), PATIENT)?;
+    let before = wait_at_rest(&world)?;
+    let one = invoice(&world, PAID, Some("always"))?;
+    world.client(0)?.faults().set("hold@node.claimable.recorded")?;
+    world.peer()?.send(&one.invoice)?;
+    world.client(0)?.faults().wait_held("node.claimable.recorded")?;
+    let (claim_budget, delta) = blocks()?;
+    let expiry = world.bitcoind.height()? + delta;
+    world.bitcoind.mine_to(expiry - claim_budget)?;
+    world.sync()?;
+
+    let leaving = Leaving::by_lsp(&world, 0, &factory.instance_id)?;
+    loop {
+        let exits = world.lsp.factory(&factory.instance_id)?.exits;
+        let commitment = exits.first().and_then(|exit| exit.commitment_txid);
+        if commitment.map(|txid| world.bitcoind.confirmed(txid)).transpose()?.flatten().is_some() {
+            break;
+        }
+        assert!(world.bitcoind.height()? < expiry, "no commitment at {expiry}: {exits:?}");
+        step(&world, &leaving)?;
+    }
+    assert_eq!(
+        wait_relayed(&world, &one.payment_hash, "pending")?.relayed.map(|r| r.client_paid),
+        Some(false)
+    );
+    world.client(0)?.faults().clear()?;
+    loop {
+        let told = find(world.lsp.payments()?, &one.payment_hash, "relayed").expect("the relay");
+        if told.status == "succeeded" {
+            break;
+        }
+        assert!(world.bitcoind.height()? < expiry, "not claimed at {expiry}: {told:?}");
+        world.client(0)?.wait_synced(&world.bitcoind)?;
+        world.mine_for(&world.lsp, 1)?;
+    }
+    println!("read from the chain at {}, expiry {expiry}", world.bitcoind.height()?);
+    wait_payer(&world, &one.payment_hash, "succeeded")?;
+
+    // The payer has paid, the client has it but for the fees of its claim, and all the rest is fees of the LSP's exit.
+    rest_until(&world, |held| {
+        let fee = one.relay_fee_msat.unwrap_or_default();
+        ensure!(held.of("peer")? + PAID + fee == before.of("peer")?, "{held:?}, before {before:?}");
+        ensure!(held.of("client-1")? == before.of("client-1")?, "{held:?}, before {before:?}");
+        let got = held.of("client-0")?.saturating_sub(before.of("client-0")?);
+        ensure!(got <= PAID && got > PAID / 2, "the client got {got} of {PAID}: {held:?}, before {before:?}");
+        check_conserved(&world, &before, held)
+    })?;
+    world.finish();
+    Ok(())
+}
+
 /// The client is gone for good with the payment on its channels: the LSP takes them to the chain, gets the parts back
 /// there, and only then, and in time, gives the payer its own.
 #[test]
@@ -397,14 +465,7 @@ fn a_client_that_is_gone_is_left_before_the_payer_is_paid_back() -> Result<()> {
             break;
         }
         assert!(world.bitcoind.height()? < claim_by, "LDK has given it back by itself at {claim_by}");
-        let blocks = match world.lsp.factory(&factory.instance_id)?.exits.is_empty() {
-            true => 1,
-            false => match leaving.settle(&world)? {
-                Stand::Idle(blocks) => blocks.min(3),
-                _ => 1,
-            },
-        };
-        world.mine_for(&world.lsp, blocks)?;
+        step(&world, &leaving)?;
     }
     let height = world.bitcoind.height()?;
     world.sync()?;
