@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 export BIN_PEER := $(TARGET)/peer/debug/peer
 
 # Always the whole workspace, and a filter: what is built for one package alone has other features of shared crates, and
-# would be built twice. Scenarios run one at a time: each is a dozen processes.
+# would be built twice.
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ifneq ($(NEXTEST),)
 UNIT := $(CARGO) nextest run --locked --workspace -E 'not package(integration)'
@@ -23,24 +23,24 @@ EVERY := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'package
 EXITS := $(CARGO) nextest run --locked --workspace --run-ignored only \
 	-E 'binary(scenario_exit_reorg) + binary(scenario_mass_exit) + binary(scenario_variants) + binary(~scenario_htlc)'
 ADVERSARIES := timeout 2700 $(CARGO) nextest run --locked --workspace --run-ignored only \
-	-E 'binary(~scenario_adversary) + binary(~scenario_reorg) + binary(/scenario_rotate_(exit|hostile|race)/)'
+	-E 'binary(~scenario_adversary) + binary(~scenario_reorg) + binary(/scenario_rotate_(branch|exit|hostile|race)/) + binary(scenario_retired)'
 CRASH := $(CARGO) nextest run --locked --workspace --run-ignored only --no-capture \
 	-E 'binary(scenario_crash) + binary(scenario_rotate) + binary(scenario_liquidity)'
 HOSTILE := $(CARGO) nextest run --locked --workspace --run-ignored all -E 'binary(scenario_hostile)'
 else
 UNIT := true
-QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=1
+QUICK := $(CARGO) test --locked --workspace --lib --bins --tests -- --test-threads=2
 EVERY := $(QUICK) --include-ignored
 EXITS := timeout 3600 $(CARGO) test --locked --workspace --test scenario_exit_reorg --test scenario_mass_exit \
 	--test scenario_variants --test scenario_htlc_client_exit --test scenario_htlc_lsp_exit -- --test-threads=1 --ignored
 ADVERSARIES := timeout 2700 $(CARGO) test --locked --workspace --test 'scenario_adversary_*' --test 'scenario_reorg_*' \
-	--test scenario_rotate_exit --test scenario_rotate_hostile --test scenario_rotate_race \
+	--test scenario_retired --test 'scenario_rotate_[behr]*' \
 	-- --test-threads=1 --ignored
 CRASH := timeout 1500 $(CARGO) test --locked --workspace --test scenario_crash --test scenario_rotate --test scenario_liquidity -- --test-threads=1 --ignored --nocapture
 HOSTILE := timeout 1800 $(CARGO) test --locked --workspace --test scenario_hostile -- --test-threads=1 --include-ignored
 endif
 
-.PHONY: help demo test scenarios figures exits adversaries crash jit checks hostile fuzz fuzz-seeds vectors random bench scale build peer bitcoind fmt clippy clean-demo
+.PHONY: help demo test scenarios figures exits adversaries crash jit checks hostile fuzz fuzz-seeds vectors random relay bench scale build peer bitcoind fmt clippy clean-demo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -103,6 +103,10 @@ scale: build ## factories of up to 256 clients, each a process, and the speed of
 	@export BITCOIND="$$(scripts/bitcoind.sh)" BIN_LSP_SERVER=$(TARGET)/release/lsp-server \
 		BIN_CLIENT_APP=$(TARGET)/release/client-app SCENARIO_POLL_MS=1000; \
 		timeout 900 $(TARGET)/debug/scale
+
+relay: build peer ## the long scenarios of payments over several channels (ends after 20 minutes)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; timeout 1200 $(CARGO) test --locked --workspace --test scenario_relay \
+		-- --test-threads=1 --ignored --nocapture
 
 hostile: build peer ## clients and an LSP that break the protocol, in every way there is a check for (five minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(HOSTILE)

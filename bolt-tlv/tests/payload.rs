@@ -371,6 +371,14 @@ fn limits_of_an_advance() {
 }
 
 #[test]
+fn invoices_have_limits() {
+    let invoice = |n: usize| RelayInvoice { payment_hash: [1; 32], invoice: LongText("x".repeat(n)) };
+    at_limit(invoice(MAX_LONG_TEXT_LEN));
+    let too_long = Error::TooLong { field: "invoice", limit: 2048, found: 2049 };
+    assert_eq!(refused(invoice(MAX_LONG_TEXT_LEN + 1)), too_long);
+}
+
+#[test]
 fn companions_have_limits() {
     let companions = |count: usize, htlcs: usize| Companions {
         channel_id: [1; 32],

@@ -105,12 +105,13 @@ impl FactoryClient {
         Ok(self.node.change_liquidity(instance_id, request).await?)
     }
 
-    /// Makes an invoice.
+    /// Makes an invoice; for more than each channel can receive, but not than all together, it has the LSP receive
+    /// it, unless the request says otherwise.
     ///
     /// # Errors
-    /// [`Error::Node`] naming the field that is wrong.
-    pub fn create_invoice(&self, request: InvoiceRequest) -> Result<Invoice, Error> {
-        Ok(self.node.create_invoice(request)?)
+    /// [`Error::Node`] naming the field that is wrong, or if the LSP is needed and not there, or declines.
+    pub async fn create_invoice(&self, request: InvoiceRequest) -> Result<Invoice, Error> {
+        Ok(self.node.create_invoice(request).await?)
     }
 
     /// Pays an invoice and waits for the outcome as long as the request says; look at the status.

@@ -24,7 +24,7 @@
 //!     .start()
 //!     .await?;
 //!
-//! let invoice = client.create_invoice(InvoiceRequest { amount_msat: Some(50_000_000), ..Default::default() })?;
+//! let invoice = client.create_invoice(InvoiceRequest { amount_msat: Some(50_000_000), ..Default::default() }).await?;
 //! println!("pay me: {}", invoice.invoice);
 //!
 //! let mut seen = 0; // Keep it with your own data, and no event is ever lost.

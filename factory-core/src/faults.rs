@@ -102,6 +102,14 @@ pub const POINTS: &[&str] = &[
     "lsp.jit.signed",
     "lsp.jit.forward",
     "lsp.jit.forwarded",
+    "lsp.relay.offered",
+    "lsp.relay.held",
+    "lsp.relay.paying",
+    "lsp.relay.sent",
+    "lsp.relay.paid",
+    "lsp.relay.claimed",
+    "lsp.relay.done",
+    "lsp.relay.failed",
     // A leaf rotates.
     "lsp.rotation.begun",
     "node.channel.move",
@@ -182,6 +190,11 @@ pub const SWITCHES: &[(&str, &str)] = &[
     (
         "lsp.lists_every_channel",
         "none: every message of a ceremony has LDK list the channels of all its clients",
+    ),
+    ("lsp.part.damaged", "none: the first HTLC that the LSP's node offers from now on cannot be read"),
+    (
+        "lsp.part.withheld",
+        "none: of the HTLCs that the LSP's node offers from now on those of one channel arrive",
     ),
     ("net.judges_everybody", "none: every connection has all peers looked up when there are many"),
     ("net.strangers.stay", "none: a node ends no connection of a stranger, so idle ones keep clients out"),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{anyhow, bail, Result};
-use bitcoin::Txid;
+use bitcoin::{OutPoint, Txid};
 
 use crate::types::{Payment, TreeTx};
 use crate::wait::{self, Seen};
@@ -195,7 +195,7 @@ fn stock_sat(world: &World) -> Result<u64> {
                 let leaves: Vec<_> = tree.iter().filter(|tx| !parents.contains(&tx.txid)).collect();
                 let members: Vec<_> = factory.clients.iter().filter(|c| c.reason.is_none()).collect();
                 for leaf in leaves {
-                    if !published(leaf)? {
+                    if !is_settled(world, &tree, leaf)? {
                         let own = members.get(leaf.clients.0..leaf.clients.1).unwrap_or_default();
                         sum += leaf.sat.saturating_sub(own.iter().map(|c| c.capacity_sat).sum());
                     }
@@ -204,6 +204,24 @@ fn stock_sat(world: &World) -> Result<u64> {
         }
     }
     Ok(sum)
+}
+
+/// Whether a leaf's last transaction is on the chain, or another one has taken its place: an older state.
+fn is_settled(world: &World, tree: &[TreeTx], leaf: &TreeTx) -> Result<bool> {
+    let mut tx = leaf;
+    if world.bitcoind.confirmed(leaf.txid)?.is_some() {
+        return Ok(true);
+    }
+    loop {
+        let spent = OutPoint::new(tx.parent_txid, tx.vout);
+        if world.bitcoind.confirmed(tx.parent_txid)?.is_some() {
+            return Ok(world.bitcoind.unspent(spent)?.is_none());
+        }
+        tx = tree
+            .iter()
+            .find(|parent| parent.txid == tx.parent_txid)
+            .ok_or_else(|| anyhow!("{} is not in the tree", tx.parent_txid))?;
+    }
 }
 
 #[cfg(test)]
@@ -244,6 +262,7 @@ mod tests {
             fee_msat: 0,
             failure: None,
             claim_by_height: None,
+            relayed: None,
         };
         assert!(Settled::new("a", "b", &payment).is_err());
         assert!(Settled::new("a", "b", &Payment { status: "succeeded".into(), ..payment }).is_ok());

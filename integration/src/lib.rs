@@ -31,6 +31,7 @@ pub mod pace;
 pub mod payments;
 pub mod peer;
 pub mod process;
+pub mod relay;
 pub mod rotate;
 pub mod scale;
 pub mod shares;

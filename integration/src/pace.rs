@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail, Result};
 use bitcoin::{OutPoint, Transaction, Txid};
+use serde_json::{json, Value};
 
 use crate::ledger::Snapshot;
 use crate::payments::Party;
@@ -66,6 +67,30 @@ impl Leaving {
     /// If there is no such client.
     pub fn by_lsp(world: &World, index: usize, id: &str) -> Result<Self> {
         Ok(Self { party: Party::Lsp, ..Self::client(world, index, id)? })
+    }
+
+    /// The exit of a client's leaf by itself or by the LSP.
+    ///
+    /// # Errors
+    /// If there is no such client.
+    pub fn of(world: &World, by: Party, client: usize, id: &str) -> Result<Self> {
+        match by {
+            Party::Lsp => Self::by_lsp(world, client, id),
+            _ => Self::client(world, client, id),
+        }
+    }
+
+    /// Has its process begin.
+    ///
+    /// # Errors
+    /// What the process answers.
+    pub fn ask(&self, world: &World) -> Result<()> {
+        let body = match self.party {
+            Party::Lsp => json!({ "client": self.node_id }),
+            _ => json!({}),
+        };
+        let path = format!("/v1/factories/{}/exit", self.id);
+        self.daemon(world)?.api()?.post::<Value>(&path, &body).map(drop)
     }
 
     fn daemon<'a>(&self, world: &'a World) -> Result<&'a Daemon> {
@@ -221,6 +246,30 @@ pub fn drive(
             bail!("not done after {limit} blocks: {stands:?}");
         }
         world.bitcoind.mine(blocks)?;
+    }
+}
+
+/// Mines until an exit has its commitment in the chain, for `limit` blocks at most; that one and its height.
+///
+/// # Errors
+/// If something due does not come, or it takes too many blocks.
+pub fn to_commitment(world: &World, leaving: &Leaving, limit: u32) -> Result<(Transaction, u32)> {
+    let end = world.bitcoind.height()? + limit;
+    loop {
+        let exit = leaving.exit(world)?;
+        if let (Some(txid), Some(height)) = (exit.commitment_txid, exit.commitment_height) {
+            let there = world.bitcoind.confirmed(txid)?.ok_or_else(|| anyhow!("{txid} is not confirmed"))?;
+            return Ok((there.tx, height));
+        }
+        match leaving.settle(world)? {
+            Stand::Idle(blocks) => world.bitcoind.mine(blocks)?,
+            Stand::Offered(_) => world.bitcoind.mine(1)?,
+            stand => bail!("{stand:?}: {exit:?}"),
+        };
+        world.sync()?;
+        if world.bitcoind.height()? >= end {
+            bail!("no commitment after {limit} blocks: {exit:?}");
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use serde_json::{json, Value};
 
+use crate::http::ApiError;
 use crate::types::Leaf;
 use crate::wait::{self, Seen};
 use crate::world::{World, PATIENCE};
@@ -70,14 +71,22 @@ pub fn wait_failure(world: &World, id: &str, client: &str) -> Result<String> {
     })
 }
 
-/// Rotates a client's leaf once, and waits until both sides have the new state.
+/// Rotates a client's leaf once, and waits until both sides have the new state. Channels are usable a moment before the
+/// two programs have greeted each other, so an LSP that does not see its client yet is asked again.
 ///
 /// # Errors
 /// If it fails.
 pub fn once(world: &World, id: &str, index: usize) -> Result<()> {
     let node = world.client(index)?.node_id().to_owned();
     let before = leaf(world, id, &node)?.position;
-    ask(world, id, &node)?;
+    wait::until("the LSP to begin a rotation", PATIENCE, || {
+        let asked = ask(world, id, &node);
+        let refusal = asked.as_ref().err().and_then(|error| error.downcast_ref::<ApiError>());
+        match refusal.filter(|refusal| refusal.code == "unavailable") {
+            Some(refusal) => Ok(Seen::not_yet(&refusal.message)),
+            None => Ok(Seen::Done(asked)),
+        }
+    })??;
     wait_position(world, id, index, before + 1)
 }
 

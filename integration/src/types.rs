@@ -142,6 +142,9 @@ pub struct Invoice {
     pub invoice: String,
     /// Payment hash, hex.
     pub payment_hash: String,
+    /// What the payer pays on top for the LSP's receiving it, msat.
+    #[serde(default)]
+    pub relay_fee_msat: Option<u64>,
 }
 
 /// `POST /v1/pay` and an entry of `GET /v1/payments`.
@@ -151,7 +154,7 @@ pub struct Payment {
     pub payment_hash: String,
     /// `succeeded`, `failed`, `pending` or `held`.
     pub status: String,
-    /// `in` or `out`.
+    /// `in`, `out` or `relayed`.
     #[serde(default)]
     pub direction: Option<String>,
     /// Amount, msat.
@@ -164,6 +167,20 @@ pub struct Payment {
     /// Height at which it is given back, if it is held.
     #[serde(default)]
     pub claim_by_height: Option<u32>,
+    /// Both sides, if the LSP received it for a client.
+    #[serde(default)]
+    pub relayed: Option<Relayed>,
+}
+
+/// Of a payment that the LSP received for a client.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Relayed {
+    /// The client's node id.
+    pub client: String,
+    /// What came in, msat.
+    pub received_msat: u64,
+    /// Whether the client has been paid.
+    pub client_paid: bool,
 }
 
 /// `GET /v1/clients` of the LSP.

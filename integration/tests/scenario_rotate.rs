@@ -1,7 +1,7 @@
 //! A leaf's state is replaced by a newer one under a live channel.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
 use integration::close::Due;
 use integration::crash::Place;
 use integration::hold::Held;
@@ -244,7 +244,11 @@ fn a_leaf_rotates_while_another_is_on_the_chain() -> Result<()> {
     pace::drive(&world, std::slice::from_ref(&leaving), LIMIT, &mut |_| Ok(()))?;
     pace::rest(&world)?;
     world.client_mut(LEAVER)?.start()?;
-    pace::rest(&world)?;
+    pace::rest_until(&world, |_| {
+        let held = world.client(LEAVER)?.balance()?;
+        ensure!(held.onchain.confirmed_sat == held.total_sat, "not all is in its wallet: {held:?}");
+        Ok(())
+    })?;
     let root = world.client(MOVER)?.factory(&id)?.tree.first().map(|step| step.txid).expect("a root");
     assert!(world.bitcoind.confirmed(root)?.is_some(), "the root is not on the chain");
 

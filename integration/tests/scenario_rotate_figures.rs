@@ -1,12 +1,15 @@
 //! What rotations cost, and a hundred of one factory under load.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Result};
-use integration::ledger::{wait_for, Snapshot};
+use anyhow::{bail, Context, Result};
+use integration::ledger::{wait_at_rest, wait_for, Snapshot};
 use integration::payments::{pay_all, pay_meanwhile, Order, Party};
-use integration::{rotate, World};
+use integration::{rotate, Daemon, World};
 use serde_json::{json, Value};
 
 const CAPACITY: u64 = 1_000_000;
@@ -121,6 +124,69 @@ fn what_companions_cost() -> Result<()> {
         let outpoints = rotate::leaf(&world, &id, node)?.superseded;
         let rate = PAYMENTS as f64 / start.elapsed().as_secs_f64();
         println!("companions for {outpoints} outpoints: {rate:.1} payments a second");
+    }
+    world.finish();
+    Ok(())
+}
+
+/// Bytes of all files of a folder, with what is below it.
+fn size(folder: &Path) -> Result<u64> {
+    let mut all = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        all += if entry.file_type()?.is_dir() { size(&entry.path())? } else { entry.metadata()?.len() };
+    }
+    Ok(all)
+}
+
+/// What a node stores that grows by rotations, in bytes.
+fn stored(daemon: &Daemon) -> Result<BTreeMap<&'static str, u64>> {
+    let root = daemon.data_dir().join("node.files");
+    let of = |name: &&'static str| {
+        let folder = root.join(name);
+        Ok((*name, if folder.is_dir() { size(&folder)? } else { 0 }))
+    };
+    ["factories", "virtual_outpoints", "commitments", "retired_monitors"].iter().map(of).collect()
+}
+
+/// What a rotation adds to what the client and the LSP store, and that payments add nothing to it.
+#[test]
+#[ignore = "long: make figures"]
+fn what_a_rotation_stores() -> Result<()> {
+    const ROTATIONS: u64 = 6;
+    let world = World::start_with("rotate-bytes", 2, &["--store", "filesystem"])?;
+    let params = json!({ "arity": [2], "layers": [[], [[8, 4, 8], [8, 4, 0]]] });
+    let request = world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params));
+    let id = world.create_factory(&request)?.instance_id;
+    let orders: Vec<Order> = (0..20).map(|i| if i % 2 == 0 { there(10_001) } else { back(10_001) }).collect();
+    let both = || -> Result<_> {
+        wait_at_rest(&world)?;
+        Ok([("client", stored(world.client(MOVER)?)?), ("LSP", stored(&world.lsp)?)])
+    };
+    // Whoever has rotated once has a table for it, and both directions have been used.
+    rotate::once(&world, &id, MOVER)?;
+    pay_all(&world, &orders, 4)?;
+    let before = both()?;
+    for _ in 0..ROTATIONS {
+        rotate::once(&world, &id, MOVER)?;
+        pay_all(&world, &orders[..2], 1)?;
+    }
+    let rotated = both()?;
+    for _ in 0..4 {
+        pay_all(&world, &orders, 4)?;
+    }
+    let paid = both()?;
+    for ((who, before), ((_, rotated), (_, paid))) in before.iter().zip(rotated.iter().zip(&paid)) {
+        for (name, bytes) in rotated {
+            let first = before.get(name).context("no such folder")?;
+            let last = paid.get(name).context("no such folder")?;
+            println!(
+                "{who} {name}: {first} B before, {} B a rotation, {last} B after 80 payments more ({bytes} B before them)",
+                bytes.saturating_sub(*first) / ROTATIONS
+            );
+            // A balance of more digits may take a byte or two.
+            assert!(last.abs_diff(*bytes) < 64, "{who} {name}: {bytes} B have become {last} B by payments");
+        }
     }
     world.finish();
     Ok(())

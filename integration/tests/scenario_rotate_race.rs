@@ -2,11 +2,11 @@
 //! settled on the state that won, by the newest commitment. Who publishes an older commitment loses everything.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use anyhow::{anyhow, ensure, Context, Result};
-use bitcoin::{OutPoint, Transaction};
+use anyhow::{ensure, Context, Result};
+use bitcoin::OutPoint;
 use integration::hold::Held;
 use integration::ledger::{wait_at_rest, wait_for, Snapshot};
-use integration::pace::{self, Leaving, Stand};
+use integration::pace::{self, Leaving};
 use integration::payments::{pay, Order, Party};
 use integration::shares::{self, due_sat, paid_sat, whole};
 use integration::signed::{output_worth, spender, wait_spent};
@@ -14,7 +14,7 @@ use integration::superseded::{Cheater, OldCopy, OldPath};
 use integration::types::Factory;
 use integration::world::PATIENCE;
 use integration::{rotate, World};
-use serde_json::{json, Value};
+use serde_json::json;
 
 const CAPACITY: u64 = 500_000;
 const MOVER: usize = 0;
@@ -39,45 +39,6 @@ fn start(name: &str, inner: u16) -> Result<(World, Factory, Snapshot)> {
     let factory = world.create_factory(&world.factory_request(CAPACITY, CAPACITY / 2, 0, Some(params)))?;
     let start = Snapshot::take(&world)?;
     Ok((world, factory, start))
-}
-
-/// Whose exit it is.
-fn leaving(world: &World, by: Party, id: &str) -> Result<Leaving> {
-    match by {
-        Party::Lsp => Leaving::by_lsp(world, MOVER, id),
-        _ => Leaving::client(world, MOVER, id),
-    }
-}
-
-fn ask(world: &World, by: Party, id: &str) -> Result<()> {
-    let node = world.client(MOVER)?.node_id();
-    match by {
-        Party::Lsp => {
-            let body = json!({ "client": node });
-            world.lsp.api()?.post::<Value>(&format!("/v1/factories/{id}/exit"), &body)?;
-            Ok(())
-        }
-        _ => world.client(MOVER)?.exit(id),
-    }
-}
-
-/// Mines until an exit has its commitment in the chain; that one and its height.
-fn to_commitment(world: &World, leaving: &Leaving) -> Result<(Transaction, u32)> {
-    let end = world.bitcoind.height()? + LIMIT;
-    loop {
-        let exit = leaving.exit(world)?;
-        if let (Some(txid), Some(height)) = (exit.commitment_txid, exit.commitment_height) {
-            let there = world.bitcoind.confirmed(txid)?.context("not confirmed")?;
-            return Ok((there.tx, height));
-        }
-        match leaving.settle(world)? {
-            Stand::Idle(blocks) => world.bitcoind.mine(blocks)?,
-            Stand::Offered(_) => world.bitcoind.mine(1)?,
-            stand => return Err(anyhow!("{stand:?}: {exit:?}")),
-        };
-        world.sync()?;
-        ensure!(world.bitcoind.height()? < end, "no commitment: {exit:?}");
-    }
 }
 
 /// Somebody publishes the first state's path while all are awake: the newest state is there in time, the older one is
@@ -128,7 +89,7 @@ fn loses_its_race(name: &str, inner: u16, rotations: u64) -> Result<()> {
     wait_at_rest(&world)?;
     let before = before.after(&paid)?;
     let share = shares::of_client(&world, MOVER, id)?;
-    ask(&world, Party::Client(MOVER), id)?;
+    Leaving::client(&world, MOVER, id)?.ask(&world)?;
     // The commitment may be either side's.
     let place = newest.place()?;
     wait_spent(&world.bitcoind, place)?;
@@ -188,13 +149,13 @@ fn slept_through(name: &str, by: Party, inner: u16) -> Result<()> {
     wait_for(&world, &before)?;
     wait_at_rest(&world)?;
     let share = shares::of_client(&world, MOVER, id)?;
-    let leaving = leaving(&world, by, id)?;
+    let leaving = Leaving::of(&world, by, MOVER, id)?;
     match by {
         Party::Lsp => world.client_mut(MOVER)?.kill()?,
         _ => world.lsp.kill()?,
     }
-    ask(&world, by, id)?;
-    let (commitment, _) = to_commitment(&world, &leaving)?;
+    leaving.ask(&world)?;
+    let (commitment, _) = pace::to_commitment(&world, &leaving, LIMIT)?;
     ensure!(commitment.input[0].previous_output == old.place()?, "not on the state that won: {commitment:?}");
     ensure!(paid_sat(&commitment) == due_sat(CAPACITY, share, &[]), "{commitment:?}, {share} msat");
     pace::drive(&world, &[leaving], LIMIT, &mut |_| Ok(()))?;
@@ -266,7 +227,7 @@ fn punished(name: &str, by: Party, rotates_on: bool, with_payment: bool) -> Resu
     wait_for(&world, &start.after(&paid)?)?;
     let before = wait_at_rest(&world)?;
     let newest_share = shares::of_client(&world, MOVER, id)?;
-    let leaving = leaving(&world, by, id)?;
+    let leaving = Leaving::of(&world, by, MOVER, id)?;
     for client in [MOVER, OTHER] {
         world.client_mut(client)?.kill()?;
     }
@@ -280,8 +241,8 @@ fn punished(name: &str, by: Party, rotates_on: bool, with_payment: bool) -> Resu
     if let Some(held) = &held {
         held.claim(&world)?;
     }
-    ask(&world, by, id)?;
-    let (commitment, first) = to_commitment(&world, &leaving)?;
+    leaving.ask(&world)?;
+    let (commitment, first) = pace::to_commitment(&world, &leaving, LIMIT)?;
     let mut height = first;
     ensure!(commitment.input[0].previous_output == old.place()?, "another place: {commitment:?}");
     let on_it: &[u64] = if held.is_some() { &[HELD] } else { &[] };

@@ -66,6 +66,18 @@ pub struct LspSettings {
     /// By how much a client may grow its channel out of its leaf's stock by asking, beyond what it had at the creation,
     /// sat; nothing is charged for it. 0: clients cannot ask, only the operator changes capacities.
     pub free_liquidity_sat: u64,
+    /// Receive for clients what no single channel of theirs has room for, and pay it on over all of them.
+    pub relay: bool,
+    /// Base fee for that, msat.
+    pub relay_fee_base_msat: u32,
+    /// Proportional fee for that, millionths of what the client gets.
+    pub relay_fee_ppm: u32,
+    /// How long such a payment waits for a client that is not there, seconds.
+    pub relay_hold_secs: u64,
+    /// Most of such invoices and payments that may be open at a time.
+    pub relay_max_open: usize,
+    /// Most of them of one client.
+    pub relay_max_open_per_client: usize,
     /// What is done with payments for which a client has no room.
     pub jit: JitPolicy,
     /// Channels that any wallet may buy.
@@ -111,6 +123,8 @@ pub struct ClientSettings {
     pub lsp_address: String,
     /// Ask to be in a factory whenever in none.
     pub join: bool,
+    /// Most that payers may have to pay on top for what the LSP receives in the client's place, millionths.
+    pub relay_max_fee_ppm: u32,
     /// What it agrees to.
     pub policy: FactoryPolicy,
 }
@@ -203,7 +217,13 @@ impl NodeConfig {
         lsp_address: String,
     ) -> Self {
         let policy = FactoryPolicy::default_for(network);
-        let role = RoleConfig::Client(ClientSettings { lsp_node_id, lsp_address, join: true, policy });
+        let role = RoleConfig::Client(ClientSettings {
+            lsp_node_id,
+            lsp_address,
+            join: true,
+            relay_max_fee_ppm: 10_000,
+            policy,
+        });
         Self::with(data_dir, network, bitcoind_rpc, bitcoind_auth, role)
     }
 
@@ -268,6 +288,18 @@ impl NodeConfig {
                 if s.max_connections == 0 || s.max_connections > 100_000 {
                     return Err(Error::invalid("max_connections", "must be from 1 to 100000"));
                 }
+                if s.relay_fee_ppm > 1_000_000 {
+                    return Err(Error::invalid("relay_fee_ppm", "must be at most 1000000"));
+                }
+                if s.relay_hold_secs == 0 || s.relay_hold_secs > 86_400 {
+                    return Err(Error::invalid("relay_hold_secs", "must be from 1 to 86400 (a day)"));
+                }
+                if s.relay_max_open > 100_000 {
+                    return Err(Error::invalid("relay_max_open", "must be at most 100000"));
+                }
+                if s.relay_max_open_per_client > 1000 {
+                    return Err(Error::invalid("relay_max_open_per_client", "must be at most 1000"));
+                }
                 if s.admission_strikes > 100 {
                     return Err(Error::invalid("admission_strikes", "must be at most 100"));
                 }
@@ -281,6 +313,9 @@ impl NodeConfig {
                 }
             }
             RoleConfig::Client(s) => {
+                if s.relay_max_fee_ppm > 1_000_000 {
+                    return Err(Error::invalid("relay_max_fee_ppm", "must be at most 1000000"));
+                }
                 if s.policy.min_capacity_sat > s.policy.max_capacity_sat {
                     return Err(Error::invalid("min_capacity_sat", "must not exceed max_capacity_sat"));
                 }
@@ -375,6 +410,12 @@ impl Default for LspSettings {
             free_liquidity_sat: 0,
             jit: JitPolicy::default(),
             lsps2: Lsps2Settings::default(),
+            relay: true,
+            relay_fee_base_msat: 0,
+            relay_fee_ppm: 1000,
+            relay_hold_secs: 60,
+            relay_max_open: 1000,
+            relay_max_open_per_client: 20,
         }
     }
 }

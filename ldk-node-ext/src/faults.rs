@@ -14,6 +14,7 @@ mod lsp;
 
 use bitcoin::secp256k1::PublicKey;
 use bolt_tlv::payload::Payload;
+use lightning::ln::msgs::MessageSendEvent;
 
 /// What is sent for a message: its bytes, in this build.
 #[cfg(not(all(feature = "faults", debug_assertions)))]
@@ -40,6 +41,35 @@ pub(crate) fn outgoing(peer: &PublicKey, payload: &Payload) -> Vec<Vec<u8>> {
         Some(name) if name.starts_with("client.") => client::outgoing(&on, payload),
         Some(_) => lsp::outgoing(&on, peer, payload),
     }
+}
+
+/// What leaves of a message to a channel's peer: all of it, in this build.
+#[cfg(not(all(feature = "faults", debug_assertions)))]
+#[inline(always)]
+pub(crate) fn part(event: MessageSendEvent) -> Option<MessageSendEvent> {
+    Some(event)
+}
+
+/// What leaves of a message to a channel's peer: the switches `lsp.part.*` spoil HTLCs that are offered.
+#[cfg(all(feature = "faults", debug_assertions))]
+pub(crate) fn part(mut event: MessageSendEvent) -> Option<MessageSendEvent> {
+    use factory_core::faults::switch;
+    use lightning::ln::types::ChannelId;
+
+    static FIRST: std::sync::Mutex<Option<ChannelId>> = std::sync::Mutex::new(None);
+    let MessageSendEvent::UpdateHTLCs { channel_id, updates, .. } = &mut event else { return Some(event) };
+    let Some(htlc) = updates.update_add_htlcs.first_mut() else { return Some(event) };
+    let (damaged, withheld) = (switch("lsp.part.damaged"), switch("lsp.part.withheld"));
+    if !damaged && !withheld {
+        return Some(event);
+    }
+    let mut first = crate::util::lock(&FIRST);
+    let is_first = first.is_none();
+    let same_channel = *first.get_or_insert(*channel_id) == *channel_id;
+    if damaged && is_first {
+        htlc.onion_routing_packet.hop_data[0] ^= 1;
+    }
+    (!withheld || same_channel).then_some(event)
 }
 
 /// A point at which a process can be made to die or to wait. Nothing, in this build.

@@ -31,6 +31,11 @@ impl Limits {
         Self { claim: claim_budget.unwrap_or(u32::MAX).saturating_add(margin.into()) }
     }
 
+    /// C and M together, blocks.
+    pub(crate) fn claim(self) -> u32 {
+        self.claim
+    }
+
     /// Lowest expiry of an HTLC that is accepted on the channel or forwarded to it, a height.
     pub(crate) fn expiry(self, height: u32) -> u32 {
         height.saturating_add(self.claim)
@@ -69,6 +74,8 @@ pub(crate) enum Refusal {
     Shallow,
     #[error("no room: {0}")]
     NoRoom(&'static str),
+    #[error("a channel that it passes is stuck: a state from before a change of capacity is on the chain")]
+    Stuck,
 }
 
 impl Refusal {
@@ -78,7 +85,7 @@ impl Refusal {
             Self::ExpiresTooSoon { expiry: has, limit }
             | Self::DeltaTooSmall { delta: has, limit }
             | Self::TooLateToHold { claim_by: has, limit } => Some((has, limit)),
-            Self::UnknownSource | Self::NotUsable | Self::Shallow | Self::NoRoom(_) => None,
+            Self::UnknownSource | Self::NotUsable | Self::Shallow | Self::Stuck | Self::NoRoom(_) => None,
         }
     }
 }

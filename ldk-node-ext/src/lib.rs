@@ -32,6 +32,7 @@ pub mod liquidity;
 mod logger;
 mod node;
 mod publish;
+mod relay;
 pub mod store;
 mod util;
 mod wallet;

@@ -93,6 +93,24 @@ ldk_node_ext::settings! {
         /// Largest one, msat [default: 1000000000]
         #[arg(value_name = "MSAT")]
         pub lsps2_max_payment_msat: u64,
+        /// Receive for clients what no single channel of theirs has room for [default: true]
+        #[arg(value_name = "BOOL")]
+        pub relay: bool,
+        /// Base fee for that, msat [default: 0]
+        #[arg(value_name = "MSAT")]
+        pub relay_fee_base_msat: u32,
+        /// Proportional fee for that, millionths of what the client gets, at most 1000000 [default: 1000]
+        #[arg(value_name = "PPM")]
+        pub relay_fee_ppm: u32,
+        /// How long such a payment waits for a client that is not there, seconds, 1 to 86400 [default: 60]
+        #[arg(value_name = "SECONDS")]
+        pub relay_hold_secs: u64,
+        /// Most of such invoices and payments that may be open, at most 100000 [default: 1000]
+        #[arg(value_name = "N")]
+        pub relay_max_open: usize,
+        /// Most of them of one client, at most 1000 [default: 20]
+        #[arg(value_name = "N")]
+        pub relay_max_open_per_client: usize,
     }
 }
 
@@ -160,6 +178,12 @@ fn apply(own: &LspServerSettings, lsp: &mut LspSettings) {
     set(&mut lsp.lsps2.valid, own.lsps2_valid_secs.map(Duration::from_secs));
     set(&mut lsp.lsps2.min_payment_msat, own.lsps2_min_payment_msat);
     set(&mut lsp.lsps2.max_payment_msat, own.lsps2_max_payment_msat);
+    set(&mut lsp.relay, own.relay);
+    set(&mut lsp.relay_fee_base_msat, own.relay_fee_base_msat);
+    set(&mut lsp.relay_fee_ppm, own.relay_fee_ppm);
+    set(&mut lsp.relay_hold_secs, own.relay_hold_secs);
+    set(&mut lsp.relay_max_open, own.relay_max_open);
+    set(&mut lsp.relay_max_open_per_client, own.relay_max_open_per_client);
 }
 
 #[cfg(test)]

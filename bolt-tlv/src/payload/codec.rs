@@ -226,6 +226,19 @@ impl Value for String {
     }
 }
 
+/// Text of at most [`MAX_LONG_TEXT_LEN`] bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LongText(pub String);
+
+impl Value for LongText {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.0.as_bytes());
+    }
+    fn get(record: Reader<'_>) -> Result<Self, Error> {
+        Ok(Self(record.text(MAX_LONG_TEXT_LEN)?.to_owned()))
+    }
+}
+
 /// Reads the bytes of a payout script: any witness program, so that dust and weight are bounded and no
 /// output of a factory can be unspendable by its form.
 pub(super) fn payout_script(field: &'static str, bytes: &[u8]) -> Result<ScriptBuf, Error> {

@@ -36,6 +36,10 @@ pub const MAX_SCRIPT_LEN: usize = 10_000;
 /// Bytes of UTF-8 in an explanation.
 pub const MAX_TEXT_LEN: usize = 256;
 
+/// Bytes of UTF-8 in an invoice or its description. An invoice without route hints and with the longest description
+/// (639 bytes, BOLT 11) has about 1,400 characters.
+pub const MAX_LONG_TEXT_LEN: usize = 2_048;
+
 /// HTLCs of one commitment, hence signatures beside its own: BOLT 2 allows 483 each way. One companion of that many
 /// takes 61,927 bytes and so still fits into a message.
 pub const MAX_HTLC_SIGNATURES: usize = 2 * 483;

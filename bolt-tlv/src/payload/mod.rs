@@ -3,8 +3,8 @@
 //! A payload is a big-endian `u16` message number followed by one TLV stream to the end. Odd and even
 //! work as in BOLT 1: a receiver ignores an unknown odd number and refuses an unknown even one; every
 //! required field has an even TLV type. Each message has a type namespace of its own, but 0 is always the
-//! factory instance and 2 always the attempt, in every message that has them: all but [`Join`] and those of a
-//! live channel.
+//! factory instance and 2 always the attempt, in every message that has them: all but [`Join`], those of a
+//! live channel and those of no factory.
 //!
 //! An **instance** is one factory; an **attempt** counts the tries to sign one plan for it, so that a
 //! straggler of an earlier try is recognised. C is the client, S the LSP in the tables below.
@@ -26,7 +26,8 @@
 //! | 13 | [`Funded`] | S to C | | | | 43 | [`AdvanceAsk`] | C to S |
 //! | 14 | [`Abort`] | S to C | | | | 45 | [`AdvanceDecline`] | S to C |
 //!
-//! Of a live channel, either way: 50 [`Marker`], 51 [`MarkerAck`], 52 [`Companions`].
+//! Of a live channel, either way: 50 [`Marker`], 51 [`MarkerAck`], 52 [`Companions`]. Of no factory: 53 [`RelayAsk`]
+//! (C to S), 55 [`RelayInvoice`] and 57 [`RelayDecline`] (S to C).
 //!
 //! Nonces and signatures are plain bytes here: this crate knows no MuSig2. Amounts are `u64` satoshi as
 //! the peer sent them, up to 2^64 - 1: whoever adds them up must check for overflow.
@@ -38,6 +39,7 @@ mod codec;
 mod companion;
 mod limits;
 mod params;
+mod relay;
 mod transaction;
 
 use crate::tlv::Reader;
@@ -55,10 +57,12 @@ pub use close::{
     CloseAbort, CloseAggNonce, CloseAsk, CloseConsent, CloseDone, CloseNonce, ClosePartial, ClosePropose,
     CloseRefuse, CloseTx,
 };
+pub use codec::LongText;
 use codec::{Message, Stream};
 pub use companion::{Companion, Companions, Marker, MarkerAck};
 pub use limits::*;
 pub use params::{DwLayer, PlanParams};
+pub use relay::{RelayAsk, RelayDecline, RelayInvoice};
 
 macro_rules! payload {
     ($($name:ident)*) => {
@@ -135,6 +139,7 @@ payload! {
     AdvancePropose AdvanceAgree AdvanceRefuse AdvanceTree AdvanceAggNonces AdvancePartials AdvanceInner AdvanceOuter
     AdvanceSigned AdvancePersisted AdvanceResume AdvanceAbort AdvanceAsk AdvanceDecline
     Marker MarkerAck Companions
+    RelayAsk RelayInvoice RelayDecline
 }
 
 impl Payload {

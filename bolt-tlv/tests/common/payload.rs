@@ -222,8 +222,45 @@ fn live() -> BoxedStrategy<Payload> {
     .boxed()
 }
 
+fn relay() -> BoxedStrategy<Payload> {
+    let long = || text().prop_map(LongText);
+    let ask = (bytes(), bytes(), any::<u64>(), any::<u16>(), any::<u64>(), any::<u32>(), long());
+    prop_oneof![
+        ask.prop_map(
+            |(
+                payment_hash,
+                payment_secret,
+                amount_msat,
+                min_final,
+                max_fee_msat,
+                expiry_secs,
+                description,
+            )| {
+                RelayAsk {
+                    payment_hash,
+                    payment_secret,
+                    amount_msat,
+                    min_final,
+                    max_fee_msat,
+                    expiry_secs,
+                    description,
+                }
+                .into()
+            }
+        ),
+        (bytes(), long()).prop_map(|(payment_hash, invoice)| RelayInvoice { payment_hash, invoice }.into()),
+        (bytes(), any::<u16>(), text()).prop_map(|(payment_hash, code, text)| RelayDecline {
+            payment_hash,
+            code,
+            text
+        }
+        .into()),
+    ]
+    .boxed()
+}
+
 pub fn message() -> impl Strategy<Value = Payload> {
-    // Odd numbers this version knows end at 51; those between are of other messages or none.
-    let unknown = (26u16..=0x7fff).prop_map(|half| Payload::UnknownOdd(2 * half + 1));
-    prop_oneof![14 => creation(), 10 => closing(), 12 => advance(), 3 => live(), 1 => unknown]
+    // Odd numbers this version knows end at 57; those between are of other messages or none.
+    let unknown = (29u16..=0x7fff).prop_map(|half| Payload::UnknownOdd(2 * half + 1));
+    prop_oneof![14 => creation(), 10 => closing(), 12 => advance(), 3 => live(), 3 => relay(), 1 => unknown]
 }

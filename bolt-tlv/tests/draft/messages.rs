@@ -13,6 +13,7 @@ use crate::shown::{vector, Vector};
 const ID: [u8; 32] = [0xbb; 32];
 const TRY: u16 = 258;
 const CHANNEL: [u8; 32] = [0xcc; 32];
+const HASH: [u8; 32] = [0xaa; 32];
 
 /// The public key of the secret key with this last byte and zeros before it.
 fn key(secret: u8) -> PublicKey {
@@ -101,7 +102,7 @@ fn companion(htlcs: usize) -> Companion {
 
 /// All messages, by number.
 pub fn all() -> Vec<Vector> {
-    let all = [creation(), closing(), advance(), live()];
+    let all = [creation(), closing(), advance(), live(), relay()];
     all.into_iter().flatten().collect()
 }
 
@@ -279,5 +280,24 @@ fn live() -> Vec<Vector> {
                 companions: two
             }
         ),
+    ]
+}
+
+fn relay() -> Vec<Vector> {
+    vec![
+        vector!(
+            "RelayAsk",
+            RelayAsk {
+                payment_hash: HASH,
+                payment_secret: [0xab; 32],
+                amount_msat: 250_000_000,
+                min_final: 360,
+                max_fee_msat: 2_500_000,
+                expiry_secs: 3600,
+                description: LongText("two oxen".into()),
+            }
+        ),
+        vector!("RelayInvoice", RelayInvoice { payment_hash: HASH, invoice: LongText("lnbcrt1".into()) }),
+        vector!("RelayDecline", RelayDecline { payment_hash: HASH, code: 2, text: "not now".into() }),
     ]
 }

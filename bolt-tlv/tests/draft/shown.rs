@@ -2,7 +2,7 @@
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{consensus, OutPoint, ScriptBuf, Transaction};
-use bolt_tlv::payload::{Companion, DwLayer, LeafMember, Payload, PlanParams};
+use bolt_tlv::payload::{Companion, DwLayer, LeafMember, LongText, Payload, PlanParams};
 use serde_json::{json, Map, Value};
 
 /// A field as JSON: numbers as they are, everything else as hex; a txid in internal order, as on the wire.
@@ -25,6 +25,12 @@ numbers!(u16 u32 u64);
 impl Shown for String {
     fn shown(&self) -> Value {
         json!(self)
+    }
+}
+
+impl Shown for LongText {
+    fn shown(&self) -> Value {
+        json!(self.0)
     }
 }
 

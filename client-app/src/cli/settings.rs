@@ -49,6 +49,9 @@ ldk_node_ext::settings! {
         /// Ask to be in a factory whenever in none [default: true]
         #[arg(value_name = "BOOL")]
         pub join: bool,
+        /// Most that payers may pay on top for what the LSP receives for this wallet, millionths, at most 1000000 [default: 10000]
+        #[arg(value_name = "PPM")]
+        pub relay_max_fee_ppm: u32,
         /// Smallest channel to agree to, sat [default: 20000]
         #[arg(value_name = "SAT")]
         pub min_capacity_sat: u64,
@@ -147,6 +150,7 @@ pub fn resolve(
 
 fn apply(own: &ClientAppSettings, client: &mut ClientSettings) {
     set(&mut client.join, own.join);
+    set(&mut client.relay_max_fee_ppm, own.relay_max_fee_ppm);
     let policy = &mut client.policy;
     set(&mut policy.min_capacity_sat, own.min_capacity_sat);
     set(&mut policy.max_capacity_sat, own.max_capacity_sat);

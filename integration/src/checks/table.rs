@@ -42,6 +42,8 @@ const NO_LSP_MONEY: &str = "no_output_with_client_money_is_the_providers_alone";
 const STAKES: &str = "ldk::gossip::tests::gossip_of_who_has_nothing_at_stake_does_not_count";
 const TOO_SHALLOW: &str = "no_payment_passes_before_the_funding_is_deep_enough";
 
+const RELAY_MODEL: &str = "relay::tests::nobody_is_out_of_pocket_whatever_happens_in_whichever_order";
+
 /// All checks.
 pub const TABLE: &[Check] = &[
     test("client.plan.network", "cheats", BAD_PLANS, "Some(Network)"),
@@ -241,6 +243,14 @@ pub const TABLE: &[Check] = &[
         "chain::index::tests::a_reorganization_and_a_restart_leave_the_truth",
         "index.confirmation",
     ),
+    test(
+        "relay.unstored",
+        "ldk_node_ext",
+        "relay::store::tests::a_step_is_on_disk_when_it_is_seen",
+        "the step is not on disk",
+    ),
+    test("relay.margin", "ldk_node_ext", RELAY_MODEL, "the LSP has lost"),
+    test("relay.stale", "ldk_node_ext", RELAY_MODEL, "the LSP has lost"),
     test(
         "holds.unstored",
         "ldk_node_ext",

@@ -93,6 +93,18 @@ pub const VIRT: &[Check] = &[
         "closed by the copy",
     ),
     test(
+        "virt.superseded.dropped",
+        "ldk_node_ext",
+        "ldk::virt::on_chain::window::a_revoked_commitment_on_an_overtaken_outpoint_is_punished",
+        "nobody watches what was overtaken",
+    ),
+    test(
+        "virt.stuck.pays",
+        "ldk_node_ext",
+        "ldk::depth::tests::an_older_state_that_has_won_stops_payments",
+        "payments go on over a channel that is stuck",
+    ),
+    test(
         "virt.splice.sent",
         "ldk_node_ext",
         "ldk::broadcaster::tests::a_held_commitment_and_a_closing_transaction_stay_here",

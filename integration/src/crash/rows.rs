@@ -34,6 +34,15 @@ const ELSEWHERE: &[&str] = &[
     "lsp.jit.signed",
     "lsp.jit.forward",
     "lsp.jit.forwarded",
+    // scenario_relay
+    "lsp.relay.offered",
+    "lsp.relay.held",
+    "lsp.relay.paying",
+    "lsp.relay.sent",
+    "lsp.relay.paid",
+    "lsp.relay.claimed",
+    "lsp.relay.done",
+    "lsp.relay.failed",
     // scenario_rotate
     "lsp.rotation.begun",
     "node.channel.move",

@@ -131,6 +131,9 @@ pub enum ChannelState {
     Closing,
     /// Unilateral exit under way.
     Exiting,
+    /// A state from before a change of capacity has won its race to the chain, and nothing that was signed for its output
+    /// counts any more: both sides would have to sign for it. No payment passes.
+    Stuck,
 }
 
 /// One channel.
@@ -176,6 +179,8 @@ pub enum Direction {
     In,
     /// Sent.
     Out,
+    /// Received for a client, and paid on to it (LSP).
+    Relayed,
 }
 
 /// Outcome of a payment.
@@ -211,8 +216,49 @@ pub struct Payment {
     /// For one on a hold invoice: at this height it is given back unless it was claimed before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim_by_height: Option<u32>,
+    /// Both sides of a relayed payment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relayed: Option<RelayedPayment>,
     /// The last change, Unix seconds.
     pub updated_at: u64,
+}
+
+/// A payment that an LSP receives for a client. The payment's `amount_msat` is what the client gets, its `fee_msat`
+/// what the LSP gets; it is `held` until it is paid on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayedPayment {
+    /// The client's node id.
+    pub client: String,
+    /// What came in, msat.
+    pub received_msat: u64,
+    /// Whether the client has been paid.
+    pub client_paid: bool,
+}
+
+/// When the LSP receives a payment in the client's place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RelayMode {
+    /// If no single channel has room for it, and all together have.
+    #[default]
+    Auto,
+    /// In any case.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl std::str::FromStr for RelayMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "always" => Ok(Self::Always),
+            "never" => Ok(Self::Never),
+            _ => Err("must be auto, always or never".into()),
+        }
+    }
 }
 
 /// Request for an invoice.
@@ -236,6 +282,12 @@ pub struct InvoiceRequest {
     /// Payers look for routes of a limited length in blocks, mostly 1008 in all.
     #[serde(default)]
     pub hold_blocks: Option<u16>,
+    /// Client: whether the LSP receives it and pays it on over all channels, `auto` if none.
+    #[serde(default)]
+    pub relay: Option<RelayMode>,
+    /// Client: most that the payer may have to pay on top for that, msat; none: by `relay_max_fee_ppm`.
+    #[serde(default)]
+    pub relay_max_fee_msat: Option<u64>,
 }
 
 /// Request to claim what a hold invoice received.
@@ -261,6 +313,9 @@ pub struct Invoice {
     pub invoice: String,
     /// Payment hash in hex.
     pub payment_hash: String,
+    /// Of one that the LSP receives: what the payer pays on top for it, msat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay_fee_msat: Option<u64>,
 }
 
 /// Request to pay an invoice.

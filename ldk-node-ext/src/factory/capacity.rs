@@ -280,7 +280,7 @@ impl Service {
             } else if self.is_undecided(factory, channel) {
                 Ok(())
             } else {
-                self.parts.changes.free(peer, &name, &v)
+                self.parts.changes.supersede(peer, &name, &v)
             };
             if let Err(e) = result {
                 tracing::error!(%channel, %v, error = %e, "change of capacity");

@@ -109,6 +109,7 @@ impl Service {
     pub(super) async fn lsp_gone(&mut self, peer: PublicKey) {
         if self.client_settings().is_some_and(|s| s.lsp_node_id == peer) {
             self.join_sent = false;
+            self.parts.asks.give_up();
             self.client_input(ClientInput::Disconnected).await;
             self.follow_all(&ClientAdvanceInput::Disconnected);
         }
@@ -130,6 +131,7 @@ impl Service {
             return self.client_input(ClientInput::Message(payload)).await;
         }
         match payload {
+            Payload::RelayInvoice(_) | Payload::RelayDecline(_) => self.parts.relay_answered(payload),
             Payload::Funded(m) => self.funding_shown(&m.instance_id, m.transaction),
             Payload::Abort(m) => {
                 let aborted = self.factories.get(&m.instance_id).is_some_and(|f| {

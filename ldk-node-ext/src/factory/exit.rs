@@ -40,6 +40,10 @@ const WANTS_COIN: &str = "a confirmed wallet coin";
 /// How the words begin that say that bitcoind did not take a transaction, or did not answer.
 const FAILED: &str = "another try";
 
+/// What is said of a channel that nothing can be done for.
+const STUCK: &str =
+    "the channel is stuck: a state from before a change of its capacity is on the chain, both sides would have to sign";
+
 /// What is to be done for an exit at this block.
 enum Todo {
     /// Nothing but wait, for this.
@@ -102,8 +106,12 @@ impl Service {
             return Err(Error::Conflict("the cooperative close is signed, and will confirm".into()));
         }
         let own = leaf.channels.iter().filter(|(_, c)| client.is_none() || *c == client);
-        if own.into_iter().all(|(o, _)| factory.spend_of(&self.parts.index, o).is_some()) {
+        let stays: Vec<_> = own.filter(|(o, _)| factory.spend_of(&self.parts.index, o).is_none()).collect();
+        if stays.is_empty() {
             return Err(Error::Conflict("this channel has been left already".into()));
+        }
+        if stays.iter().all(|(o, _)| self.parts.depth.is_stuck(&channel_id(*o))) {
+            return Err(Error::Conflict(STUCK.into()));
         }
         let limit = request.max_fee_sat.or(self.parts.config.exit_max_fee_sat);
         self.prepare_exit(&id, &leaf, client, ExitReason::Asked, "asked for by the user", limit)?;

@@ -133,7 +133,7 @@ impl Service {
     /// Whether payments may pass on the factory's channels, as far as its funding goes.
     fn is_deep(&self, factory: &Factory) -> bool {
         let channels = factory.channel_ids().unwrap_or_default();
-        channels.iter().all(|id| self.parts.depth.suffices(id))
+        channels.iter().all(|id| self.parts.depth.is_deep(id))
     }
 
     /// The confirmed spend of the funding output, if it is not the tree's root: the close.

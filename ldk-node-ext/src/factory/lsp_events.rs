@@ -52,6 +52,10 @@ impl Service {
             }
             return;
         }
+        if let Payload::RelayAsk(ask) = &payload {
+            self.send(client, self.parts.relay_asked(client, ask));
+            return;
+        }
         if self.close_message(client, &payload).await || self.advance_message(client, &payload).await {
             return;
         }

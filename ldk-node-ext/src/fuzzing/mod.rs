@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::factory::StoredFactory;
 use crate::ldk::Inbound;
 use crate::publish::Carried;
+use crate::relay::Relay;
 use crate::store::holds::HoldState;
 use crate::store::{decode_journal, encode_journal, log_damage, open_seal, records, seal};
 use crate::watch::{ExitFile, WatchStatus};
@@ -33,7 +34,7 @@ pub use bodies::{body, query, settings, BODIES};
 const VERSION: u32 = 1;
 
 /// What the first byte of an input of [`record`] chooses.
-pub const RECORDS: [&str; 16] = [
+pub const RECORDS: [&str; 17] = [
     "factory",
     "hold",
     "payment",
@@ -50,6 +51,7 @@ pub const RECORDS: [&str; 16] = [
     "watch_status",
     "sealed",
     "sqlite_log",
+    "relay",
 ];
 
 /// The first byte says as what record the others are read.
@@ -71,6 +73,9 @@ pub fn record(data: &[u8]) {
         "journal" => journal(bytes),
         "watch_status" => json::<WatchStatus>(bytes),
         "sealed" => sealed(bytes),
+        "relay" => {
+            let _ = read::<Relay>(bytes).map(|relay| (relay.is_over(7), relay.preimage(), relay.due_msat()));
+        }
         _ => assert!(log_damage(bytes).is_none_or(|offset| offset < bytes.len())),
     }
 }

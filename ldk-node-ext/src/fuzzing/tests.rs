@@ -197,6 +197,16 @@ fn wallet() -> bdk_wallet::ChangeSet {
     wallet.take_staged().unwrap()
 }
 
+fn relay(state: Value) -> Value {
+    let (bytes, client) = ("cd".repeat(32), world::node_id(0));
+    json!({
+        "terms": {
+            "client": client, "secret": bytes, "amount_msat": 5, "fee_msat": 1, "outgoing": 60, "lapses_at": 9,
+        },
+        "incoming": { "id": bytes, "msat": 6, "claim_by": 500, "until": 8 }, "state": state, "updated_at": 7,
+    })
+}
+
 fn records() -> Vec<(&'static str, Value)> {
     let (lsp, clients) = factory();
     let (hash, txid, node) = ("ab".repeat(32), lsp.funding.outpoint.txid, world::node_id(0));
@@ -247,6 +257,8 @@ fn records() -> Vec<(&'static str, Value)> {
         ("network", versioned(json!("regtest"))),
         ("journal", journal),
         ("watch_status", status),
+        ("relay", versioned(relay(json!({ "state": "held" })))),
+        ("relay", versioned(relay(json!({ "state": "done", "preimage": hash })))),
     ]
 }
 
@@ -310,8 +322,8 @@ fn numbered(kinds: &[&str], list: Vec<(&'static str, Value)>) -> Vec<(String, Ve
 #[ignore = "writes: make fuzz-seeds"]
 fn write_seeds() {
     let mut stored = numbered(&RECORDS, records());
-    stored.push(("20-sealed".to_owned(), [vec![14], seal(("factories", "", "ab"), vec![7; 9])].concat()));
-    stored.push(("21-sqlite_log".to_owned(), [vec![15], sqlite_log()].concat()));
+    stored.push(("22-sealed".to_owned(), [vec![14], seal(("factories", "", "ab"), vec![7; 9])].concat()));
+    stored.push(("23-sqlite_log".to_owned(), [vec![15], sqlite_log()].concat()));
     replay::write("records", &stored);
     replay::write("exit_file", &[("client".to_owned(), made_exit_file())]);
     replay::write("bodies", &numbered(&BODIES, bodies()));
@@ -355,6 +367,7 @@ fn seeds_are_what_they_seem() {
                 stored.check().is_ok()
             }
             "hold" => read::<HoldState>(&bytes).is_some(),
+            "relay" => read::<Relay>(&bytes).is_some(),
             "payment" => read::<Payment>(&bytes).is_some(),
             "held_htlcs" => read::<Vec<Inbound>>(&bytes).is_some(),
             "event" => read::<EventRecord>(&bytes).is_some(),

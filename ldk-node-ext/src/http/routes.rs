@@ -109,7 +109,7 @@ async fn channels(State(api): State<Api>) -> Json<Vec<ChannelInfo>> {
 }
 
 async fn invoice(State(api): State<Api>, Body(request): Body<InvoiceRequest>) -> Answer<Invoice> {
-    Ok(Json(api.node.create_invoice(request)?))
+    Ok(Json(detached(async move { api.node.create_invoice(request).await }).await?))
 }
 
 async fn pay(State(api): State<Api>, Body(request): Body<PayRequest>) -> Answer<Payment> {

@@ -26,6 +26,7 @@ use lightning::types::features::{InitFeatures, NodeFeatures};
 use super::outpoints::channel_id;
 use super::virt::Deliver;
 use super::{ChannelManager, Needs, Outpoints, Streams};
+use crate::faults;
 use crate::node::Failure;
 use crate::util::lock;
 
@@ -200,6 +201,7 @@ impl BaseMessageHandler for ChannelMessages {
         for event in events {
             self.streams.leaving(&event);
             let Some(event) = self.streams.gated(event, |peer, id| self.funding(peer, id)) else { continue };
+            let Some(event) = faults::part(event) else { continue };
             match event {
                 MessageSendEvent::SendChannelReady { node_id, msg }
                     if self.outpoints.holds_ready(&msg.channel_id) =>

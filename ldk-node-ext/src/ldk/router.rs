@@ -14,7 +14,7 @@ use lightning::blinded_path::payment::{BlindedPaymentPath, ReceiveTlvs};
 use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::channelmanager::MIN_CLTV_EXPIRY_DELTA;
 use lightning::ln::types::ChannelId;
-use lightning::routing::router::{InFlightHtlcs, Route, RouteParameters, Router};
+use lightning::routing::router::{InFlightHtlcs, Payee, Route, RouteParameters, Router};
 use lightning::sign::ReceiveAuthKey;
 
 use super::{FundingDepth, Outpoints};
@@ -60,9 +60,14 @@ impl<R: Router> Router for FactoryRouter<R> {
         let Some(most) = needs.iter().map(|(_, delta)| *delta).max() else {
             return self.inner.find_route(payer, route_params, first_hops, inflight_htlcs);
         };
-        // What is added below must not break the payer's limit.
         let limit = route_params.payment_params.max_total_cltv_expiry_delta;
-        let left = limit.saturating_sub(most.saturating_sub(MIN_CLTV_EXPIRY_DELTA.into()));
+        // Nobody forwards what goes to the peer itself.
+        let added = match is_peer(route_params, first_hops.unwrap_or_default()) {
+            true => 0,
+            false => most.saturating_sub(MIN_CLTV_EXPIRY_DELTA.into()),
+        };
+        // What is added below must not break the payer's limit.
+        let left = limit.saturating_sub(added);
         if left == 0 {
             return Err("The limit of the total expiry delta is below what the factory channel needs");
         }
@@ -96,6 +101,14 @@ impl<R: Router> Router for FactoryRouter<R> {
         }
         let key = local_node_receive_key;
         self.inner.create_blinded_payment_paths(recipient, key, first_hops, tlvs, amount_msats, secp)
+    }
+}
+
+/// Whether the payee is the peer of one of these channels.
+fn is_peer(route_params: &RouteParameters, first_hops: &[&ChannelDetails]) -> bool {
+    match &route_params.payment_params.payee {
+        Payee::Clear { node_id, .. } => first_hops.iter().any(|c| c.counterparty.node_id == *node_id),
+        Payee::Blinded { .. } => false,
     }
 }
 

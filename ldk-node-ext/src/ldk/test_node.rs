@@ -73,7 +73,7 @@ impl TestNode {
         let keys = Arc::new(Keys::new(&seed, network, wallet, held, m, c).unwrap());
         let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip).unwrap());
         let fees = Arc::new(Fees::new(1, 100));
-        let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), index));
+        let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), index, Arc::clone(&mapping)));
         let outward = Outward::new(Arc::clone(&mapping), Arc::clone(&commitments), Arc::clone(&keys));
         let (broadcaster, queue) =
             Broadcaster::new(Arc::clone(&outpoints), Arc::new(outward), Arc::clone(&store));

@@ -7,13 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bolt_tlv::blip56::Envelope;
 use lightning::chain::{BlockLocator, Listen};
 use lightning::events::bump_transaction::sync::BumpTransactionEventHandlerSync;
-use lightning::ln::channelmanager::RecentPaymentDetails;
 use lightning::ln::peer_handler::{IgnoringMessageHandler, MessageHandler};
 use lightning::routing::gossip::P2PGossipSync;
 use lightning::routing::router::DefaultRouter;
 use lightning::routing::scoring::ProbabilisticScoringFeeParameters;
 use lightning::sign::{ChangeDestinationSourceSyncWrapper, EntropySource};
-use lightning::types::payment::PaymentHash;
 use lightning::util::sweep::OutputSweeper;
 use lightning::util::wallet_utils::WalletSync;
 use lightning_background_processor::{process_events_async, GossipSync as BackgroundGossip};
@@ -23,27 +21,27 @@ use tokio::sync::{mpsc, watch, Notify};
 use tokio::task::JoinSet;
 
 use super::htlcs::HtlcMemory;
+use super::payments::known_payments;
 use super::restore::{check_network, load_monitor, void_channels, Ldk};
 use super::room::{self, PatientStore};
-use super::{failure, holds, ldk_events, net, Failure, Node, Parts};
+use super::{broadcast, failure, holds, ldk_events, net, Failure, Node, Parts};
 use crate::chain::{
-    Bitcoind, ChainFeed, ChainIndex, ChainSync, Fees, IndexListener, OwnParts, SubmitError, WalletListener,
+    Bitcoind, ChainFeed, ChainIndex, ChainSync, Fees, IndexListener, OwnParts, WalletListener,
 };
 use crate::config::NodeConfig;
 use crate::error::Error;
 use crate::factory;
-use crate::faults;
 use crate::keys::{self, Keys};
 use crate::ldk::virt::{InVForm, RetiredListener};
 use crate::ldk::{
     AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, Changes, ChannelMessages, Commitments,
     CustomMessages, FactoryMessages, FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter,
-    MonitorStore, OnionMessenger, Outgoing, Outpoints, Outward, PeerManager, Retired, Router, Streams,
-    WholeBlocks,
+    MonitorStore, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Router, Streams, WholeBlocks,
 };
 use crate::liquidity::{self, Liquidity};
 use crate::logger::Logger;
 use crate::publish::Publisher;
+use crate::relay::{self, Asks, Relays};
 use crate::store::events::Events;
 use crate::store::holds::Holds;
 use crate::store::payments::Payments;
@@ -97,7 +95,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let index = Arc::new(ChainIndex::open(Arc::clone(&store), tip)?);
     let fees = Arc::new(Fees::new(config.fallback_feerate_sat_per_vb, config.max_feerate_sat_per_vb));
     fees.refresh(&bitcoind).await;
-    let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index)));
+    let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index), Arc::clone(&mapping)));
     let outward = Outward::new(Arc::clone(&mapping), Arc::clone(&commitments), Arc::clone(&keys));
     let outward = Arc::new(outward);
     let (broadcaster, outgoing) =
@@ -253,14 +251,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
 
     let liquidity = Liquidity::open(Arc::clone(&store))?;
     let payments = Payments::new(Arc::clone(&store));
-    let known = manager.list_recent_payments().into_iter().map(|p| match p {
-        // Our payment id is the payment hash.
-        RecentPaymentDetails::AwaitingInvoice { payment_id }
-        | RecentPaymentDetails::Pending { payment_id, .. }
-        | RecentPaymentDetails::Fulfilled { payment_id, .. }
-        | RecentPaymentDetails::Abandoned { payment_id, .. } => PaymentHash(payment_id.0),
-    });
-    payments.fail_unknown(&known.collect())?;
+    payments.fail_unknown(&known_payments(&manager))?;
     let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
     let (ended, _) = watch::channel(false);
     let (payments_changed, _) = watch::channel(0);
@@ -271,6 +262,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         node_id: keys.node_id(),
         payments,
         holds: Holds::open(Arc::clone(&store))?,
+        relays: Relays::open(Arc::clone(&store))?,
+        asks: Asks::default(),
         events: Events::open(Arc::clone(&store))?,
         config,
         keys,
@@ -314,6 +307,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         ended,
     });
 
+    parts.restore_jit()?;
+
     let listener = match parts.config.listen {
         Some(address) => {
             let bound = TcpListener::bind(address)
@@ -354,7 +349,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     )?;
     let mut tasks = JoinSet::new();
     tasks.spawn(sync.run(header, cache, feed, stop_receiver.clone()));
-    tasks.spawn(broadcast(Arc::clone(&parts), outgoing, stop_receiver.clone()));
+    tasks.spawn(broadcast::run(Arc::clone(&parts), outgoing, stop_receiver.clone()));
     tasks.spawn(background(Arc::clone(&parts), gossip, scorer, stop_receiver.clone()));
     tasks.spawn(factories.run(
         Arc::clone(&parts),
@@ -369,6 +364,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     if parts.lsps.is_some() {
         tasks.spawn(liquidity::run_lsps2(Arc::clone(&parts), stop_receiver.clone()));
     }
+    tasks.spawn(relay::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(holds::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(net::keep_connected(Arc::clone(&parts), stop_receiver.clone()));
     if let Some(listener) = listener {
@@ -469,46 +465,6 @@ async fn retired_events(parts: Arc<Parts>, mut stop: watch::Receiver<bool>) {
             _ = tip.changed() => {}
             _ = tokio::time::sleep(RETIRED_INTERVAL) => {}
             _ = stop.changed() => {}
-        }
-    }
-}
-
-/// Hands transactions to bitcoind, one package after the other.
-async fn broadcast(
-    parts: Arc<Parts>,
-    mut outgoing: mpsc::Receiver<Outgoing>,
-    mut stop: watch::Receiver<bool>,
-) {
-    loop {
-        let Outgoing { txs, what } = tokio::select! {
-            o = outgoing.recv() => match o { Some(o) => o, None => return },
-            _ = stop.changed() => return,
-        };
-        let txids: Vec<String> = txs.iter().map(|t| t.compute_txid().to_string()).collect();
-        faults::submit(&what, "submit");
-        let answer = parts.bitcoind.submit(&txs).await;
-        faults::submit(&what, "submitted");
-        match answer {
-            Ok(()) => {
-                tracing::info!(what, ?txids, "broadcast");
-                for tx in &txs {
-                    parts.outpoints.set_published(tx);
-                    parts.wallet.saw_unconfirmed(tx);
-                }
-            }
-            // LDK and the factory service try again with the next block.
-            Err(SubmitError::Rejected(reason)) => {
-                tracing::warn!(what, ?txids, reason, "not accepted by bitcoind");
-                // After a restart it may be there already, with a child that is as good.
-                for tx in &txs {
-                    if matches!(parts.bitcoind.mempool_entry(tx.compute_txid()).await, Ok(Some(_))) {
-                        parts.outpoints.set_published(tx);
-                    }
-                }
-            }
-            Err(SubmitError::Unreachable(reason)) => {
-                tracing::warn!(what, ?txids, reason, "bitcoind cannot be asked")
-            }
         }
     }
 }

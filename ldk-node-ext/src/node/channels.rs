@@ -69,6 +69,18 @@ fn claimable_sat(balances: &[ChainBalance]) -> u64 {
 }
 
 impl Parts {
+    /// What a closed channel's monitor still has to bring home, sat.
+    fn to_come_sat(&self, channel: &ChannelId) -> u64 {
+        // LDK's own monitor waits for what cannot be there any more.
+        if let Some(balances) = self.retired.balances(channel) {
+            return claimable_sat(&balances);
+        }
+        if self.depth.is_stuck(channel) {
+            return 0;
+        }
+        self.monitor.get_monitor(*channel).map(|m| claimable_sat(&m.get_claimable_balances())).unwrap_or(0)
+    }
+
     /// Closed channels' money on its way to the wallet, sat.
     fn pending_sweep_sat(&self) -> u64 {
         let open: HashSet<ChannelId> =
@@ -79,8 +91,7 @@ impl Parts {
             .list_monitors()
             .into_iter()
             .filter(|id| !open.contains(id) && !settled.contains(id))
-            .filter_map(|id| self.monitor.get_monitor(id).ok())
-            .map(|m| claimable_sat(&m.get_claimable_balances()))
+            .map(|id| self.to_come_sat(&id))
             .fold(0, u64::saturating_add);
         let sweeping: u64 = self
             .sweeper
@@ -102,9 +113,10 @@ impl Parts {
 
     fn channel_info(&self, c: &ChannelDetails) -> ChannelInfo {
         let factory = self.outpoints.get(&c.channel_id);
-        let deep = self.depth.suffices(&c.channel_id);
+        let (stuck, deep) = (self.depth.is_stuck(&c.channel_id), self.depth.is_deep(&c.channel_id));
         let closing = c.channel_shutdown_state.is_some_and(|s| s != ChannelShutdownState::NotShuttingDown);
         let state = match factory {
+            _ if stuck => ChannelState::Stuck,
             _ if closing => ChannelState::Closing,
             // Also one that has been ready, when a reorganisation took its funding off the chain.
             _ if !deep => ChannelState::WaitingForDepth,
@@ -127,7 +139,7 @@ impl Parts {
             outbound_capacity_msat: c.outbound_capacity_msat,
             pending_htlcs: c.pending_inbound_htlcs.len().saturating_add(c.pending_outbound_htlcs.len()),
             ready: c.is_channel_ready,
-            usable: c.is_usable && deep,
+            usable: c.is_usable && deep && !stuck,
             announced: c.is_announced,
             kind: match factory {
                 Some(_) => ChannelKind::Factory,
@@ -255,11 +267,7 @@ impl Parts {
     /// Whether all of a closed channel's money is confirmed in the wallet. `settled_anyway` says that
     /// enough blocks have passed for LDK to hand out everything there is.
     pub(crate) fn is_swept(&self, channel: &ChannelId, settled_anyway: bool) -> bool {
-        let claimable = self
-            .monitor
-            .get_monitor(*channel)
-            .map(|m| claimable_sat(&m.get_claimable_balances()))
-            .unwrap_or(0);
+        let claimable = self.to_come_sat(channel);
         let tracked: Vec<_> = self
             .sweeper
             .tracked_spendable_outputs()

@@ -88,7 +88,7 @@ impl Parts {
     }
 
     /// The limits of the strictest of several channels.
-    fn strictest<'a>(&self, channels: impl Iterator<Item = &'a ChannelId>) -> Option<Limits> {
+    pub(crate) fn strictest<'a>(&self, channels: impl Iterator<Item = &'a ChannelId>) -> Option<Limits> {
         channels.filter_map(|c| self.limits(c)).reduce(Limits::stricter)
     }
 
@@ -110,10 +110,9 @@ impl Parts {
         false
     }
 
-    /// Whether the funding of all these channels' factories is deep.
+    /// Whether all these channels may be paid over, as far as the chain goes.
     pub(super) fn check_depth(&self, channels: &[(ChannelId, Option<u128>)]) -> Result<(), Refusal> {
-        let deep = channels.iter().all(|(id, _)| self.depth.suffices(id));
-        deep.then_some(()).ok_or(Refusal::Shallow)
+        channels.iter().try_for_each(|(id, _)| self.depth.check(id))
     }
 
     /// The last height at which a payment that came over these channels may be claimed; without a deadline
@@ -160,9 +159,7 @@ impl Parts {
         // LDK takes whichever channel with that peer fits.
         let of_peer = channels.iter().filter(|c| c.counterparty.node_id == peer && c.is_channel_ready);
         let of_peer = of_peer.map(|c| &c.channel_id);
-        if !of_peer.clone().chain([&from.channel_id]).all(|c| self.depth.suffices(c)) {
-            return Err(Refusal::Shallow);
-        }
+        of_peer.clone().chain([&from.channel_id]).try_for_each(|c| self.depth.check(c))?;
         let incoming = Side { limits: self.limits(&from.channel_id), expiry: incoming_expiry };
         let outgoing =
             Side { limits: self.strictest(of_peer), expiry: htlc.outgoing_expiry.unwrap_or_default() };
@@ -193,9 +190,7 @@ impl Parts {
         if self.liquidity.offers.get(htlc.next_scid).is_none() {
             return Err(Refusal::NotUsable);
         }
-        if !self.depth.suffices(&from.channel_id) {
-            return Err(Refusal::Shallow);
-        }
+        self.depth.check(&from.channel_id)?;
         if htlc.amount_msat > htlc.inbound_msat {
             return Err(Refusal::NoRoom("less has come than is to be sent on"));
         }
@@ -307,6 +302,9 @@ impl Parts {
             Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFail) => return false,
             _ => htlc.payment_hash,
         };
+        if let Some(paid_on) = self.relays.is_paid_on(&undecided) {
+            return paid_on;
+        }
         if let Ok(Some(payment)) = self.payments.get(&undecided, Direction::In) {
             return !matches!(payment.status, PaymentStatus::Failed | PaymentStatus::Held);
         }

@@ -21,9 +21,10 @@ use crate::config::RoleConfig;
 use crate::factory::{is_marked, ChannelOffer, Command, LdkEvent};
 use crate::faults;
 use crate::liquidity::{is_jit, OpenedToUs};
+use crate::relay::Arrived;
 
 impl Parts {
-    pub(super) fn payment_changed(&self) {
+    pub(crate) fn payment_changed(&self) {
         self.payments_changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
@@ -291,6 +292,7 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             receiving_channel_ids,
             claim_deadline,
             onion_fields,
+            payment_id,
             ..
         } => {
             faults::point("node.claimable");
@@ -312,6 +314,11 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 // The same limit; one whose claim was ordered before is not given back any more.
                 let claim_by = p.claim_by(&receiving_channel_ids, claim_deadline);
                 let depth = p.check_depth(&receiving_channel_ids);
+                if p.relays.has(&payment_hash) {
+                    let (hash, deep) = (payment_hash, depth.is_ok());
+                    let arrived = Arrived { hash, id: payment_id, msat: amount_msat, claim_by, deep };
+                    return p.relay_arrived(&arrived).map_err(replay);
+                }
                 return p.hold(&payment_hash, amount_msat, claim_by, depth).map_err(replay);
             };
             if !p.accept_or_fail_back(&payment_hash, &receiving_channel_ids, claim_deadline) {
@@ -326,6 +333,9 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
         }
         Event::PaymentClaimed { payment_hash, amount_msat, .. } => {
             faults::point("node.claimed");
+            if p.relays.has(&payment_hash) {
+                return p.relay_claimed(&payment_hash).map_err(replay);
+            }
             p.holds.claimed(&payment_hash).map_err(replay)?;
             p.payments
                 .record(&payment_hash, Direction::In, |payment| {
@@ -342,8 +352,11 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             );
             p.payment_changed();
         }
-        Event::PaymentSent { payment_hash, amount_msat, fee_paid_msat, .. } => {
+        Event::PaymentSent { payment_hash, payment_preimage, amount_msat, fee_paid_msat, .. } => {
             faults::point("node.paid");
+            if p.relays.has(&payment_hash) {
+                return p.relay_paid(&payment_hash, payment_preimage).map_err(replay);
+            }
             let done = p
                 .payments
                 .record(&payment_hash, Direction::Out, |payment| {
@@ -363,6 +376,9 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
         Event::PaymentFailed { payment_id, payment_hash, reason } => {
             let hash = payment_hash.unwrap_or(lightning::types::payment::PaymentHash(payment_id.0));
             faults::point("node.pay.failed");
+            if p.relays.has(&hash) {
+                return p.relay_not_paid(&hash, reason).map_err(replay);
+            }
             let why = reason.map_or_else(|| "failed".to_owned(), |r| format!("{r:?}"));
             p.payments
                 .record(&hash, Direction::Out, |payment| {

@@ -1,5 +1,6 @@
 //! The node: everything wired together, and the methods a program calls.
 
+mod broadcast;
 mod builder;
 mod bumps;
 mod channels;
@@ -15,6 +16,7 @@ mod room;
 
 pub(crate) use failure::Failure;
 pub(crate) use htlcs::Intercepted;
+pub(crate) use payments::known_payments;
 #[cfg(test)]
 pub(crate) use restore::Ldk;
 pub(crate) use restore::{check_network, mark_void};
@@ -43,6 +45,7 @@ use crate::ldk::{
 };
 use crate::liquidity::Liquidity;
 use crate::logger::Logger;
+use crate::relay::{Asks, Relays};
 use crate::store::events::Events;
 use crate::store::holds::Holds;
 use crate::store::payments::Payments;
@@ -87,6 +90,10 @@ pub(crate) struct Parts {
     pub(crate) bumps: bumps::BumpMemory,
     pub(crate) payments: Payments,
     pub(crate) holds: Holds,
+    /// LSP: payments received for clients.
+    pub(crate) relays: Relays,
+    /// Client: invoices that the LSP was asked for.
+    pub(crate) asks: Asks,
     pub(crate) events: Events,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) tip: watch::Receiver<BlockLocator>,

@@ -1,10 +1,12 @@
 //! Invoices and payments.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lightning::ln::channelmanager::{
-    Bolt11InvoiceParameters, OptionalBolt11PaymentParams, PaymentId, MIN_FINAL_CLTV_EXPIRY_DELTA,
+    Bolt11InvoiceParameters, OptionalBolt11PaymentParams, PaymentId, RecentPaymentDetails,
+    MIN_FINAL_CLTV_EXPIRY_DELTA,
 };
 use lightning::ln::outbound_payment::{Bolt11PaymentError, Retry, RetryableSendFailure};
 use lightning::types::payment::PaymentHash;
@@ -14,6 +16,8 @@ use super::Node;
 use crate::api::{Direction, Invoice, InvoiceRequest, PayRequest, Payment, PaymentStatus};
 use crate::error::Error;
 use crate::faults;
+use crate::ldk::ChannelManager;
+use crate::relay::Wanted;
 
 /// How long LDK looks for another route after a failure.
 const RETRY_FOR: Duration = Duration::from_secs(30);
@@ -33,16 +37,26 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`]; for a hold invoice [`Error::Conflict`] if the hash was used before or
-    /// there are too many, and [`Error::Store`].
-    pub fn create_invoice(&self, request: InvoiceRequest) -> Result<Invoice, Error> {
+    /// there are too many, and [`Error::Store`]. For one that the LSP receives [`Error::Unavailable`] if it does not
+    /// answer, [`Error::Conflict`] if it declines.
+    pub async fn create_invoice(&self, request: InvoiceRequest) -> Result<Invoice, Error> {
         if request.amount_msat.is_some_and(|a| a == 0 || a > MAX_MSAT) {
             return Err(Error::invalid("amount_msat", format!("must be from 1 to {MAX_MSAT}")));
         }
+        let text = request.description.clone().unwrap_or_default();
         let description = Description::new(request.description.unwrap_or_default())
             .map_err(|_| Error::invalid("description", "must be at most 639 bytes"))?;
         let expiry = request.expiry_secs.unwrap_or(3600);
         if expiry == 0 || expiry > 31_536_000 {
             return Err(Error::invalid("expiry_secs", "must be from 1 to 31536000 (a year)"));
+        }
+        if request.payment_hash.is_none() && self.parts.relays_invoice(request.relay, request.amount_msat)? {
+            let amount_msat = request.amount_msat.ok_or_else(|| {
+                Error::invalid("amount_msat", "an LSP receives known amounts only: give one")
+            })?;
+            let max_fee_msat = request.relay_max_fee_msat;
+            let wanted = Wanted { amount_msat, description: text, expiry_secs: expiry, max_fee_msat };
+            return self.parts.relayed_invoice(wanted).await;
         }
         let mut min_final = self.parts.min_final_cltv.load(Ordering::Acquire);
         let held = request.payment_hash.as_deref().map(parse_hash).transpose()?;
@@ -53,7 +67,7 @@ impl Node {
                 return Err(Error::invalid("hold_blocks", format!("must be from 1 to {MAX_HOLD_BLOCKS}")))
             }
             (Some(hash), blocks) => {
-                if self.parts.payments.get(hash, Direction::In)?.is_some() {
+                if self.parts.payments.get(hash, Direction::In)?.is_some() || self.parts.relays.has(hash) {
                     return Err(Error::Conflict("a payment with this payment hash came in before".into()));
                 }
                 min_final =
@@ -77,7 +91,7 @@ impl Node {
         }
         let invoice = made.map_err(|e| Error::Ldk(format!("{e:?}")))?;
         let payment_hash = hex::encode(invoice.payment_hash().0);
-        Ok(Invoice { invoice: invoice.to_string(), payment_hash })
+        Ok(Invoice { invoice: invoice.to_string(), payment_hash, relay_fee_msat: None })
     }
 
     /// Pays an invoice and waits for the outcome, at most `wait_secs`; after that the payment goes on
@@ -110,6 +124,9 @@ impl Node {
             return Err(Error::invalid("wait_secs", format!("must be at most {MAX_WAIT_SECS}")));
         }
         let hash = invoice.payment_hash();
+        if p.relays.has(&hash) {
+            return Err(Error::Conflict("a payment with this payment hash is received for a client".into()));
+        }
         // Known to us before it is known to anybody else.
         p.payments.claim(&hash, amount)?;
         faults::point("node.pay.recorded");
@@ -150,11 +167,14 @@ impl Node {
         if invoice.get_payee_pub_key() == self.parts.node_id {
             return "this node's own invoice".into();
         }
-        let mut usable = self.parts.manager.list_usable_channels();
-        let connected = usable.len();
+        let channels = self.parts.manager.list_usable_channels();
+        let (connected, mut usable) = (channels.len(), channels.clone());
         usable.retain(|c| self.parts.depth.suffices(&c.channel_id));
         if connected > 0 && usable.is_empty() {
-            return "no route: the funding of the factory is not deep enough in the chain".into();
+            return match channels.iter().any(|c| self.parts.depth.is_stuck(&c.channel_id)) {
+                true => "no route: the channel is stuck, an older state is on the chain".into(),
+                false => "no route: the funding of the factory is not deep enough in the chain".into(),
+            };
         }
         if usable.is_empty() {
             return "no route: no channel is usable now (is the peer connected?)".into();
@@ -168,7 +188,10 @@ impl Node {
     /// # Errors
     /// [`Error::Store`].
     pub fn payments(&self) -> Result<Vec<Payment>, Error> {
-        self.parts.payments.all()
+        let mut list = self.parts.payments.all()?;
+        list.extend(self.parts.relayed_payments());
+        list.sort_by_key(|p| p.updated_at);
+        Ok(list)
     }
 
     /// A payment by its hash in hex; the outgoing one if there are both.
@@ -177,7 +200,10 @@ impl Node {
     /// [`Error::NotFound`].
     pub fn payment(&self, payment_hash: &str) -> Result<Payment, Error> {
         let hash = parse_hash(payment_hash)?;
-        self.find(&hash, Direction::Out).or_else(|_| self.find(&hash, Direction::In))
+        match self.parts.relayed_payment(&hash) {
+            Some(payment) => Ok(payment),
+            None => self.find(&hash, Direction::Out).or_else(|_| self.find(&hash, Direction::In)),
+        }
     }
 
     fn find(&self, hash: &PaymentHash, direction: Direction) -> Result<Payment, Error> {
@@ -186,6 +212,19 @@ impl Node {
             .get(hash, direction)?
             .ok_or_else(|| Error::not_found(format!("payment {}", hex::encode(hash.0))))
     }
+}
+
+/// Outgoing payments that LDK knows of.
+pub(crate) fn known_payments(manager: &ChannelManager) -> HashSet<PaymentHash> {
+    let recent = manager.list_recent_payments().into_iter();
+    // Our payment id is the payment hash.
+    let hash = |payment| match payment {
+        RecentPaymentDetails::AwaitingInvoice { payment_id }
+        | RecentPaymentDetails::Pending { payment_id, .. }
+        | RecentPaymentDetails::Fulfilled { payment_id, .. }
+        | RecentPaymentDetails::Abandoned { payment_id, .. } => PaymentHash(payment_id.0),
+    };
+    recent.map(hash).collect()
 }
 
 pub(super) fn parse_hash(text: &str) -> Result<PaymentHash, Error> {

@@ -166,6 +166,11 @@ impl Holds {
         Ok(())
     }
 
+    /// Whether there is a hold invoice with this payment hash.
+    pub fn has(&self, hash: &PaymentHash) -> bool {
+        lock(&self.all).contains_key(hash)
+    }
+
     /// A payment has arrived, maybe not for the first time: LDK repeats its events. `needs_path` says that
     /// claiming it may take a factory's path; only then is an order that came in time carried out in time
     /// only. `may_begin`: whether one that is not held yet may be.

@@ -24,6 +24,7 @@ fn key(hash: &PaymentHash, direction: Direction) -> String {
     let side = match direction {
         Direction::In => "in",
         Direction::Out => "out",
+        Direction::Relayed => "relayed",
     };
     format!("{}_{side}", hex::encode(hash.0))
 }
@@ -60,6 +61,7 @@ impl Payments {
             status: PaymentStatus::Pending,
             failure: None,
             claim_by_height: None,
+            relayed: None,
             updated_at: unix_now(),
         };
         records::put(&*self.store, NAMESPACE, &key, VERSION, &payment)?;
@@ -110,6 +112,7 @@ impl Payments {
             status: PaymentStatus::Pending,
             failure: None,
             claim_by_height: None,
+            relayed: None,
             updated_at: 0,
         });
         change(&mut payment);

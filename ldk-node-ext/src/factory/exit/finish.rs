@@ -7,6 +7,7 @@ use lightning::ln::types::ChannelId;
 use super::super::chain::FINAL_DEPTH;
 use super::super::stored::{ExitReason, Factory, StoredExit};
 use super::super::Service;
+use super::STUCK;
 use crate::error::Error;
 use crate::ldk::{channel_id, InstanceId};
 use crate::logger::Logger;
@@ -55,6 +56,9 @@ impl Service {
         let channel = channel_id(*outpoint);
         let kept = self.parts.broadcaster.kept_closing(&channel)?;
         let Some(spend) = factory.spend_of(&self.parts.index, outpoint) else {
+            if self.parts.depth.is_stuck(&channel) {
+                return Ok(Some(STUCK.into()));
+            }
             // A channel that was shut for a close that failed has a closing transaction instead.
             // It spends the output that the channel was born with, which is not the one that has come to the chain
             // if the leaf has rotated; then the last commitment stands in for it.

@@ -10,7 +10,7 @@ use super::super::{segment, show, ApiClient, HttpError};
 use super::{the_factory, Output};
 use crate::api::{
     Balance, ChannelInfo, ClaimRequest, FactoryInfo, FailRequest, Invoice, InvoiceRequest, NodeInfo,
-    PayRequest, Payment, PaymentStatus,
+    PayRequest, Payment, PaymentStatus, RelayMode,
 };
 
 /// How long one request waits for an event with `--follow`, seconds.
@@ -30,8 +30,11 @@ pub enum NodeCommand {
     /// Make an invoice
     Invoice {
         /// Amount, msat (1 sat = 1000 msat); without it the payer chooses
-        #[arg(long, value_name = "MSAT")]
+        #[arg(long, value_name = "MSAT", conflicts_with = "sat")]
         amount_msat: Option<u64>,
+        /// Amount, sat
+        #[arg(long, value_name = "SAT", value_parser = clap::value_parser!(u64).range(..=2_100_000_000_000_000))]
+        sat: Option<u64>,
         /// Shown to the payer, at most 639 bytes
         #[arg(long, value_name = "TEXT")]
         description: Option<String>,
@@ -44,6 +47,13 @@ pub enum NodeCommand {
         /// How long that can be at least, blocks, up to 1008 [default: 36]
         #[arg(long, value_name = "BLOCKS", requires = "payment_hash")]
         hold_blocks: Option<u16>,
+        /// Wallet: let the LSP receive it and pay it on over all channels: auto (if it is larger than each of them
+        /// can receive), always or never [default: auto]
+        #[arg(long, value_name = "MODE")]
+        relay: Option<RelayMode>,
+        /// Most that the payer may have to pay on top for that, msat [default: by relay_max_fee_ppm]
+        #[arg(long, value_name = "MSAT")]
+        relay_max_fee_msat: Option<u64>,
     },
     /// Claim what a hold invoice received
     Claim {
@@ -111,9 +121,26 @@ impl NodeCommand {
             Self::Channels => {
                 output.show(&client.get::<Vec<ChannelInfo>>("/v1/channels")?, |list| show::channels(list))
             }
-            Self::Invoice { amount_msat, description, expiry_secs, payment_hash, hold_blocks } => {
-                let request =
-                    InvoiceRequest { amount_msat, description, expiry_secs, payment_hash, hold_blocks };
+            Self::Invoice {
+                amount_msat,
+                sat,
+                description,
+                expiry_secs,
+                payment_hash,
+                hold_blocks,
+                relay,
+                relay_max_fee_msat,
+            } => {
+                let amount_msat = amount_msat.or(sat.map(|sat| sat.saturating_mul(1000)));
+                let request = InvoiceRequest {
+                    amount_msat,
+                    description,
+                    expiry_secs,
+                    payment_hash,
+                    hold_blocks,
+                    relay,
+                    relay_max_fee_msat,
+                };
                 output.show(&client.post::<_, Invoice>("/v1/invoice", &request)?, show::invoice)
             }
             Self::Claim { preimage } => {

@@ -76,6 +76,7 @@ pub fn channels(channels: &[ChannelInfo]) -> String {
                 ChannelState::Ready => "ready",
                 ChannelState::Closing => "closing",
                 ChannelState::Exiting => "exiting",
+                ChannelState::Stuck => "stuck: an older state is on the chain",
             };
             vec![
                 short(&c.channel_id),
@@ -95,7 +96,8 @@ pub fn channels(channels: &[ChannelInfo]) -> String {
 
 /// `invoice`.
 pub fn invoice(i: &Invoice) -> String {
-    format!("{}\npayment hash {}", i.invoice, i.payment_hash)
+    let relayed = i.relay_fee_msat.map(|fee| format!("\nreceived by the LSP, for {}", msat(fee)));
+    format!("{}\npayment hash {}{}", i.invoice, i.payment_hash, relayed.unwrap_or_default())
 }
 
 fn status(s: PaymentStatus) -> &'static str {
@@ -112,12 +114,18 @@ pub fn payment(p: &Payment) -> String {
     let way = match p.direction {
         Direction::In => "received",
         Direction::Out => "sent",
+        Direction::Relayed => "relayed",
     };
     let failure = p.failure.as_ref().map(|f| format!("\nfailure       {f}")).unwrap_or_default();
     let claim_by = match (p.status, p.claim_by_height) {
         (PaymentStatus::Held, Some(height)) => format!("\nclaim before  height {height}"),
         _ => String::new(),
     };
+    let relayed = p.relayed.as_ref().map(|r| {
+        let paid = yes(r.client_paid);
+        format!("\nclient        {}\ncame in       {}\nclient paid   {paid}", r.client, msat(r.received_msat))
+    });
+    let failure = relayed.unwrap_or_default() + &failure;
     format!(
         "payment hash  {}\nstatus        {}\n{way:<13} {}\nfee           {}\nlast change   {}{claim_by}{failure}",
         p.payment_hash,
@@ -145,6 +153,7 @@ pub fn payments(payments: &[Payment]) -> String {
             let way = match p.direction {
                 Direction::In => "in",
                 Direction::Out => "out",
+                Direction::Relayed => "relayed",
             };
             let failure = p.failure.as_ref().map(|f| format!(": {f}")).unwrap_or_default();
             vec![

@@ -11,7 +11,7 @@
 //!    exchanged, as for any new real outpoint. [`Streams::covered`] says when both sides have them on disk.
 //! 6. [`Changes::bind`], before a signature leaves that lets R' confirm. LDK's channel manager has to be on disk as it
 //!    was at 3. From here on there is no way back by [`Changes::abort`]; only a newer complete state opens one,
-//!    [`Changes::free`].
+//!    [`Changes::supersede`], or that no signature has left, [`Changes::free`].
 //! 7. [`Changes::sign`], when the whole new path is stored: LDK signs, and both V and V' are live.
 //! 8. [`Changes::lock`], when the peer has it too. LDK locks V' when both have done that; V is retired.
 //!
@@ -244,8 +244,21 @@ impl Changes {
         self.streams.mapping.bind(v, true)
     }
 
-    /// No signature can let R' confirm any more, or has ever left: a newer state is complete and stored. The change is
-    /// given up.
+    /// A newer state is complete and stored: the change is given up. If signatures of ours have left, the peer may have
+    /// completed R', and publish it while we sleep; so V' is watched from now on like a V that LDK has moved on from.
+    ///
+    /// # Errors
+    /// As [`Self::abort`].
+    pub fn supersede(&self, peer: PublicKey, channel: &ChannelId, v: &OutPoint) -> Result<(), Error> {
+        if switch("virt.superseded.dropped") {
+            return self.free(peer, channel, v);
+        }
+        self.pending(channel, v)?;
+        self.streams.mapping.retire(v)?;
+        self.abort(peer, channel)
+    }
+
+    /// No signature has ever left that lets R' confirm: the change is given up.
     ///
     /// # Errors
     /// As [`Self::abort`].

@@ -344,6 +344,7 @@ impl Mapping {
     }
 
     /// The V that a real outpoint is under.
+    #[cfg(test)]
     pub(crate) fn virtual_of(&self, real: &OutPoint) -> Option<OutPoint> {
         read(&self.inner).by_real.get(real).copied()
     }

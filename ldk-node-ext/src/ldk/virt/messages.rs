@@ -239,7 +239,10 @@ impl Streams {
     pub(in crate::ldk) fn aborted(&self, channel: &ChannelId) {
         let current = self.mapping.current(channel);
         let kept = self.commitments.keep_virtuals(channel, |v| match current {
-            Some(current) => *v == current || self.mapping.is_retired(v) || self.mapping.is_bound(v),
+            Some(current) if *v == current => true,
+            // One that LDK never knew, and will not, has its monitor; nothing is signed for it any more.
+            Some(_) if self.mapping.is_retired(v) => !self.mapping.is_ahead(v),
+            Some(_) => self.mapping.is_bound(v),
             None => channel_id(*v) == *channel,
         });
         let pending = self.mapping.pending(channel).into_iter();

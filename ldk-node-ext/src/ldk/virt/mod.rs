@@ -75,8 +75,6 @@
 //! LDK's cooperative close is in V-form and stays here (the factory's close replaces it), and so does a splice's
 //! transaction. The wallet and the sweeper never see a V. Nothing else in the project knows of V at all.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "nothing drops outpoints that can no longer confirm yet"))]
-
 mod ahead;
 mod chain;
 mod change;

@@ -5,6 +5,9 @@
 //! | ahead | V' is added | LDK's monitor knows nothing of V'. What happens below it goes to a monitor made for it |
 //! | bound | a signature may leave that lets R' confirm | V' is not given up, and the peer cannot make us |
 //! | lockable | the new state is complete and stored | LDK may hear that V' is locked |
+//!
+//! A V' that is retired while it is ahead is one of a try that a newer state has overtaken: it keeps its monitor, and is
+//! watched for what the peer may have completed.
 
 use bitcoin::{OutPoint, Txid};
 use lightning::ln::types::ChannelId;
@@ -46,6 +49,13 @@ impl Mapping {
     /// Whether a real outpoint of V is confirmed.
     pub(super) fn is_confirmed(&self, v: &OutPoint) -> bool {
         self.has(v, |known| known.confirmed.is_some())
+    }
+
+    /// Whether a real outpoint is confirmed of a V that LDK has moved on from: none of the V that it uses can be then.
+    pub(crate) fn is_overtaken(&self, channel: &ChannelId) -> bool {
+        let inner = read(&self.inner);
+        let virtuals = inner.channels.get(channel).map(|c| c.virtuals.as_slice()).unwrap_or_default();
+        virtuals.iter().any(|v| v.retired && v.confirmed.is_some())
     }
 
     /// The transaction that LDK believes creates V.

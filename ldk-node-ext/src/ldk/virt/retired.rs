@@ -26,7 +26,7 @@ use bitcoin::block::Header;
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Block, OutPoint, Transaction};
 use factory_core::faults::switch;
-use lightning::chain::channelmonitor::{ChannelMonitor, ChannelMonitorUpdate, MonitorEvent};
+use lightning::chain::channelmonitor::{Balance, ChannelMonitor, ChannelMonitorUpdate, MonitorEvent};
 use lightning::chain::transaction::{OutPoint as LdkOutPoint, TransactionData};
 use lightning::chain::{BlockLocator, ChannelMonitorUpdateStatus, Listen, Watch};
 use lightning::events::{Event, ReplayEvent};
@@ -312,6 +312,15 @@ impl Retired {
     pub(crate) const NAMESPACE: &'static str = NAMESPACE;
 
     // What they find out.
+
+    /// What is to be claimed of a channel below a V that LDK's own monitor does not know, if that V is spent on the chain:
+    /// nothing else of the channel will ever come.
+    pub(crate) fn balances(&self, channel: &ChannelId) -> Option<Vec<Balance>> {
+        let inner = lock(&self.inner);
+        let mut of_it = inner.kept.iter().filter(|kept| kept.channel == *channel);
+        let spent = of_it.find(|kept| self.mapping.spend(&kept.v).is_some())?;
+        Some(spent.monitor.get_claimable_balances())
+    }
 
     fn monitors(&self) -> Vec<Arc<Monitor>> {
         lock(&self.inner).kept.iter().map(|k| Arc::clone(&k.monitor)).collect()

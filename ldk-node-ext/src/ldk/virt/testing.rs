@@ -163,7 +163,8 @@ impl Node {
             Arc::new(RwLock::new(scorer)),
             ProbabilisticScoringFeeParameters::default(),
         );
-        let depth = Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index)));
+        let depth =
+            Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index), Arc::clone(&mapping)));
         let router = Arc::new(Router::new(router, Arc::clone(&outpoints), depth, 12));
         let message_router = Arc::new(MessageRouter::new(graph, Arc::clone(&keys)));
         let ldk = Ldk {

@@ -170,3 +170,40 @@ fn a_revoked_commitment_on_the_new_outpoint_is_punished_before_the_lock() {
         assert_eq!(world.resolve(!cheater, 30), all, "cheater {cheater}");
     }
 }
+
+/// A newer state has overtaken the change. The peer has completed R' all the same, and publishes it when we sleep, with a
+/// commitment that it has revoked since.
+#[test]
+fn a_revoked_commitment_on_an_overtaken_outpoint_is_punished() {
+    for cheater in [false, true] {
+        for restart in [false, true] {
+            let mut world = World::open(1);
+            let preimage = world.lock_in(cheater, SENT);
+            let to = world.pair.prepare(ADDED, 0, 232);
+            world.pair.bind(&to);
+            let old = on_new(&world, cheater, &to);
+            for b in [false, true] {
+                let [node, peer] = world.pair.sides(b);
+                node.changes.supersede(peer.id, &world.pair.channel, &to.v).unwrap();
+                assert_eq!(node.mapping.current(&world.pair.channel), Some(world.v), "LDK stays on V");
+            }
+            world.pair.settle();
+            world.node(!cheater).manager.claim_funds(preimage);
+            world.pair.settle();
+            world.pair.pay(true, 1_000_000);
+            if restart {
+                world = world.restart(!cheater);
+                world.pair.connect();
+                world.pair.settle();
+                world.pair.pay(true, 1_000_000);
+            }
+            world.leaves.push((to.leaf.clone(), to.real.clone()));
+            world.confirm_leaf(2);
+            world.block(&[old]);
+            let all = CAPACITY_SAT.checked_add_signed(ADDED).unwrap();
+            let got = world.resolve(!cheater, 30);
+            assert_eq!(got, all, "nobody watches what was overtaken: cheater {cheater}, restart {restart}");
+            assert!(world.node(!cheater).manager.list_channels().is_empty(), "the channel on V is closed");
+        }
+    }
+}
