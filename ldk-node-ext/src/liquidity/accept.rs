@@ -156,10 +156,4 @@ mod tests {
         let none = FactoryPolicy { max_jit_sat: 0, ..policy };
         assert!(check(&none, present(0, 0), &opened(1)).is_err());
     }
-
-    #[test]
-    fn its_number_marks_a_channel() {
-        assert!(is_jit(new_id()) && !is_jit(0) && !crate::factory::is_marked(new_id()));
-        assert_ne!(new_id(), new_id());
-    }
 }

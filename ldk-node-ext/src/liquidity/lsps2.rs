@@ -25,6 +25,7 @@ use super::decide::{decide, Action, Amount, JitPolicy};
 use super::hold::{Key, Payment};
 use super::offer::{shares, Offer, Terms};
 use super::open::For;
+use super::record::Record;
 use crate::config::{Lsps2Settings, NodeConfig, RoleConfig};
 use crate::error::Error;
 use crate::factory::PaymentView;
@@ -40,6 +41,13 @@ use crate::util::{lock, unix_now};
 const TICK: Duration = Duration::from_secs(10);
 /// How long a channel is kept after its confirmation, blocks.
 const MIN_LIFETIME: u32 = 1008;
+/// How many channels may be opened for wallets in [`UNPAID_FOR`] blocks that then take no payment: who sells a channel
+/// pays for its transaction first.
+const MAX_UNPAID: usize = 20;
+/// For how long such a channel counts, blocks: about a day.
+const UNPAID_FOR: u32 = 144;
+/// The cause of such channels in the records.
+const CAUSE: &str = "lsps2";
 /// Longest `to_self_delay` that a wallet may ask of us, blocks.
 const MAX_TO_SELF_DELAY: u32 = 2016;
 
@@ -213,6 +221,10 @@ impl Parts {
         let (client, hash) = key;
         let amount = Amount::Parts(vec![payment.total_msat()]);
         let mut situation = self.situation(client, amount, &PaymentView::default(), open, payment);
+        if self.unpaid_bought() >= MAX_UNPAID {
+            return self
+                .give_back_held(key, "too many wallets have not paid for the channels that they bought");
+        }
         // What it has beside is another matter: a channel has been promised.
         situation.others_msat = Vec::new();
         situation.opening = false;
@@ -224,13 +236,22 @@ impl Parts {
         if let Some(payment) = lock(&self.liquidity.held).get_mut(key) {
             payment.opening = true;
         }
-        let opened = self.open_jit(*client, capacity_sat, For::Payment(hash, "lsps2")).and_then(|id| {
+        let opened = self.open_jit(*client, capacity_sat, For::Payment(hash, CAUSE)).and_then(|id| {
             self.liquidity.offers.change(scid, |offer| offer.channel = Some(format!("{id:032x}")))
         });
         if let Err(e) = opened {
             self.jit_failed(client, &e.to_string());
             self.give_back_held(key, "its channel could not be opened");
         }
+    }
+
+    /// Channels opened lately for wallets that have not taken the payment, and so have paid nothing for them. Anybody can be
+    /// such a wallet, any number of times.
+    fn unpaid_bought(&self) -> usize {
+        let from = self.height().saturating_sub(UNPAID_FOR);
+        let all = self.liquidity.records.all();
+        let unpaid = |r: &Record| r.cause.as_deref() == Some(CAUSE) && !r.taken && r.height >= from;
+        all.iter().filter(|(_, r)| unpaid(r)).count()
     }
 
     fn send_bought(&self, key: &Key, fee_msat: u64, channel: &ChannelDetails) {

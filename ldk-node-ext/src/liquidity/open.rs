@@ -134,7 +134,7 @@ impl Parts {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub(super) fn restore_jit(&self) -> Result<(), Error> {
+    pub(crate) fn restore_jit(&self) -> Result<(), Error> {
         let open = self.manager.list_channels();
         for (id, record) in self.liquidity.records.all() {
             let known = open.iter().any(|c| c.user_channel_id == id);

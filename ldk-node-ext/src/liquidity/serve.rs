@@ -35,10 +35,6 @@ const FUNDING_VB: u64 = 400;
 
 /// Serves what is held until told to stop.
 pub(crate) async fn run(parts: Arc<Parts>, mut stop: watch::Receiver<bool>) {
-    if let Err(e) = parts.restore_jit() {
-        parts.failure.stop(format!("JIT channels: {e}"));
-        return;
-    }
     parts.look_at_fundings();
     let mut tip = parts.tip.clone();
     loop {

@@ -24,21 +24,19 @@ use super::htlcs::HtlcMemory;
 use super::payments::known_payments;
 use super::restore::{check_network, load_monitor, void_channels, Ldk};
 use super::room::{self, PatientStore};
-use super::{failure, holds, ldk_events, net, Failure, Node, Parts};
+use super::{broadcast, failure, holds, ldk_events, net, Failure, Node, Parts};
 use crate::chain::{
-    Bitcoind, ChainFeed, ChainIndex, ChainSync, Fees, IndexListener, OwnParts, SubmitError, WalletListener,
+    Bitcoind, ChainFeed, ChainIndex, ChainSync, Fees, IndexListener, OwnParts, WalletListener,
 };
 use crate::config::NodeConfig;
 use crate::error::Error;
 use crate::factory;
-use crate::faults;
 use crate::keys::{self, Keys};
 use crate::ldk::virt::{InVForm, RetiredListener};
 use crate::ldk::{
     AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, Changes, ChannelMessages, Commitments,
     CustomMessages, FactoryMessages, FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter,
-    MonitorStore, OnionMessenger, Outgoing, Outpoints, Outward, PeerManager, Retired, Router, Streams,
-    WholeBlocks,
+    MonitorStore, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Router, Streams, WholeBlocks,
 };
 use crate::liquidity::{self, Liquidity};
 use crate::logger::Logger;
@@ -309,6 +307,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         ended,
     });
 
+    parts.restore_jit()?;
+
     let listener = match parts.config.listen {
         Some(address) => {
             let bound = TcpListener::bind(address)
@@ -349,7 +349,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     )?;
     let mut tasks = JoinSet::new();
     tasks.spawn(sync.run(header, cache, feed, stop_receiver.clone()));
-    tasks.spawn(broadcast(Arc::clone(&parts), outgoing, stop_receiver.clone()));
+    tasks.spawn(broadcast::run(Arc::clone(&parts), outgoing, stop_receiver.clone()));
     tasks.spawn(background(Arc::clone(&parts), gossip, scorer, stop_receiver.clone()));
     tasks.spawn(factories.run(
         Arc::clone(&parts),
@@ -465,46 +465,6 @@ async fn retired_events(parts: Arc<Parts>, mut stop: watch::Receiver<bool>) {
             _ = tip.changed() => {}
             _ = tokio::time::sleep(RETIRED_INTERVAL) => {}
             _ = stop.changed() => {}
-        }
-    }
-}
-
-/// Hands transactions to bitcoind, one package after the other.
-async fn broadcast(
-    parts: Arc<Parts>,
-    mut outgoing: mpsc::Receiver<Outgoing>,
-    mut stop: watch::Receiver<bool>,
-) {
-    loop {
-        let Outgoing { txs, what } = tokio::select! {
-            o = outgoing.recv() => match o { Some(o) => o, None => return },
-            _ = stop.changed() => return,
-        };
-        let txids: Vec<String> = txs.iter().map(|t| t.compute_txid().to_string()).collect();
-        faults::submit(&what, "submit");
-        let answer = parts.bitcoind.submit(&txs).await;
-        faults::submit(&what, "submitted");
-        match answer {
-            Ok(()) => {
-                tracing::info!(what, ?txids, "broadcast");
-                for tx in &txs {
-                    parts.outpoints.set_published(tx);
-                    parts.wallet.saw_unconfirmed(tx);
-                }
-            }
-            // LDK and the factory service try again with the next block.
-            Err(SubmitError::Rejected(reason)) => {
-                tracing::warn!(what, ?txids, reason, "not accepted by bitcoind");
-                // After a restart it may be there already, with a child that is as good.
-                for tx in &txs {
-                    if matches!(parts.bitcoind.mempool_entry(tx.compute_txid()).await, Ok(Some(_))) {
-                        parts.outpoints.set_published(tx);
-                    }
-                }
-            }
-            Err(SubmitError::Unreachable(reason)) => {
-                tracing::warn!(what, ?txids, reason, "bitcoind cannot be asked")
-            }
         }
     }
 }

@@ -190,9 +190,7 @@ impl Parts {
         if self.liquidity.offers.get(htlc.next_scid).is_none() {
             return Err(Refusal::NotUsable);
         }
-        if !self.depth.suffices(&from.channel_id) {
-            return Err(Refusal::Shallow);
-        }
+        self.depth.check(&from.channel_id)?;
         if htlc.amount_msat > htlc.inbound_msat {
             return Err(Refusal::NoRoom("less has come than is to be sent on"));
         }

@@ -1,5 +1,6 @@
 //! The node: everything wired together, and the methods a program calls.
 
+mod broadcast;
 mod builder;
 mod bumps;
 mod channels;
