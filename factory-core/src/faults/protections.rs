@@ -56,6 +56,7 @@ pub const PROTECTIONS: &[(&str, u8, &str)] = &[
     ("virt.bump.v_form", 9, "fees are bumped for what is on the chain"),
     ("virt.sweep.v_form", 9, "what is swept is on the chain"),
     ("virt.retired.sent", 11, "no commitment on a retired outpoint leaves"),
+    ("virt.unrevoked.stays", 9, "what is not revoked on a retired outpoint leaves when that one has won"),
     ("virt.retired.none", 9, "a retired outpoint has a monitor of its own"),
     ("virt.retired.ignorant", 9, "a retired monitor learns secrets and preimages that come later"),
     ("virt.retired.awake", 9, "a retired monitor sleeps until its outpoint is spent"),

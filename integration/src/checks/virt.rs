@@ -84,6 +84,12 @@ pub const VIRT: &[Check] = &[
         "ldk::virt::on_chain::retired::a_commitment_of_ours_on_a_retired_outpoint_never_leaves",
         "on a retired outpoint",
     ),
+    test(
+        "virt.unrevoked.stays",
+        "ldk_node_ext",
+        "ldk::virt::on_chain::retired::a_commitment_that_is_not_revoked_leaves_a_retired_outpoint",
+        "updated false",
+    ),
     test("virt.retired.none", "ldk_node_ext", REVOKED_ON_RETIRED, "no monitor was kept for the V before"),
     test("virt.retired.ignorant", "ldk_node_ext", REVOKED_ON_RETIRED, "revoked after the lock true"),
     test(

@@ -328,7 +328,7 @@ impl Changes {
     /// update since. As long as the channel is open the peer may have us revoke it.
     pub fn may_leave(&self, channel: &ChannelId) -> Option<OutPoint> {
         let v = self.streams.mapping.overtaken_by(channel)?;
-        self.streams.commitments.holds(&v).then_some(v)
+        (self.streams.commitments.holds(&v) && !switch("virt.unrevoked.stays")).then_some(v)
     }
 
     /// Publishes our commitment on a V' that LDK does not know, or on a V of [`Self::may_leave`]: it leaves as soon as the
