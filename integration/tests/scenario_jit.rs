@@ -18,6 +18,7 @@ fn both(world: &World, index: usize, kind: &str) -> Result<Vec<(Channel, Channel
 }
 
 #[test]
+#[ignore = "long: make jit"]
 fn a_channel_beside_the_factory_is_used_closed_and_survives_an_exit() -> Result<()> {
     let mut world = World::start("jit", 2)?;
     world.add_peer(2_000_000)?;

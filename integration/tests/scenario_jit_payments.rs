@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use anyhow::Result;
+use bitcoin::hashes::{sha256, Hash};
 use integration::jit::{another_peer_channel, less_fees, of_kind, open, status, wait_count, wait_usable};
-use integration::ledger::{check_conserved, wait_at_rest, wait_for};
+use integration::ledger::{check_conserved, wait_at_rest, wait_for, Settled};
 use integration::payments::{pay, Order, Party};
-use integration::types::Factory;
-use integration::World;
+use integration::types::{Factory, Payment};
+use integration::world::PATIENCE;
+use integration::{wait, World};
 use serde_json::json;
 
 const CAPACITY: u64 = 100_000;
@@ -71,6 +73,7 @@ fn a_client_without_room_is_served_whoever_is_there() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long: make jit"]
 fn what_cannot_be_served_is_given_back_at_once() -> Result<()> {
     let (mut world, _) = start("jit-refused")?;
     world.client_mut(1)?.restart_with(&[("max_jit_sat", 0)])?;
@@ -101,12 +104,61 @@ fn what_cannot_be_served_is_given_back_at_once() -> Result<()> {
     Ok(())
 }
 
+/// A client that has channels opened for it and takes nothing gets no other one; thirty payments at once get one channel.
+#[test]
+#[ignore = "long: make jit"]
+fn who_takes_nothing_gets_no_more_and_many_share_one() -> Result<()> {
+    let mut world = World::start("jit-abuse", 2)?;
+    world.add_peer(4_000_000)?;
+    world.create_factory(&world.factory_request(CAPACITY, 0, 0, None))?;
+    let before = wait_at_rest(&world)?;
+    let outcome = |hash: &str| {
+        let ended =
+            |list: &Vec<Payment>| list.iter().any(|p| p.payment_hash == hash && p.status != "pending");
+        let list = wait::until_value("the payment to end", PATIENCE, || world.peer()?.payments(), ended)?;
+        anyhow::Ok(list.into_iter().find(|p| p.payment_hash == hash).expect("it has ended"))
+    };
+
+    for (n, amount_msat) in [(1u8, 150_000_000), (2, 250_000_000), (3, 350_000_000)] {
+        let hash = sha256::Hash::hash(&[n; 32]).to_string();
+        let invoice = world.client(0)?.hold_invoice(amount_msat, &hash)?;
+        world.peer()?.send(&invoice.invoice)?;
+        if n == 1 {
+            let held =
+                |list: &Vec<Payment>| list.iter().any(|p| p.payment_hash == hash && p.status == "held");
+            wait::until_value("the client to hold it", PATIENCE, || world.client(0)?.payments(), held)?;
+            world.client(0)?.fail(&hash)?;
+        }
+        assert_eq!(outcome(&hash)?.status, "failed", "{n}");
+    }
+    let now = status(&world)?;
+    assert_eq!((now.channels, now.untaken, now.held_htlcs), (1, 1, 0), "{now:?}");
+
+    // Somebody else is served meanwhile: all of it over one channel.
+    let invoices = (0..30).map(|n| world.client(1)?.invoice(10_000_000, &format!("{n}")));
+    let invoices = invoices.collect::<Result<Vec<_>>>()?;
+    for invoice in &invoices {
+        world.peer()?.send(&invoice.invoice)?;
+    }
+    let mut settled = Vec::new();
+    for invoice in &invoices {
+        settled.push(Settled::new("peer", "client-1", &outcome(&invoice.payment_hash)?)?);
+    }
+    assert_eq!(of_kind(&world, 1, "jit")?.len(), 1);
+    world.mine_mempool()?;
+    let mut due = before.after(&settled)?;
+    less_fees(&world, before.height, &mut due)?;
+    wait_for(&world, &due)?;
+    world.finish();
+    Ok(())
+}
+
 /// Waits until both channels of the ordinary node are usable again.
 fn wait_peer(world: &World) -> Result<()> {
     let (peer, lsp) = (world.peer()?, &world.lsp);
-    integration::wait::until_value(
+    wait::until_value(
         "both channels of the ordinary node to be usable",
-        integration::world::PATIENCE,
+        PATIENCE,
         || {
             if peer.channels()?.iter().any(|c| !c.usable) {
                 peer.connect(lsp.node_id(), lsp.listen())?;
