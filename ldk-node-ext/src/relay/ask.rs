@@ -266,8 +266,13 @@ mod tests {
         let good = |signer, hash, amount, expiry| invoice(signer, hash, amount, Currency::Regtest, expiry);
         assert_eq!(of(&good(1, 2, 5050, 600)).unwrap(), 50);
         assert_eq!(of(&good(1, 2, 5000, 60)).unwrap(), 0);
-        let other =
-            Wanted { amount_msat: 5000, description: "one ox".into(), expiry_secs: 600, max_fee_msat: None };
+        let other = Wanted {
+            amount_msat: 5000,
+            description: "one ox".into(),
+            expiry_secs: 600,
+            max_fee_msat: None,
+            insists: true,
+        };
         let other = Expected { lsp, hash, currency: Currency::Regtest, max_fee_msat: 50, wanted: &other };
         let e = check(&good(1, 2, 5000, 600), &other).unwrap_err().to_string();
         assert!(e.contains("another description"), "{e}");
