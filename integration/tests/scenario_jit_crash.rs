@@ -19,9 +19,10 @@ const HOLD: u64 = 6;
 /// Two clients without stock, and an ordinary node that pays.
 fn start(name: &str) -> Result<World> {
     let hold = HOLD.to_string();
-    let flags = ["--jit-hold-secs", &hold, "--jit-max-channels", "20", "--jit-max-untaken", "20"];
-    let mut world =
-        World::start_with_lsp(name, 2, &[&flags[..], &["--jit-max-total-sat", "10000000"]].concat())?;
+    let limits = ["--jit-hold-secs", &hold, "--jit-max-channels", "20", "--jit-max-untaken", "20"];
+    // What is paid here is the client's own invoice.
+    let flags = [&limits[..], &["--jit-max-total-sat", "10000000", "--relay", "false"]].concat();
+    let mut world = World::start_with_lsp(name, 2, &flags)?;
     world.add_peer(4_000_000)?;
     world.create_factory(&world.factory_request(CAPACITY, 0, 0, None))?;
     wait_at_rest(&world)?;

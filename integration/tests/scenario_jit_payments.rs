@@ -20,7 +20,8 @@ fn to_client(index: usize, amount_msat: u64) -> Order {
 
 /// Two clients on one leaf with a stock, and an ordinary node with two channels of 300k and 400k sat to spend.
 fn start(name: &str) -> Result<(World, Factory)> {
-    let mut world = World::start(name, 2)?;
+    // The clients' own invoices are what is paid here.
+    let mut world = World::start_with_lsp(name, 2, &["--relay", "false"])?;
     world.add_peer(600_000)?;
     another_peer_channel(&world, 800_000, 2)?;
     let request = world.factory_request(CAPACITY, 0, 300_000, Some(json!({ "clients_per_leaf": 2 })));
@@ -108,7 +109,7 @@ fn what_cannot_be_served_is_given_back_at_once() -> Result<()> {
 #[test]
 #[ignore = "long: make jit"]
 fn who_takes_nothing_gets_no_more() -> Result<()> {
-    let mut world = World::start("jit-abuse", 2)?;
+    let mut world = World::start_with_lsp("jit-abuse", 2, &["--relay", "false"])?;
     world.add_peer(4_000_000)?;
     world.create_factory(&world.factory_request(CAPACITY, 0, 0, None))?;
     let before = wait_at_rest(&world)?;

@@ -29,7 +29,10 @@ fn back(amount_msat: u64) -> Order {
 /// LSP dead: with all that it was paid.
 #[test]
 fn a_client_without_inbound_buys_some_and_is_paid() -> Result<()> {
-    let mut world = World::start_with_lsp("liquidity", 2, &["--free-liquidity-sat", "250000"])?;
+    // By itself the LSP makes no room here.
+    let own = ["--relay", "false", "--jit-rotate-first", "false", "--jit-max-channel-sat", "0"];
+    let mut world =
+        World::start_with_lsp("liquidity", 2, &[&own[..], &["--free-liquidity-sat", "250000"]].concat())?;
     let factory = world.create_factory(&world.factory_request(CAPACITY, PUSH, STOCK, None))?;
     let id = factory.instance_id.clone();
     let start = Snapshot::take(&world)?;

@@ -38,7 +38,7 @@ impl Service {
         let its = live.filter(|f| f.channel_with(client).is_some() && !f.state.left.contains(client));
         let Some(factory) = its.max_by_key(|f| f.expiry_height()) else { return view };
         view.instance = Some(factory.id());
-        view.channel = factory.channel_with(client).map(|outpoint| channel_id(outpoint));
+        view.channel = factory.channel_with(client).map(channel_id);
         match self.leaf_for_payment(factory, client) {
             Ok(leaf) => view.leaf = leaf,
             Err(e) => tracing::warn!(%client, error = %e, "leaf of a client that is to be paid"),

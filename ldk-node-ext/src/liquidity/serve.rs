@@ -252,11 +252,14 @@ impl Parts {
         // One that was just connected is about to agree with us on where its channels stand.
         let settling =
             payment.is_young(Instant::now()) && channels.iter().any(|c| c.is_channel_ready && !c.is_usable);
-        let opening = online && (settling || jit.iter().any(|c| !c.is_channel_ready));
-        let untaken = jit.iter().filter(|c| {
+        let is_untaken = |c: &ChannelDetails| {
             let record = self.liquidity.records.get(c.user_channel_id);
             record.is_some_and(|r| r.cause.is_some() && !r.taken)
-        });
+        };
+        // The client may be about to take what a new channel was opened for: nobody is refused for that.
+        let taking = |c: &ChannelDetails| is_untaken(c) && !c.pending_outbound_htlcs.is_empty();
+        let opening = online && (settling || jit.iter().any(|c| !c.is_channel_ready || taking(c)));
+        let untaken = jit.iter().filter(|c| is_untaken(c));
         let fee_sat = self.fees.normal().fee_vb(FUNDING_VB).map_or(0, |fee| fee.to_sat());
         let (_, coins_sat) = self.wallet.free_coins();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
