@@ -299,12 +299,13 @@ impl Daemon {
         Ok(self.api()?.post::<Answer>("/v1/address", &json!({}))?.address)
     }
 
-    /// A BOLT 11 invoice.
+    /// A BOLT 11 invoice, its own: not one of its LSP's.
     ///
     /// # Errors
     /// If the call fails.
     pub fn invoice(&self, amount_msat: u64, description: &str) -> Result<Invoice> {
-        let body = json!({ "amount_msat": amount_msat, "description": description });
+        let relay = (self.name != "lsp-server").then_some("never");
+        let body = json!({ "amount_msat": amount_msat, "description": description, "relay": relay });
         self.api()?.post("/v1/invoice", &body)
     }
 
