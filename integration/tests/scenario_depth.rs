@@ -87,7 +87,8 @@ fn a_client_refuses_channels_that_are_in_no_plan() -> Result<()> {
     world.wait_waiting(2)?;
     let coins = world.lsp.balance()?.onchain.confirmed_sat;
     let client = world.client(0)?;
-    let request = json!({ "node_id": client.node_id(), "capacity_sat": 500_000 });
+    // An announced one: of those beside a factory, which a client takes, see `scenario_jit`.
+    let request = json!({ "node_id": client.node_id(), "capacity_sat": 500_000, "announce": true });
     world.lsp.api()?.post::<serde_json::Value>("/v1/channels", &request)?;
     wait::until("the LSP to hear the refusal", PATIENCE, || {
         assert_eq!(client.channels()?, [], "a channel of no plan was accepted");

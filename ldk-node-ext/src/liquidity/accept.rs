@@ -115,6 +115,14 @@ impl Parts {
         }
     }
 
+    /// Whether the LSP receives for a node, and makes room for what it is to get: it has a channel in a factory. Anybody can
+    /// speak our protocol under any number of names, and each channel costs a transaction.
+    pub(crate) fn is_served(&self, peer: &PublicKey) -> bool {
+        let channels = self.manager.list_channels_with_counterparty(peer);
+        matches!(self.config.role, RoleConfig::Lsp(_))
+            && channels.iter().any(|c| self.outpoints.is_factory(&c.channel_id))
+    }
+
     /// Whether a node is one of our clients (LSP): it speaks our protocol now, or has a channel in a factory.
     pub(crate) fn is_client(&self, peer: &PublicKey) -> bool {
         matches!(self.config.role, RoleConfig::Lsp(_))

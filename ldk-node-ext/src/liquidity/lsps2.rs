@@ -45,7 +45,7 @@ const MIN_LIFETIME: u32 = 1008;
 /// pays for its transaction first.
 const MAX_UNPAID: usize = 20;
 /// For how long such a channel counts, blocks: about a day.
-const UNPAID_FOR: u32 = 144;
+pub(super) const UNPAID_FOR: u32 = 144;
 /// The cause of such channels in the records.
 const CAUSE: &str = "lsps2";
 /// Longest `to_self_delay` that a wallet may ask of us, blocks.
@@ -182,7 +182,7 @@ impl Parts {
         &self,
         client: PublicKey,
         (hash, payment): (PaymentHash, &Payment),
-        policy: &JitPolicy,
+        (reserve_sat, policy): (u64, &JitPolicy),
     ) {
         let key = (client, hash);
         let first = payment.parts.first();
@@ -205,7 +205,7 @@ impl Parts {
                 self.give_back_held(&key, "its channel could not be opened");
             }
             None if self.peers.peer_by_node_id(&client).is_some() => {
-                self.open_bought(&key, (scid, payment), &open, policy);
+                self.open_bought(&key, (scid, payment), &open, (reserve_sat, policy));
             }
             None => {}
         }
@@ -216,11 +216,12 @@ impl Parts {
         key: &Key,
         (scid, payment): (u64, &Payment),
         open: &[ChannelDetails],
-        policy: &JitPolicy,
+        (reserve_sat, policy): (u64, &JitPolicy),
     ) {
         let (client, hash) = key;
         let amount = Amount::Parts(vec![payment.total_msat()]);
-        let mut situation = self.situation(client, amount, &PaymentView::default(), open, payment);
+        let view = PaymentView { reserve_sat, ..PaymentView::default() };
+        let mut situation = self.situation(client, amount, &view, open, payment);
         if self.unpaid_bought() >= MAX_UNPAID {
             return self
                 .give_back_held(key, "too many wallets have not paid for the channels that they bought");
@@ -277,6 +278,12 @@ impl Parts {
             }
         }
         faults::point("lsp.jit.forwarded");
+    }
+
+    /// A sold channel whose opening fee has not been paid: nothing else goes over it.
+    pub(crate) fn is_unpaid(&self, user_channel_id: u128) -> bool {
+        let record = self.liquidity.records.get(user_channel_id);
+        record.is_some_and(|r| r.cause.as_deref() == Some(CAUSE) && !r.taken)
     }
 
     /// A payment was taken over the channel of an offer: the fee is paid.

@@ -23,6 +23,8 @@ mod status;
 
 use std::sync::{Arc, Mutex};
 
+use bitcoin::hashes::{sha256, Hash};
+use bitcoin::secp256k1::PublicKey;
 use lightning::ln::types::ChannelId;
 use lightning::types::payment::PaymentHash;
 use tokio::sync::Notify;
@@ -61,9 +63,12 @@ pub(crate) fn new_id() -> u128 {
     marked(u128::from_be_bytes(rand::random()))
 }
 
-/// The user channel id of the JIT channel that is opened for a payment: by it the channel is found after a restart.
-fn id_for(hash: &PaymentHash) -> u128 {
-    marked(hash.0.iter().take(16).fold(0, |all, byte| (all << 8) | u128::from(*byte)))
+/// The user channel id of the JIT channel that is opened for a client's payment: by it the channel is found after a restart.
+/// Who pays can give two clients' payments the same hash.
+fn id_for(peer: &PublicKey, hash: &PaymentHash) -> u128 {
+    let both: Vec<u8> = peer.serialize().into_iter().chain(hash.0).collect();
+    let digest = sha256::Hash::hash(&both).to_byte_array();
+    marked(digest.iter().take(16).fold(0, |all, byte| (all << 8) | u128::from(*byte)))
 }
 
 /// Whether a channel was opened beside a factory.
@@ -108,6 +113,8 @@ impl Liquidity {
 
 #[cfg(test)]
 mod tests {
+    use bitcoin::secp256k1::{Secp256k1, SecretKey};
+
     use super::*;
 
     #[test]
@@ -115,9 +122,11 @@ mod tests {
         assert!(is_jit(new_id()) && !is_jit(0) && !crate::factory::is_marked(new_id()));
         assert_ne!(new_id(), new_id());
         let (one, other) = (PaymentHash([1; 32]), PaymentHash([2; 32]));
-        assert!(is_jit(id_for(&one)));
-        assert_eq!(id_for(&one), id_for(&PaymentHash([1; 32])));
-        assert_ne!(id_for(&one), id_for(&other));
+        let peer = |byte| SecretKey::from_slice(&[byte; 32]).unwrap().public_key(&Secp256k1::new());
+        assert!(is_jit(id_for(&peer(1), &one)));
+        assert_eq!(id_for(&peer(1), &one), id_for(&peer(1), &PaymentHash([1; 32])));
+        assert_ne!(id_for(&peer(1), &one), id_for(&peer(1), &other));
+        assert_ne!(id_for(&peer(1), &one), id_for(&peer(2), &one));
         assert!(new_temporary().0.starts_with(&TEMPORARY_MARK));
     }
 }

@@ -9,6 +9,7 @@ use bitcoin::{Amount, ScriptBuf};
 use lightning::ln::types::ChannelId;
 use serde_json::json;
 
+use super::lsps2::UNPAID_FOR;
 use super::record::Record;
 use super::{id_for, is_jit, new_id, new_temporary};
 use crate::config::NodeConfig;
@@ -37,10 +38,10 @@ impl Parts {
     pub(crate) fn open_jit(&self, peer: PublicKey, capacity_sat: u64, why: For<'_>) -> Result<u128, Error> {
         let (id, push_msat, cause) = match why {
             For::Operator(push_msat) => (new_id(), push_msat, None),
-            For::Payment(hash, cause) => (id_for(hash), 0, Some(cause.to_owned())),
+            For::Payment(hash, cause) => (id_for(&peer, hash), 0, Some(cause.to_owned())),
         };
         // The account of an earlier one stays, if a payment comes with the same hash again.
-        let known = self.liquidity.records.get(id).is_some_and(|r| r.signed);
+        let known = self.liquidity.records.get(id).is_some();
         let id = if known { new_id() } else { id };
         self.liquidity.records.put(id, Record::new(peer, capacity_sat, cause, self.height()))?;
         faults::point("lsp.jit.recorded");
@@ -102,11 +103,14 @@ impl Parts {
         Ok(())
     }
 
-    /// A channel was paid over.
+    /// A channel was paid over, less what was kept of it, msat. One that was sold counts as paid over when its fee was kept.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub(crate) fn jit_taken(&self, id: u128) -> Result<(), Error> {
+    pub(crate) fn jit_taken(&self, id: u128, kept_msat: u64) -> Result<(), Error> {
+        if self.is_unpaid(id) && kept_msat == 0 {
+            return Ok(());
+        }
         self.liquidity.records.change(id, |r| r.taken = true)?;
         self.bought_taken(id)
     }
@@ -157,13 +161,14 @@ impl Parts {
         for (id, record) in self.liquidity.records.all() {
             let Some(tx) = record.transaction().filter(|_| record.signed) else { continue };
             let channel = open.iter().find(|c| c.user_channel_id == id);
-            // Of one that is closed LDK has the funding transaction confirmed.
-            let deep = channel.map_or(record.closed, |c| self.is_deep(c));
+            // The client of one that is closed may have been paid over it: a day's blocks for it to confirm.
+            let late = self.height() >= record.height.saturating_add(UNPAID_FOR);
+            let deep = channel.map_or(record.closed && late, |c| self.is_deep(c));
             if deep {
                 if let Err(e) = self.liquidity.records.change(id, |r| r.funding = None) {
                     tracing::error!(error = %e, "JIT channel not stored");
                 }
-            } else if channel.is_some_and(|c| c.confirmations.unwrap_or(0) == 0) {
+            } else if channel.is_none_or(|c| c.confirmations.unwrap_or(0) == 0) {
                 self.broadcaster.send(vec![tx], WHAT);
             }
         }

@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::decide::{decide, Action, Amount, Decision, JitPolicy, Leaf, Situation};
 use super::hold::{Key, Payment};
+use super::lsps2::UNPAID_FOR;
 use super::open::For;
 use super::{is_jit, Full};
 use crate::api::LiquidityRequest;
@@ -88,10 +89,18 @@ impl Parts {
             let now = Instant::now();
             let mut due = Vec::new();
             for (hash, payment) in payments {
+                let key = (client, hash);
+                let own = payment.own_msat.is_some();
                 match payment.over(now, policy.hold, self.height()) {
-                    Some(why) => self.give_back_held(&(client, hash), why),
+                    // How long it waits its relay knows.
+                    Some(_) if own => drop(lock(&self.liquidity.held).take(&key)),
+                    Some(why) => self.give_back_held(&key, why),
+                    None if own && !self.relays.is_held(&hash) => drop(lock(&self.liquidity.held).take(&key)),
                     None if !payment.is_gathered(now) => {}
-                    None if payment.bought => self.serve_bought(client, (hash, &payment), policy),
+                    None if payment.bought => {
+                        let Some(view) = self.payment_view(client).await else { return };
+                        self.serve_bought(client, (hash, &payment), (view.reserve_sat, policy));
+                    }
                     None => due.push((hash, payment)),
                 }
             }
@@ -101,12 +110,15 @@ impl Parts {
         }
     }
 
-    async fn serve_client(&self, client: PublicKey, due: Vec<(PaymentHash, Payment)>, policy: &JitPolicy) {
+    /// What the factory service says of a client; none while the node stops.
+    async fn payment_view(&self, client: PublicKey) -> Option<PaymentView> {
         let (answer, view) = oneshot::channel();
-        if self.commands.send(Command::PaymentView(client, answer)).await.is_err() {
-            return;
-        }
-        let Ok(Ok(view)) = view.await else { return };
+        self.commands.send(Command::PaymentView(client, answer)).await.ok()?;
+        view.await.ok()?.ok()
+    }
+
+    async fn serve_client(&self, client: PublicKey, due: Vec<(PaymentHash, Payment)>, policy: &JitPolicy) {
+        let Some(view) = self.payment_view(client).await else { return };
         let mut waiting = Vec::new();
         for (hash, payment) in due {
             let open = self.manager.list_channels();
@@ -122,8 +134,13 @@ impl Parts {
             let own = JitPolicy { rotate_first: policy.rotate_first && !payment.rotated, ..policy.clone() };
             let situation = self.situation(&client, payment.amount(), &view, &open, &payment);
             let decision = decide(&situation, &own);
+            let opens = matches!(decision.action, Action::Jit { .. } | Action::JitAndMultipath { .. });
             match decision.action {
                 Action::Forward | Action::Multipath => self.send_on(client, hash, &decision),
+                // The one that was opened for it is gone, or does not do: a payment has one opened once.
+                _ if opens && payment.opening => {
+                    self.give_back_held(&(client, hash), "its channel could not be opened");
+                }
                 _ => waiting.push(Waiting { hash, payment, decision }),
             }
         }
@@ -259,7 +276,17 @@ impl Parts {
         // The client may be about to take what a new channel was opened for: nobody is refused for that.
         let taking = |c: &ChannelDetails| is_untaken(c) && !c.pending_outbound_htlcs.is_empty();
         let opening = online && (settling || jit.iter().any(|c| !c.is_channel_ready || taking(c)));
-        let untaken = jit.iter().filter(|c| is_untaken(c));
+        let untaken = jit.iter().filter(|c| is_untaken(c)).count();
+        let records = self.liquidity.records.all();
+        let lately = self.height().saturating_sub(UNPAID_FOR);
+        let closed = records
+            .iter()
+            .map(|(_, r)| r)
+            .filter(|r| r.peer == *client && r.closed && r.cause.is_some() && !r.taken && r.height >= lately);
+        let untaken = untaken.saturating_add(closed.count());
+        // Begun, and not funded yet: the wallet does not know of them.
+        let begun = records.iter().map(|(_, r)| r).filter(|r| !r.signed && r.funding.is_none());
+        let promised_sat = begun.fold(0u64, |sum, r| sum.saturating_add(r.capacity_sat));
         let fee_sat = self.fees.normal().fee_vb(FUNDING_VB).map_or(0, |fee| fee.to_sat());
         let (_, coins_sat) = self.wallet.free_coins();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -270,10 +297,13 @@ impl Parts {
             leaf,
             opening,
             jit_channels: count(jit.len()),
-            jit_untaken: count(untaken.count()),
+            jit_untaken: count(untaken),
             jit_total_sat: jit.iter().fold(0, |sum, c| sum.saturating_add(c.channel_value_satoshis)),
             // What publishing all leaves may cost is not given away.
-            wallet_sat: coins_sat.saturating_sub(view.reserve_sat).saturating_sub(fee_sat),
+            wallet_sat: coins_sat
+                .saturating_sub(view.reserve_sat)
+                .saturating_sub(promised_sat)
+                .saturating_sub(fee_sat),
         }
     }
 
@@ -348,6 +378,9 @@ impl Parts {
 
     /// Has room made for a payment of this node's own, if need be; may be asked again and again.
     pub(crate) fn want_room(&self, client: PublicKey, hash: PaymentHash, msat: u64) {
+        if !self.is_served(&client) {
+            return self.relay_without_room(&hash, "the client has no channel in a factory (any more)");
+        }
         let asked = lock(&self.liquidity.held).add_own((client, hash), msat, Instant::now());
         match asked {
             Ok(true) => self.liquidity.changed.notify_one(),

@@ -390,14 +390,18 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             p.payment_changed();
         }
         Event::PaymentForwarded {
-            total_fee_earned_msat, outbound_amount_forwarded_msat, next_htlcs, ..
+            total_fee_earned_msat,
+            outbound_amount_forwarded_msat,
+            next_htlcs,
+            skimmed_fee_msat,
+            ..
         } => {
             faults::point("lsp.forwarded");
             for (peer, msat) in next_htlcs.iter().filter_map(|htlc| htlc.node_id.zip(htlc.amount_msat)) {
                 p.note_settled(&peer, msat);
             }
             for id in next_htlcs.iter().filter_map(|htlc| htlc.user_channel_id).filter(|id| is_jit(*id)) {
-                p.jit_taken(id).map_err(replay)?;
+                p.jit_taken(id, skimmed_fee_msat.unwrap_or(0)).map_err(replay)?;
             }
             p.events.push(
                 "payment_forwarded",
@@ -445,10 +449,20 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
         Event::DiscardFunding { funding_info: FundingInfo::Tx { transaction }, .. } => {
             p.wallet.release(&transaction)
         }
+        // Of a relay, over a channel that was opened for it.
+        Event::PaymentPathSuccessful { path, .. } => {
+            let first = path.hops.first().map(|hop| Some(hop.short_channel_id));
+            let all = p.manager.list_channels();
+            let used = all.iter().find(|c| {
+                first.is_some_and(|scid| c.outbound_scid_alias == scid || c.short_channel_id == scid)
+            });
+            if let Some(id) = used.map(|c| c.user_channel_id).filter(|id| is_jit(*id)) {
+                p.jit_taken(id, 0).map_err(replay)?;
+            }
+        }
         Event::DiscardFunding { .. }
         | Event::ConnectionNeeded { .. }
         | Event::InvoiceReceived { .. }
-        | Event::PaymentPathSuccessful { .. }
         | Event::PaymentPathFailed { .. }
         | Event::ProbeSuccessful { .. }
         | Event::ProbeFailed { .. }

@@ -23,6 +23,7 @@ use crate::api::{Direction, Payment, PaymentStatus, RelayedPayment};
 use crate::config::RoleConfig;
 use crate::error::Error;
 use crate::faults;
+use crate::htlc_rules::Limits;
 use crate::node::{known_payments, Parts};
 use crate::util::unix_now;
 
@@ -196,6 +197,14 @@ impl Parts {
         let mut without_room = Vec::new();
         for (hash, relay) in held {
             let _turn = self.relays.turn();
+            // Also those that are not ready: one may be by the time of LDK's last try.
+            let channels = all.iter().filter(|c| c.counterparty.node_id == relay.terms.client);
+            let claim = self.strictest(channels.map(|c| &c.channel_id)).map_or(0, Limits::claim);
+            if !relay.terms.suffices(claim) {
+                let reason = "the client's channels need more blocks than were agreed on";
+                self.relay_step(&hash, Input::NoRoom { reason })?;
+                continue;
+            }
             let (there, connected) = incoming(&all, &hash, &relay);
             let usable = all.iter().filter(|c| {
                 c.counterparty.node_id == relay.terms.client

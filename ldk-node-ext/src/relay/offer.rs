@@ -84,6 +84,9 @@ impl Parts {
         }
         let limits = (settings.relay_max_open_per_client, settings.relay_max_open);
         self.relays.check_limits(&client, limits).map_err(declined)?;
+        if !self.is_served(&client) {
+            return Err((NOT_ALLOWED, "only for clients that have a channel in a factory".into()));
+        }
         if ask.expiry_secs < MIN_EXPIRY_SECS || ask.expiry_secs > MAX_EXPIRY_SECS {
             let text = format!("expiry_secs: must be from {MIN_EXPIRY_SECS} to {MAX_EXPIRY_SECS}");
             return Err((MALFORMED, text));
@@ -110,7 +113,7 @@ impl Parts {
         }
         let hash = PaymentHash(ask.payment_hash);
         self.check_unused(&hash)?;
-        let budget = self.relay_budget(settings, ask.min_final, &channels)?;
+        let budget = self.relay_budget(settings, ask.min_final, &client)?;
         let secret = Bytes(ask.payment_secret);
         let (amount_msat, outgoing) = (ask.amount_msat, budget.outgoing);
         let terms = Terms { client, secret, amount_msat, fee_msat, outgoing, lapses_at: 0 };
@@ -141,10 +144,12 @@ impl Parts {
         &self,
         settings: &LspSettings,
         min_final: u16,
-        channels: &[ChannelDetails],
+        client: &PublicKey,
     ) -> Result<Budget, Declined> {
-        let own = self.strictest(channels.iter().map(|c| &c.channel_id)).map_or(0, Limits::claim);
         let all = self.manager.list_channels();
+        // Also of channels that are not ready yet, or whose funding is not deep.
+        let of_client = all.iter().filter(|c| c.counterparty.node_id == *client);
+        let own = self.strictest(of_client.map(|c| &c.channel_id)).map_or(0, Limits::claim);
         let incoming = self.strictest(all.iter().map(|c| &c.channel_id)).map_or(0, Limits::claim);
         let hold = settings.relay_hold_secs.div_ceil(BLOCK_SECS).saturating_add(QUICK_BLOCKS);
         let hold = u32::try_from(hold).unwrap_or(u32::MAX);

@@ -43,6 +43,14 @@ pub(crate) struct Terms {
     pub(crate) lapses_at: u64,
 }
 
+impl Terms {
+    /// Whether the outgoing payment has the blocks that its channels want of it (`claim`, with the margin). They may be
+    /// others than when the relay was agreed on: a client that was in no factory then may be in one now.
+    pub(crate) fn suffices(&self, claim: u32) -> bool {
+        claim.saturating_add(budget::SLACK) <= self.outgoing
+    }
+}
+
 /// The payment that came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Incoming {

@@ -59,6 +59,11 @@ impl Relays {
         lock(&self.turn)
     }
 
+    /// Whether this is a relay that is held and not paid on.
+    pub(crate) fn is_held(&self, hash: &PaymentHash) -> bool {
+        lock(&self.all).get(hash).is_some_and(|relay| relay.state == State::Held)
+    }
+
     /// Has what is held looked at again: there is room for a payment now.
     pub(crate) fn wake(&self) {
         self.held.notify_one();

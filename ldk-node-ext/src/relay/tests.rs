@@ -99,6 +99,14 @@ fn what_does_not_fit_is_given_back_and_the_invoice_stays_open() {
 }
 
 #[test]
+fn what_was_agreed_on_has_to_do_for_the_channels_of_the_day() {
+    let terms = relay(&[]).terms;
+    let most = terms.outgoing - budget::SLACK;
+    assert!(terms.suffices(0) && terms.suffices(most));
+    assert!(!terms.suffices(most + 1) && !terms.suffices(u32::MAX));
+}
+
+#[test]
 fn a_held_one_is_paid_on_in_time_or_given_back_for_good() {
     let last = budget::last_send(incoming(1).claim_by, plan().outgoing).unwrap();
     let held = || relay(&[arrives(1)]);

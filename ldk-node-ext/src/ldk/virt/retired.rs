@@ -318,7 +318,9 @@ impl Retired {
     pub(crate) fn balances(&self, channel: &ChannelId) -> Option<Vec<Balance>> {
         let inner = lock(&self.inner);
         let mut of_it = inner.kept.iter().filter(|kept| kept.channel == *channel);
-        let spent = of_it.find(|k| self.mapping.spend(&k.v).is_some() || self.mapping.is_left(&k.v))?;
+        // A reorganisation may have taken off the chain what was left over.
+        let left = |v: &OutPoint| self.mapping.is_left(v) && self.mapping.is_confirmed(v);
+        let spent = of_it.find(|k| self.mapping.spend(&k.v).is_some() || left(&k.v))?;
         Some(spent.monitor.get_claimable_balances())
     }
 
