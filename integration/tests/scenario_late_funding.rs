@@ -39,7 +39,10 @@ fn wait_published(world: &World, client: &Client, id: &str, funding: Txid) -> Re
             return Ok(if there { Seen::Done(()) } else { Seen::not_yet("no commitment") });
         };
         let there = match world.bitcoind.confirmed(txid)?.map(|c| c.height) {
-            None => world.bitcoind.transaction(txid)?.is_some(),
+            None => {
+                world.bitcoind.transaction(txid)?.is_some()
+                    || world.bitcoind.mempool_spender(channel)?.is_some()
+            }
             // The commitment's delay, and the block in which LDK hands the output out.
             Some(height) => next <= height + 145 || client.balance()?.lightning.pending_sweep_sat == 0,
         };
