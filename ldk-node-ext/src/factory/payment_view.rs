@@ -67,6 +67,7 @@ impl Service {
             changing: rotates || leaf.channels.iter().any(|(c, _)| self.is_changing(c)),
             signers_online: signers.all(|client| ready.contains(&client)),
             stock_sat: tree.leaf(index)?.stock_sat,
+            most_msat: 0,
         }))
     }
 }

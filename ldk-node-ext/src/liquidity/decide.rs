@@ -77,6 +77,9 @@ pub struct Leaf {
     pub signers_online: bool,
     /// What the operator's stock in the leaf can give away, sat.
     pub stock_sat: u64,
+    /// What may be under way over the channel at a time, msat: agreed when it was opened, and the same however large it
+    /// grows.
+    pub most_msat: u64,
 }
 
 /// All that the decision depends on.
@@ -126,6 +129,9 @@ pub enum Against {
     /// The leaf's stock is too small, sat.
     #[error("the leaf's stock is too small")]
     StockTooSmall,
+    /// The channel carries no more at a time, however large it is.
+    #[error("the factory channel carries no more at a time")]
+    CarriesNoMore,
     /// The operator does not want rotations for this.
     #[error("rotations for payments are switched off")]
     RotationsOff,
@@ -277,6 +283,9 @@ fn rotation(s: &Situation, leaf: Option<Leaf>, policy: &JitPolicy) -> Result<Act
     let missing = least(&s.amount, &room(s), whole, grown);
     // A larger channel keeps a larger reserve.
     let grow_sat = sat_up(missing).saturating_add(sat_up(missing) / 50).saturating_add(1_000);
+    if leaf.limit_msat.saturating_add(missing) > leaf.most_msat {
+        return Err(Against::CarriesNoMore);
+    }
     if grow_sat > leaf.stock_sat {
         return Err(Against::StockTooSmall);
     }

@@ -15,6 +15,7 @@ fn situation(amount: Amount) -> Situation {
             changing: false,
             signers_online: true,
             stock_sat: 1_000_000,
+            most_msat: 1_000_000_000,
         }),
         opening: false,
         jit_channels: 0,
@@ -128,6 +129,10 @@ fn every_limit_of_the_policy_holds() {
     assert_eq!(why_refused(&poor, &default()), Against::WalletTooSmall);
     let stock = with_leaf(one(150_000), |leaf| leaf.stock_sat = 50_000);
     assert_eq!(why_jit(&stock), Against::StockTooSmall);
+    let narrow = with_leaf(one(150_000), |leaf| leaf.most_msat = 149_999_999);
+    assert_eq!(why_jit(&narrow), Against::CarriesNoMore);
+    let wide = with_leaf(one(150_000), |leaf| leaf.most_msat = 150_000_000);
+    assert!(matches!(action(&wide), Action::Rotate { .. }));
     let off = JitPolicy { rotate_first: false, ..default() };
     assert_eq!(decide(&situation(one(150_000)), &off).against, [Against::NoRoom, Against::RotationsOff]);
     // Small channels are not worth their transaction.
@@ -165,6 +170,7 @@ fn leaves() -> impl Strategy<Value = Leaf> {
             changing,
             signers_online,
             stock_sat,
+            most_msat: limit_msat.saturating_add(100_000_000),
         },
     )
 }
