@@ -17,6 +17,8 @@ use crate::node::Intercepted;
 const MAX_OF_CLIENT: usize = 50;
 /// HTLCs that are held at a time.
 const MAX_IN_ALL: usize = 1000;
+/// Of these, such that came to the ids of LSPS2 offers: anybody can take those, under any number of names.
+const MAX_BOUGHT: usize = 500;
 /// Parts of a payment come one after the other; so long after the last one it is decided what is done with them.
 const GATHER: Duration = Duration::from_millis(150);
 /// How long channels may take to be usable after a connection was made.
@@ -174,6 +176,10 @@ impl Held {
             return Err(Full::Client);
         }
         self.has_place(&client)?;
+        let sold = self.payments.values().filter(|p| p.bought).map(Payment::places);
+        if bought && sold.sum::<usize>() >= MAX_BOUGHT {
+            return Err(Full::All);
+        }
         let payment = self.payments.entry(key).or_insert_with(|| Payment::begun(bought, now));
         payment.newest = now;
         payment.parts.push(part);
@@ -244,6 +250,20 @@ mod tests {
         assert_eq!(held.take(&(client(1), PaymentHash([1; 32]))).unwrap().parts.len(), 50);
         held.add(client(21), part(1, 0), false, now).unwrap();
         assert_eq!((held.count(), held.by_client().len()), (951, 20));
+    }
+
+    #[test]
+    fn wallets_do_not_take_the_places_of_clients() {
+        let (mut held, now) = (Held::default(), Instant::now());
+        for n in 1..=10 {
+            for id in 0..50 {
+                held.add(client(n), part(n, id), true, now).unwrap();
+            }
+        }
+        assert_eq!(held.add(client(11), part(11, 0), true, now), Err(Full::All));
+        held.add(client(11), part(11, 0), false, now).unwrap();
+        held.take(&(client(1), PaymentHash([1; 32]))).unwrap();
+        held.add(client(11), part(12, 0), true, now).unwrap();
     }
 
     #[test]

@@ -47,7 +47,7 @@ const MAX_UNPAID: usize = 20;
 /// For how long such a channel counts, blocks: about a day.
 pub(super) const UNPAID_FOR: u32 = 144;
 /// The cause of such channels in the records.
-const CAUSE: &str = "lsps2";
+pub(super) const SOLD: &str = "lsps2";
 /// Longest `to_self_delay` that a wallet may ask of us, blocks.
 const MAX_TO_SELF_DELAY: u32 = 2016;
 
@@ -155,6 +155,7 @@ impl Parts {
                     size_msat: payment_size_msat,
                     valid_until: u64::try_from(fees.valid_until.0.timestamp()).unwrap_or(0),
                     channel: None,
+                    charged: None,
                     paid: false,
                 };
                 // On disk before anybody can pay it.
@@ -198,8 +199,14 @@ impl Parts {
         let is_its = |c: &&ChannelDetails| {
             offer.channel.as_ref().is_some_and(|id| *id == format!("{:032x}", c.user_channel_id))
         };
+        // Another payment that pays for the channel: it may fail yet, or this one need not pay.
+        let other = offer.charged.as_deref().filter(|_| fee_msat > 0);
+        let other = other.filter(|charged| *charged != hex::encode(hash.0));
+        if other.is_some_and(|charged| self.is_on_its_way(&client, charged, &open)) {
+            return;
+        }
         match open.iter().find(is_its) {
-            Some(c) if c.is_usable => self.send_bought(&key, fee_msat, c),
+            Some(c) if c.is_usable => self.send_bought(&key, (scid, fee_msat), c),
             Some(_) => {}
             None if payment.opening || offer.paid => {
                 self.give_back_held(&key, "its channel could not be opened");
@@ -218,7 +225,7 @@ impl Parts {
         open: &[ChannelDetails],
         (reserve_sat, policy): (u64, &JitPolicy),
     ) {
-        let (client, hash) = key;
+        let client = &key.0;
         let amount = Amount::Parts(vec![payment.total_msat()]);
         let view = PaymentView { reserve_sat, ..PaymentView::default() };
         let mut situation = self.situation(client, amount, &view, open, payment);
@@ -237,10 +244,13 @@ impl Parts {
         if let Some(payment) = lock(&self.liquidity.held).get_mut(key) {
             payment.opening = true;
         }
-        let opened = self.open_jit(*client, capacity_sat, For::Payment(hash, CAUSE)).and_then(|id| {
-            self.liquidity.offers.change(scid, |offer| offer.channel = Some(format!("{id:032x}")))
-        });
-        if let Err(e) = opened {
+        // First, so that a channel that is there after a restart is known to be this one's.
+        let id = super::new_id();
+        let stored = self.liquidity.offers.change(scid, |offer| offer.channel = Some(format!("{id:032x}")));
+        if let Err(e) = stored.and_then(|()| self.open_jit(*client, capacity_sat, For::Offer(id))) {
+            if let Err(e) = self.liquidity.offers.closed(id, false) {
+                tracing::error!(error = %e, "LSPS2 offer not stored");
+            }
             self.jit_failed(client, &e.to_string());
             self.give_back_held(key, "its channel could not be opened");
         }
@@ -251,12 +261,26 @@ impl Parts {
     fn unpaid_bought(&self) -> usize {
         let from = self.height().saturating_sub(UNPAID_FOR);
         let all = self.liquidity.records.all();
-        let unpaid = |r: &Record| r.cause.as_deref() == Some(CAUSE) && !r.taken && r.height >= from;
+        let unpaid = |r: &Record| r.cause.as_deref() == Some(SOLD) && !r.taken && r.height >= from;
         all.iter().filter(|(_, r)| unpaid(r)).count()
     }
 
-    fn send_bought(&self, key: &Key, fee_msat: u64, channel: &ChannelDetails) {
+    /// Whether a payment to a wallet has been sent on, and is not over.
+    fn is_on_its_way(&self, wallet: &PublicKey, hash: &str, open: &[ChannelDetails]) -> bool {
+        let of_wallet = open.iter().filter(|c| c.counterparty.node_id == *wallet);
+        let mut pending = of_wallet.flat_map(|c| &c.pending_outbound_htlcs);
+        pending.any(|htlc| hex::encode(htlc.payment_hash.0) == hash) || self.is_handed(wallet, hash)
+    }
+
+    fn send_bought(&self, key: &Key, (scid, fee_msat): (u64, u64), channel: &ChannelDetails) {
         let client = key.0;
+        if fee_msat > 0 {
+            let charged = Some(hex::encode(key.1 .0));
+            if let Err(e) = self.liquidity.offers.change(scid, |offer| offer.charged = charged) {
+                tracing::error!(error = %e, "LSPS2 offer not stored; will be tried again");
+                return;
+            }
+        }
         faults::point("lsp.jit.forward");
         let Some(payment) = lock(&self.liquidity.held).take(key) else { return };
         let open = self.manager.list_channels();
@@ -283,17 +307,6 @@ impl Parts {
     /// A sold channel whose opening fee has not been paid: nothing else goes over it.
     pub(crate) fn is_unpaid(&self, user_channel_id: u128) -> bool {
         let record = self.liquidity.records.get(user_channel_id);
-        record.is_some_and(|r| r.cause.as_deref() == Some(CAUSE) && !r.taken)
-    }
-
-    /// A payment was taken over the channel of an offer: the fee is paid.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub(super) fn bought_taken(&self, user_channel_id: u128) -> Result<(), Error> {
-        match self.liquidity.offers.of_channel(user_channel_id) {
-            Some(scid) => self.liquidity.offers.change(scid, |offer| offer.paid = true),
-            None => Ok(()),
-        }
+        record.is_some_and(|r| r.cause.as_deref() == Some(SOLD) && !r.taken)
     }
 }

@@ -19,6 +19,8 @@ const NAMESPACE: &str = "lsps2_offers";
 const VERSION: u32 = 1;
 /// Offers that there may be at a time.
 pub(super) const MAX_OFFERS: usize = 10_000;
+/// Offers of one wallet that there may be at a time and that are not paid.
+const MAX_OF_WALLET: usize = 50;
 
 /// One offer that a wallet has taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +41,10 @@ pub(crate) struct Offer {
     pub(crate) valid_until: u64,
     /// User channel id of the channel that was opened, hex.
     pub(crate) channel: Option<String>,
+    /// Hash of the payment that was sent on with the fee taken off last, hex. While it is on its way no other one is: both
+    /// would pay for the same channel.
+    #[serde(default)]
+    pub(crate) charged: Option<String>,
     /// The fee has been taken.
     pub(crate) paid: bool,
 }
@@ -132,6 +138,12 @@ impl Offers {
         if all.len() >= MAX_OFFERS {
             return Err(Error::Unavailable(format!("{MAX_OFFERS} LSPS2 offers wait to be paid")));
         }
+        if all.values().filter(|o| o.peer == offer.peer && !o.paid).count() >= MAX_OF_WALLET {
+            let wallet = offer.peer;
+            return Err(Error::Unavailable(format!(
+                "{MAX_OF_WALLET} LSPS2 offers of {wallet} wait to be paid"
+            )));
+        }
         records::put(&*self.store, NAMESPACE, &key(scid), VERSION, &offer)?;
         all.insert(scid, offer);
         Ok(())
@@ -176,6 +188,42 @@ impl Offers {
         lock(&self.all).iter().find(|(_, o)| o.channel.as_ref() == Some(&name)).map(|(scid, _)| *scid)
     }
 
+    /// The fee of a wallet's offer was taken off a payment that went over this channel. LDK takes whichever channel with the
+    /// wallet has room, so it need not be the one that was sold.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) fn fee_taken(
+        &self,
+        user_channel_id: u128,
+        peer: Option<PublicKey>,
+    ) -> Result<Option<u128>, Error> {
+        let name = format!("{user_channel_id:032x}");
+        let sold = {
+            let all = lock(&self.all);
+            let due = || all.iter().filter(|(_, o)| !o.paid && o.charged.is_some() && o.channel.is_some());
+            let its = due().find(|(_, o)| o.channel.as_ref() == Some(&name));
+            let found = its.or_else(|| due().find(|(_, o)| peer.is_some_and(|peer| o.peer == peer)));
+            found.and_then(|(scid, o)| Some((*scid, u128::from_str_radix(o.channel.as_ref()?, 16).ok()?)))
+        };
+        let Some((scid, channel)) = sold else { return Ok(None) };
+        self.change(scid, |offer| offer.paid = true)?;
+        Ok(Some(channel))
+    }
+
+    /// Forgets channels of offers that nobody knows (any more): the process died when it had only begun to open them.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) fn keep_channels(&self, known: impl Fn(u128) -> bool) -> Result<(), Error> {
+        let lost = |o: &Offer| {
+            let id = o.channel.as_ref().map(|id| u128::from_str_radix(id, 16));
+            id.is_some_and(|id| id.map_or(true, |id| !known(id)))
+        };
+        let all: Vec<u64> = lock(&self.all).iter().filter(|(_, o)| lost(o)).map(|(scid, _)| *scid).collect();
+        all.into_iter().try_for_each(|scid| self.change(scid, |offer| offer.channel = None))
+    }
+
     /// The channel of an offer is closed: the offer is over.
     ///
     /// # Errors
@@ -204,6 +252,7 @@ mod tests {
             size_msat,
             valid_until: 100,
             channel: None,
+            charged: None,
             paid: false,
         }
     }
@@ -232,5 +281,52 @@ mod tests {
             assert!(sent.iter().zip(&parts).all(|(s, p)| s <= p));
         }
         assert_eq!(shares(&[100_000, 200_000], 3_000), [99_000, 198_000]);
+    }
+
+    fn opened(dir: &std::path::Path) -> Offers {
+        Offers::open(Arc::new(Store::open(&dir.join("db")).unwrap())).unwrap()
+    }
+
+    #[test]
+    fn a_wallet_has_so_many_offers_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let offers = opened(dir.path());
+        let late = Offer { valid_until: u64::MAX, ..offer(None) };
+        for scid in 0..50 {
+            offers.add(scid, late.clone()).unwrap();
+        }
+        assert!(matches!(offers.add(50, late.clone()), Err(Error::Unavailable(_))));
+        let other = "02c6047f9441ed7d6d3045406e95c07cd85c778e4b8cef3ca7abac09b95c709ee5".parse().unwrap();
+        offers.add(50, Offer { peer: other, ..late.clone() }).unwrap();
+        offers.change(7, |o| o.paid = true).unwrap();
+        offers.add(51, late).unwrap();
+    }
+
+    #[test]
+    fn the_fee_is_paid_for_the_channel_that_was_sold_whichever_carried_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let offers = opened(dir.path());
+        let sold = |n: u128| Offer { channel: Some(format!("{n:032x}")), ..offer(None) };
+        let peer = Some(offer(None).peer);
+        offers.add(1, sold(10)).unwrap();
+        offers.add(2, Offer { charged: Some("aa".into()), ..sold(20) }).unwrap();
+        assert_eq!(offers.fee_taken(99, None).unwrap(), None, "of another wallet");
+        assert_eq!(offers.fee_taken(10, peer).unwrap(), Some(20), "no fee was taken for the first");
+        assert!(offers.get(2).unwrap().paid && !offers.get(1).unwrap().paid);
+        assert_eq!(offers.fee_taken(20, peer).unwrap(), None, "once");
+    }
+
+    #[test]
+    fn a_channel_that_was_only_begun_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let offers = opened(dir.path());
+        let sold = |n: u128| Offer { channel: Some(format!("{n:032x}")), ..offer(None) };
+        offers.add(1, sold(10)).unwrap();
+        offers.add(2, sold(20)).unwrap();
+        offers.keep_channels(|id| id == 10).unwrap();
+        drop(offers);
+        let offers = opened(dir.path());
+        assert_eq!((offers.of_channel(10), offers.of_channel(20)), (Some(1), None));
+        assert_eq!(offers.get(2).unwrap().terms(&[100_000], 101), Terms::No("its LSPS2 offer has expired"));
     }
 }

@@ -51,6 +51,12 @@ impl Handed {
 }
 
 impl Handed {
+    /// Whether one is on its way that no channel shows yet.
+    fn has(&self, peer: &PublicKey, hash: &str, now: Instant) -> bool {
+        let fresh = |at: &Instant| now.saturating_duration_since(*at) < ON_THE_WAY;
+        self.0.iter().any(|(to, h, _, at)| to == peer && fresh(at) && hex::encode(h.0) == hash)
+    }
+
     /// One has been settled; it may have been so fast that no channel ever showed it.
     fn settled(&mut self, peer: &PublicKey, msat: u64) {
         if let Some(at) = self.0.iter().position(|(to, _, sum, _)| to == peer && *sum == msat) {
@@ -63,6 +69,11 @@ impl Parts {
     /// Notes that an HTLC to a peer has been settled.
     pub(crate) fn note_settled(&self, peer: &PublicKey, msat: u64) {
         lock(&self.liquidity.handed).settled(peer, msat);
+    }
+
+    /// Whether LDK has been told to forward an HTLC with this hash to a peer, and no channel shows it yet.
+    pub(super) fn is_handed(&self, peer: &PublicKey, hash: &str) -> bool {
+        lock(&self.liquidity.handed).has(peer, hash, Instant::now())
     }
 
     /// The usable channels with a peer whose funding is deep enough, and what each can send now.
