@@ -108,6 +108,7 @@ pub const POINTS: &[&str] = &[
     "lsp.jit.recorded",
     "lsp.jit.funding_stored",
     "lsp.jit.signed",
+    "lsp.jit.child_stored",
     "lsp.jit.forward",
     "lsp.jit.forwarded",
     // A leaf rotates.

@@ -98,6 +98,8 @@ pub struct Onchain {
 pub struct Lightning {
     /// Own balance of all channels, msat.
     pub local_msat: u64,
+    /// Part of that in channels whose funding is not deep, msat.
+    pub trusted_msat: u64,
     /// Money of closed channels on its way to the wallet, sat.
     pub pending_sweep_sat: u64,
 }

@@ -347,7 +347,7 @@ pub(crate) fn check_feerates(fallback: u32, max: u32) -> Result<(), Error> {
 }
 
 /// Checks what is done with payments for clients without room.
-fn check_jit(jit: &JitPolicy) -> Result<(), Error> {
+pub(crate) fn check_jit(jit: &JitPolicy) -> Result<(), Error> {
     if jit.hold < Duration::from_secs(1) || jit.hold > Duration::from_secs(600) {
         return Err(Error::invalid("jit_hold_secs", "must be from 1 to 600"));
     }

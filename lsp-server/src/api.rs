@@ -4,7 +4,8 @@ use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use ldk_node_ext::api::{
-    ClientAdmission, CreateFactoryRequest, JitStatus, OpenChannelRequest, ReadmitRequest, WaitingClient,
+    ClientAdmission, ClientJitPolicy, CreateFactoryRequest, JitStatus, OpenChannelRequest, ReadmitRequest,
+    WaitingClient,
 };
 use ldk_node_ext::http::{detached, done, Answer, Body};
 use ldk_node_ext::Node;
@@ -19,6 +20,7 @@ pub fn routes(node: Node) -> Router {
         .route("/v1/factories", post(create_factory))
         .route("/v1/channels", post(open_channel))
         .route("/v1/jit", get(jit))
+        .route("/v1/jit/policy", get(jit_policies).post(set_jit_policy))
         .with_state(node)
 }
 
@@ -28,6 +30,15 @@ async fn clients(State(node): State<Node>) -> Answer<Vec<WaitingClient>> {
 
 async fn jit(State(node): State<Node>) -> Json<JitStatus> {
     Json(node.jit_status())
+}
+
+async fn jit_policies(State(node): State<Node>) -> Json<Vec<ClientJitPolicy>> {
+    Json(node.jit_policies())
+}
+
+async fn set_jit_policy(State(node): State<Node>, Body(policy): Body<ClientJitPolicy>) -> Answer<Value> {
+    node.set_jit_policy(policy)?;
+    Ok(done())
 }
 
 async fn admission(State(node): State<Node>) -> Answer<Vec<ClientAdmission>> {

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::{ArgGroup, Args, Subcommand};
 use ldk_node_ext::api::{
-    ClientAdmission, ConnectRequest, CreateFactoryRequest, FactoryClientRequest, LiquidityAnswer,
+    ClientAdmission, ConnectRequest, CreateFactoryRequest, FactoryClientRequest, JitStatus, LiquidityAnswer,
     LiquidityRequest, NodeLevel, OpenChannelRequest, ParamsOverride, ReadmitRequest, RotateRequest, Rotation,
     WaitingClient,
 };
@@ -13,6 +13,8 @@ use ldk_node_ext::http::cli::{
 };
 use ldk_node_ext::http::{show, ApiClient, HttpError};
 use serde_json::{json, Value};
+
+use crate::jit_policy::JitPolicyArgs;
 
 /// Commands against a running LSP.
 #[derive(Subcommand, Clone, Debug)]
@@ -27,6 +29,10 @@ pub enum LspCommand {
         #[arg(value_name = "NODE_ID")]
         client: String,
     },
+    /// Channels beside the factories: who has them and why, what they have cost, and what was decided
+    Jit,
+    /// Have other JIT channels for one client than the settings say; without a client: show who has such a policy
+    JitPolicy(JitPolicyArgs),
     /// Make a factory, and wait until it is alive
     #[command(group = ArgGroup::new("whom").required(true))]
     CreateFactory(CreateFactoryArgs),
@@ -259,6 +265,11 @@ impl LspCommand {
                 let answer: Value = client.post("/v1/admission/readmit", &request)?;
                 output.show(&answer, |_| "admitted again".into())
             }
+            Self::Jit => {
+                let status: JitStatus = client.get("/v1/jit")?;
+                output.show(&status, show::jit)
+            }
+            Self::JitPolicy(args) => args.execute(client, output),
             Self::CreateFactory(args) => create_factory(client, output, args),
             Self::CloseFactory { instance_id, wait } => {
                 let id = the_factory(client, instance_id.as_deref())?;

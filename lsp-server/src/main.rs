@@ -4,6 +4,7 @@
 
 mod api;
 mod commands;
+mod jit_policy;
 mod settings;
 
 use std::path::PathBuf;

@@ -41,6 +41,7 @@ const ELSEWHERE: &[&str] = &[
     "lsp.jit.recorded",
     "lsp.jit.funding_stored",
     "lsp.jit.signed",
+    "lsp.jit.child_stored",
     "lsp.jit.forward",
     "lsp.jit.forwarded",
     // scenario_rotate

@@ -75,6 +75,9 @@ pub struct OnchainBalance {
 pub struct LightningBalance {
     /// This side's balance over all open channels, reserves included, in msat.
     pub local_msat: u64,
+    /// The part of that in channels whose funding is not deep: until it is, it is trust in who opened them, msat.
+    #[serde(default)]
+    pub trusted_msat: u64,
     /// Closed channels' money that is not yet back in the wallet, sat.
     pub pending_sweep_sat: u64,
 }
@@ -352,6 +355,17 @@ pub struct OpenChannelRequest {
     pub announce: bool,
 }
 
+/// Request to close an ordinary channel or a JIT channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloseChannelRequest {
+    /// Channel id, 64 hex digits.
+    pub channel_id: String,
+    /// Do it alone, by publishing the newest commitment, instead of by agreement.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// Request to connect to a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -402,6 +416,39 @@ pub struct DecisionCount {
     pub reason: String,
     /// How often.
     pub count: u64,
+}
+
+/// What the operator wants otherwise for one client than the settings of the same names say (LSP); what is not said
+/// follows those.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientJitPolicy {
+    /// The client's node id.
+    pub node_id: String,
+    /// Try a leaf advance before a JIT channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit_rotate_first: Option<bool>,
+    /// Smallest JIT channel, sat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit_min_channel_sat: Option<u64>,
+    /// Largest JIT channel, sat; 0: none are opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit_max_channel_sat: Option<u64>,
+    /// Most JIT channels at a time; 0: none are opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit_max_channels: Option<u32>,
+    /// Most of the operator's money in its JIT channels, sat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit_max_total_sat: Option<u64>,
+    /// JIT channels over which nothing has been taken yet, at which it gets no other one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit_max_untaken: Option<u32>,
+    /// What a new channel has beyond what the payment needs, percent of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit_headroom_percent: Option<u32>,
+    /// How long a payment is held while the client is away, signs, or opens its channel, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit_hold_secs: Option<u64>,
 }
 
 /// Channels beside the factories: who has them, why, and what they have cost (LSP).

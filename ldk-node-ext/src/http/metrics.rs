@@ -153,7 +153,7 @@ mod tests {
         };
         let balance = Balance {
             onchain: OnchainBalance { confirmed_sat: 7_000, unconfirmed_sat: 0, reserved_sat: 0 },
-            lightning: LightningBalance { local_msat: 0, pending_sweep_sat: 0 },
+            lightning: LightningBalance { local_msat: 0, trusted_msat: 0, pending_sweep_sat: 0 },
             total_sat: 7_000,
         };
         let mut f = sample();

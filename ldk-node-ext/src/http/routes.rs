@@ -11,9 +11,9 @@ use serde_json::{json, Value};
 
 use super::{ApiCode, ApiError, Body, Empty, Params, Shutdown};
 use crate::api::{
-    Balance, ChannelInfo, ClaimRequest, ConnectRequest, EventRecord, ExitRequest, FactoryInfo, FailRequest,
-    Invoice, InvoiceRequest, LiquidityAnswer, LiquidityRequest, NodeInfo, PayRequest, Payment, RotateRequest,
-    Rotation,
+    Balance, ChannelInfo, ClaimRequest, CloseChannelRequest, ConnectRequest, EventRecord, ExitRequest,
+    FactoryInfo, FailRequest, Invoice, InvoiceRequest, LiquidityAnswer, LiquidityRequest, NodeInfo,
+    PayRequest, Payment, RotateRequest, Rotation,
 };
 use crate::watch::{ExitFile, WatcherInfo};
 use crate::{Error, Node};
@@ -66,6 +66,7 @@ pub(super) fn quick(node: Node, shutdown: Shutdown) -> Router {
         .route("/v1/balance", get(balance))
         .route("/v1/address", post(address))
         .route("/v1/channels", get(channels))
+        .route("/v1/channels/close", post(close_channel))
         .route("/v1/invoice", post(invoice))
         .route("/v1/payments", get(payments))
         .route("/v1/payments/claim", post(claim))
@@ -106,6 +107,11 @@ async fn address(State(api): State<Api>, Body(Empty {}): Body<Empty>) -> Answer<
 
 async fn channels(State(api): State<Api>) -> Json<Vec<ChannelInfo>> {
     Json(api.node.channels())
+}
+
+async fn close_channel(State(api): State<Api>, Body(request): Body<CloseChannelRequest>) -> Answer<Value> {
+    api.node.close_channel(&request)?;
+    Ok(done())
 }
 
 async fn invoice(State(api): State<Api>, Body(request): Body<InvoiceRequest>) -> Answer<Invoice> {

@@ -2,17 +2,23 @@
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::Network;
+use lightning::events::ClaimedHTLC;
 use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::channelmanager::TrustedChannelFeatures;
 use lightning::ln::types::ChannelId;
 use serde_json::json;
 
+use super::record::Record;
 use super::{is_jit, new_id, TEMPORARY_MARK};
 use crate::config::{FactoryPolicy, RoleConfig};
 use crate::node::Parts;
 
 /// Depth from which a funding transaction counts as final, blocks; on regtest it is 1.
 const DEEP: u32 = 6;
+
+/// For how long one counts that was closed before its funding was deep, blocks: a week. Whether its money comes is not
+/// certain, and who closes one after the other must not be trusted with more each time.
+const CLOSED_FOR: u32 = 1008;
 
 /// A channel that somebody opens to this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +40,7 @@ pub(crate) struct OpenedToUs {
 struct Present {
     /// All of them.
     count: usize,
-    /// Capacity of those whose funding is not deep, sat.
+    /// Capacity of those whose funding is not deep, or was not when they were closed lately, sat.
     trusted_sat: u64,
 }
 
@@ -85,6 +91,9 @@ impl Parts {
                 present.trusted_sat = present.trusted_sat.saturating_add(c.channel_value_satoshis);
             }
         }
+        for (_, record) in self.liquidity.records.all().iter().filter(|(_, r)| r.closed) {
+            present.trusted_sat = present.trusted_sat.saturating_add(record.capacity_sat);
+        }
         Some(check(&client.policy, present, opened))
     }
 
@@ -93,14 +102,25 @@ impl Parts {
         let OpenedToUs { temporary, peer, capacity_sat, .. } = opened;
         let done = match answer {
             Ok(()) => {
-                self.events.push("jit_channel_accepted", json!({"peer": peer.to_string(), "capacity_sat": capacity_sat, "trust": "until it is confirmed, its money is trust in the LSP"}));
-                self.manager.accept_inbound_channel_from_trusted_peer(
-                    temporary,
-                    peer,
-                    new_id(),
-                    TrustedChannelFeatures::ZeroConf,
-                    None,
-                )
+                let id = new_id();
+                let record = Record::new(*peer, *capacity_sat, None, self.height());
+                match self.liquidity.records.put(id, record) {
+                    Ok(()) => {
+                        self.events.push("jit_channel_accepted", json!({"peer": peer.to_string(), "capacity_sat": capacity_sat, "trust": "until it is confirmed, its money is trust in the LSP"}));
+                        self.manager.accept_inbound_channel_from_trusted_peer(
+                            temporary,
+                            peer,
+                            id,
+                            TrustedChannelFeatures::ZeroConf,
+                            None,
+                        )
+                    }
+                    Err(e) => {
+                        tracing::error!(error = %e, "channel of the LSP refused: it cannot be stored");
+                        let reason = "not stored".to_owned();
+                        self.manager.force_close_broadcasting_latest_txn(temporary, peer, reason)
+                    }
+                }
             }
             Err(reason) => {
                 let reason = reason.to_string();
@@ -113,6 +133,35 @@ impl Parts {
         if let Err(e) = done {
             tracing::warn!(error = ?e, "channel of the LSP");
         }
+    }
+
+    /// Client: what is deep, or was closed long ago, is trust no more.
+    pub(super) fn look_at_trust(&self, open: &[ChannelDetails]) {
+        if !matches!(self.config.role, RoleConfig::Client(_)) {
+            return;
+        }
+        for (id, record) in self.liquidity.records.all() {
+            let deep = open.iter().find(|c| c.user_channel_id == id).map(|c| self.is_deep(c));
+            let old = self.height() >= record.height.saturating_add(CLOSED_FOR);
+            if deep == Some(true) || (deep.is_none() && old) {
+                if let Err(e) = self.liquidity.records.remove(id) {
+                    tracing::error!(error = %e, "JIT channel not stored");
+                }
+            }
+        }
+    }
+
+    /// Whether a channel is used although its funding is not deep: what this node has in it is trust in who opened it.
+    pub(crate) fn is_trusting(&self, c: &ChannelDetails) -> bool {
+        !self.outpoints.is_factory(&c.channel_id) && c.is_channel_ready && !self.is_deep(c)
+    }
+
+    /// What of a payment came over such channels, msat.
+    pub(crate) fn trusted_msat(&self, htlcs: &[ClaimedHTLC]) -> u64 {
+        let open = self.manager.list_channels();
+        let trusting = |id| open.iter().any(|c| c.channel_id == id && self.is_trusting(c));
+        let trusted = htlcs.iter().filter(|htlc| trusting(htlc.channel_id));
+        trusted.map(|htlc| htlc.value_msat).fold(0, u64::saturating_add)
     }
 
     /// Whether the LSP receives for a node, and makes room for what it is to get: it has a channel in a factory. Anybody can

@@ -5,17 +5,21 @@
 //! - [`decide`]: the decision, a pure function.
 //! - `hold`: HTLCs that wait for it; bounded, in memory: LDK hands them out again after a restart.
 //! - `serve`: the task that asks for the decision and acts.
-//! - `open`: opening such a channel, its funding transaction, and what is recorded of it.
+//! - `open`: opening such a channel, its funding transaction, and what is recorded of it; `carry`: a child for that
+//!   transaction if it lingers.
+//! - `policy`: what the operator wants otherwise for single clients.
 //! - `lsps2`, `offer`: the same for any wallet that buys a channel by LSPS2.
 //! - `accept`: which of them a client takes. A JIT channel is used before its funding transaction is confirmed; until then
 //!   what the client has in it is trust in the LSP, and the client's policy says how much of that it takes.
 
 mod accept;
+mod carry;
 pub mod decide;
 mod hold;
 mod lsps2;
 mod offer;
 mod open;
+mod policy;
 mod record;
 mod room;
 mod serve;
@@ -30,6 +34,7 @@ use lightning::types::payment::PaymentHash;
 use tokio::sync::Notify;
 
 pub(crate) use accept::OpenedToUs;
+pub(crate) use carry::run as run_carry;
 pub(crate) use hold::Full;
 pub(crate) use lsps2::{lsps, run as run_lsps2};
 pub(crate) use open::For;
@@ -81,6 +86,7 @@ pub(crate) struct Liquidity {
     held: Mutex<hold::Held>,
     handed: Mutex<room::Handed>,
     records: record::Records,
+    policies: policy::Policies,
     pub(crate) offers: offer::Offers,
     counts: Mutex<status::Counts>,
     /// Something has happened that held payments may have waited for.
@@ -97,6 +103,7 @@ impl Liquidity {
             held: Mutex::default(),
             handed: Mutex::default(),
             records: record::Records::open(Arc::clone(&store))?,
+            policies: policy::Policies::open(Arc::clone(&store))?,
             offers: offer::Offers::open(store)?,
             counts: Mutex::default(),
             changed: Notify::new(),

@@ -9,10 +9,10 @@ use bitcoin::{Amount, ScriptBuf};
 use lightning::ln::types::ChannelId;
 use serde_json::json;
 
-use super::lsps2::UNPAID_FOR;
+use super::lsps2::{SOLD, UNPAID_FOR};
 use super::record::Record;
 use super::{id_for, is_jit, new_id, new_temporary};
-use crate::config::NodeConfig;
+use crate::config::{NodeConfig, RoleConfig};
 use crate::error::Error;
 use crate::faults;
 use crate::node::Parts;
@@ -28,6 +28,8 @@ pub(crate) enum For<'a> {
     Operator(u64),
     /// A payment, and why the factory does not do.
     Payment(&'a PaymentHash, &'a str),
+    /// An LSPS2 offer, and the user channel id that is stored with it.
+    Offer(u128),
 }
 
 impl Parts {
@@ -39,6 +41,7 @@ impl Parts {
         let (id, push_msat, cause) = match why {
             For::Operator(push_msat) => (new_id(), push_msat, None),
             For::Payment(hash, cause) => (id_for(&peer, hash), 0, Some(cause.to_owned())),
+            For::Offer(id) => (id, 0, Some(SOLD.to_owned())),
         };
         // The account of an earlier one stays, if a payment comes with the same hash again.
         let known = self.liquidity.records.get(id).is_some();
@@ -108,18 +111,25 @@ impl Parts {
     /// # Errors
     /// [`Error::Store`].
     pub(crate) fn jit_taken(&self, id: u128, kept_msat: u64) -> Result<(), Error> {
-        if self.is_unpaid(id) && kept_msat == 0 {
-            return Ok(());
+        let sold = match kept_msat {
+            0 => None,
+            _ => self.liquidity.offers.fee_taken(id, self.liquidity.records.get(id).map(|r| r.peer))?,
+        };
+        for paid in sold.into_iter().chain((!self.is_unpaid(id)).then_some(id)) {
+            self.liquidity.records.change(paid, |r| r.taken = true)?;
         }
-        self.liquidity.records.change(id, |r| r.taken = true)?;
-        self.bought_taken(id)
+        Ok(())
     }
 
     /// A JIT channel is closed, or came to nothing.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub(crate) fn jit_closed(&self, id: u128) -> Result<(), Error> {
+    pub(crate) fn jit_closed(&self, id: u128, channel: &ChannelId) -> Result<(), Error> {
+        // A client that had nothing in it, and was about to get nothing, has trusted nobody with anything.
+        if matches!(self.config.role, RoleConfig::Client(_)) && self.to_come_sat(channel) == 0 {
+            return self.liquidity.records.remove(id);
+        }
         let record = self.liquidity.records.get(id);
         self.liquidity.offers.closed(id, record.as_ref().is_some_and(|r| r.signed))?;
         match record {
@@ -152,12 +162,15 @@ impl Parts {
                 _ => {}
             }
         }
-        Ok(())
+        let known =
+            |id| self.liquidity.records.get(id).is_some() || open.iter().any(|c| c.user_channel_id == id);
+        self.liquidity.offers.keep_channels(known)
     }
 
     /// Funding transactions that are not deep are broadcast again; those that are, are forgotten.
     pub(super) fn look_at_fundings(&self) {
         let open = self.manager.list_channels();
+        self.look_at_trust(&open);
         for (id, record) in self.liquidity.records.all() {
             let Some(tx) = record.transaction().filter(|_| record.signed) else { continue };
             let channel = open.iter().find(|c| c.user_channel_id == id);
@@ -165,11 +178,12 @@ impl Parts {
             let late = self.height() >= record.height.saturating_add(UNPAID_FOR);
             let deep = channel.map_or(record.closed && late, |c| self.is_deep(c));
             if deep {
-                if let Err(e) = self.liquidity.records.change(id, |r| r.funding = None) {
+                let forget = |r: &mut Record| (r.funding, r.child) = (None, None);
+                if let Err(e) = self.liquidity.records.change(id, forget) {
                     tracing::error!(error = %e, "JIT channel not stored");
                 }
             } else if channel.is_none_or(|c| c.confirmations.unwrap_or(0) == 0) {
-                self.broadcaster.send(vec![tx], WHAT);
+                self.broadcaster.send(std::iter::once(tx).chain(record.child_transaction()).collect(), WHAT);
             }
         }
     }

@@ -38,6 +38,15 @@ pub(crate) struct Record {
     pub(crate) taken: bool,
     /// It is closed.
     pub(crate) closed: bool,
+    /// The child that pays for its funding transaction, hex, if that lingered.
+    #[serde(default)]
+    pub(crate) child: Option<String>,
+    /// The child's fee, sat.
+    #[serde(default)]
+    pub(crate) child_fee_sat: u64,
+    /// Height at which the child was made last.
+    #[serde(default)]
+    pub(crate) carried_at: Option<u32>,
 }
 
 impl Record {
@@ -52,12 +61,20 @@ impl Record {
             signed: false,
             taken: false,
             closed: false,
+            child: None,
+            child_fee_sat: 0,
+            carried_at: None,
         }
     }
 
     /// Its funding transaction, while that is not deep.
     pub(super) fn transaction(&self) -> Option<Transaction> {
         encode::deserialize_hex(self.funding.as_ref()?).ok()
+    }
+
+    /// The child of that.
+    pub(super) fn child_transaction(&self) -> Option<Transaction> {
+        encode::deserialize_hex(self.child.as_ref()?).ok()
     }
 }
 

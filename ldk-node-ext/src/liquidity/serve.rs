@@ -19,7 +19,6 @@ use super::lsps2::UNPAID_FOR;
 use super::open::For;
 use super::{is_jit, Full};
 use crate::api::LiquidityRequest;
-use crate::config::RoleConfig;
 use crate::error::Error;
 use crate::factory::{Command, PaymentView};
 use crate::faults;
@@ -63,14 +62,6 @@ struct Waiting {
 }
 
 impl Parts {
-    /// The operator's policy (LSP).
-    pub(super) fn jit_policy(&self) -> Option<&JitPolicy> {
-        match &self.config.role {
-            RoleConfig::Lsp(settings) => Some(&settings.jit),
-            RoleConfig::Client(_) => None,
-        }
-    }
-
     /// Holds an HTLC for a client without room, until it is decided what is done with it.
     ///
     /// # Errors
@@ -83,9 +74,10 @@ impl Parts {
     }
 
     async fn serve_held(&self) {
-        let Some(policy) = self.jit_policy() else { return };
         let all = lock(&self.liquidity.held).by_client();
         for (client, payments) in all {
+            let Some(policy) = self.jit_policy(&client) else { return };
+            let policy = &policy;
             let now = Instant::now();
             let mut due = Vec::new();
             for (hash, payment) in payments {
@@ -245,18 +237,13 @@ impl Parts {
         payment: &Payment,
     ) -> Situation {
         let rooms = self.rooms(client, open);
-        let total = match &amount {
-            Amount::Parts(parts) => parts.iter().fold(0, |sum: u64, part| sum.saturating_add(*part)),
-            Amount::Divisible(total) => *total,
-        };
         let of_leaf = |id| view.channel == Some(id);
         let leaf = view.leaf.map(|leaf| {
             let room = rooms.iter().find(|r| of_leaf(r.channel)).map_or(0, |r| r.msat);
             // What may be under way at a time was agreed when the channel was opened, and does not grow with it.
             let channel = open.iter().find(|c| of_leaf(c.channel_id));
-            let most = channel.and_then(|c| c.counterparty.outbound_htlc_maximum_msat).unwrap_or(0);
-            let carries = total <= most;
-            Leaf { limit_msat: room, stock_sat: if carries { leaf.stock_sat } else { 0 }, ..leaf }
+            let most_msat = channel.and_then(|c| c.counterparty.outbound_htlc_maximum_msat).unwrap_or(0);
+            Leaf { limit_msat: room, most_msat, ..leaf }
         });
         let others_msat = rooms.iter().filter(|r| !of_leaf(r.channel)).map(|r| r.msat).collect();
         let online = self.peers.peer_by_node_id(client).is_some();
@@ -346,8 +333,14 @@ impl Parts {
         }
         let open = self.manager.list_channels();
         if let [part] = payment.parts.as_slice() {
+            // Nothing of it will be on its way: LDK gives it back.
             let next = self.next_hop(&open, part);
-            if next.is_ok_and(|next| self.pass_on(part, &next.channel, client)) {
+            let given = next.ok().is_some_and(|next| {
+                let given =
+                    self.manager.forward_intercepted_htlc(part.id, &next.channel, client, part.amount_msat);
+                given.is_ok()
+            });
+            if given {
                 return;
             }
         }
@@ -401,10 +394,10 @@ impl Parts {
         msat: u64,
         view: &PaymentView,
     ) -> Result<(), String> {
-        let Some(policy) = self.jit_policy() else { return Err("not an LSP".into()) };
+        let Some(policy) = self.jit_policy(client) else { return Err("not an LSP".into()) };
         let payment = Payment::own(msat, Instant::now());
         let open = self.manager.list_channels();
-        let decision = decide(&self.situation(client, payment.amount(), view, &open, &payment), policy);
+        let decision = decide(&self.situation(client, payment.amount(), view, &open, &payment), &policy);
         if decision.action == Action::Refuse {
             return Err(in_words(&decision));
         }

@@ -7,6 +7,7 @@ use bitcoin::secp256k1::PublicKey;
 
 use super::is_jit;
 use crate::api::{DecisionCount, JitStatus};
+use crate::config::RoleConfig;
 use crate::node::{Node, Parts};
 use crate::util::lock;
 
@@ -63,9 +64,12 @@ impl Parts {
         }
         status.clients = clients.len();
         status.clients_with_jit = with_jit.intersection(&clients).count();
-        for (_, record) in self.liquidity.records.all() {
+        // A client's own records are of what it trusts its LSP with.
+        let opened = matches!(self.config.role, RoleConfig::Lsp(_)).then(|| self.liquidity.records.all());
+        for (_, record) in opened.into_iter().flatten() {
             if record.signed {
-                status.fees_sat = status.fees_sat.saturating_add(record.fee_sat);
+                let fee_sat = record.fee_sat.saturating_add(record.child_fee_sat);
+                status.fees_sat = status.fees_sat.saturating_add(fee_sat);
                 let cause = record.cause.unwrap_or_else(|| "operator".to_owned());
                 let count = status.causes.entry(cause).or_default();
                 *count = count.saturating_add(1);

@@ -10,8 +10,8 @@ use lightning::util::sweep::OutputSpendStatus;
 
 use super::{net, parse_node_id, Node, Parts};
 use crate::api::{
-    Balance, ChannelInfo, ChannelKind, ChannelState, ConnectRequest, LightningBalance, OpenChannelRequest,
-    Outpoint,
+    Balance, ChannelInfo, ChannelKind, ChannelState, CloseChannelRequest, ConnectRequest, LightningBalance,
+    OpenChannelRequest, Outpoint,
 };
 use crate::config::NodeConfig;
 use crate::error::Error;
@@ -76,7 +76,7 @@ impl Parts {
     }
 
     /// What a closed channel's monitor still has to bring home, sat.
-    fn to_come_sat(&self, channel: &ChannelId) -> u64 {
+    pub(crate) fn to_come_sat(&self, channel: &ChannelId) -> u64 {
         // LDK's own monitor waits for what cannot be there any more.
         if let Some(balances) = self.retired.balances(channel) {
             return claimable_sat(&balances);
@@ -152,7 +152,7 @@ impl Parts {
                 None if liquidity::is_jit(c.user_channel_id) => ChannelKind::Jit,
                 None => ChannelKind::Onchain,
             },
-            trusted: factory.is_none() && c.is_channel_ready && !self.is_deep(c),
+            trusted: factory.is_none() && self.is_trusting(c),
             factory: factory.map(|f| hex::encode(f.instance)),
             state,
         }
@@ -174,14 +174,16 @@ impl Node {
         let settled = lock(&self.parts.settled).clone();
         let open = self.parts.manager.list_channels();
         let counted = open.iter().filter(|c| !settled.contains(&c.channel_id));
-        let local = counted.map(|c| self.parts.local_msat(c)).fold(0, u64::saturating_add);
+        let sum = |msat: u64, c: &ChannelDetails| msat.saturating_add(self.parts.local_msat(c));
+        let local = counted.clone().fold(0, sum);
+        let trusted_msat = counted.filter(|c| self.parts.is_trusting(c)).fold(0, sum);
         let pending = self.parts.pending_sweep_sat();
         let total_sat = onchain
             .confirmed_sat
             .saturating_add(onchain.unconfirmed_sat)
             .saturating_add(local / 1000)
             .saturating_add(pending);
-        let lightning = LightningBalance { local_msat: local, pending_sweep_sat: pending };
+        let lightning = LightningBalance { local_msat: local, trusted_msat, pending_sweep_sat: pending };
         Ok(Balance { onchain, lightning, total_sat })
     }
 
@@ -240,6 +242,39 @@ impl Node {
         )?;
         self.parts.peers.process_events();
         Ok(format!("{user_channel_id:032x}"))
+    }
+}
+
+impl Node {
+    /// Begins to close an ordinary channel or a JIT channel; it stays in the list until that is done. A factory's channel is
+    /// not closed by itself: it is left (exit), or closed with its factory.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the field, [`Error::NotFound`], [`Error::Conflict`] for a factory's channel,
+    /// [`Error::Unavailable`] if the peer is not connected and `force` is not given, [`Error::Ldk`].
+    pub fn close_channel(&self, request: &CloseChannelRequest) -> Result<(), Error> {
+        let mut id = [0; 32];
+        hex::decode_to_slice(&request.channel_id, &mut id)
+            .map_err(|_| Error::invalid("channel_id", "must be 64 hex digits"))?;
+        let id = ChannelId(id);
+        let open = self.parts.manager.list_channels();
+        let missing = || Error::not_found(format!("channel {}", request.channel_id));
+        let channel = open.iter().find(|c| c.channel_id == id).ok_or_else(missing)?;
+        if self.parts.outpoints.is_factory(&id) {
+            let what = "a factory's channel is left by an exit, or closed with its factory";
+            return Err(Error::Conflict(what.into()));
+        }
+        let peer = channel.counterparty.node_id;
+        if request.force {
+            let reason = "the operator closes it".to_owned();
+            self.parts.manager.force_close_broadcasting_latest_txn(&id, &peer, reason)?;
+        } else if self.parts.peers.peer_by_node_id(&peer).is_none() {
+            return Err(Error::Unavailable(format!("{peer} is not connected, and has to agree")));
+        } else {
+            self.parts.manager.close_channel(&id, &peer)?;
+        }
+        self.parts.peers.process_events();
+        Ok(())
     }
 }
 

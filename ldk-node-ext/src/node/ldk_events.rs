@@ -269,7 +269,7 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 "last_local_balance_msat": last_local_balance_msat,
             });
             if is_jit(user_channel_id) {
-                p.jit_closed(user_channel_id).map_err(replay)?;
+                p.jit_closed(user_channel_id, &channel_id).map_err(replay)?;
             }
             if p.concerns_factory(&channel_id, None, user_channel_id) {
                 p.tell_service(LdkEvent::ChannelClosed {
@@ -331,9 +331,10 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             p.manager.claim_funds(preimage);
             faults::point("node.claim.begun");
         }
-        Event::PaymentClaimed { payment_hash, amount_msat, .. } => {
+        Event::PaymentClaimed { payment_hash, amount_msat, htlcs, .. } => {
             faults::point("node.claimed");
-            if p.relays.has(&payment_hash) {
+            // Not by the hash alone: a client may have asked for a relay under the hash of an invoice of our own.
+            if p.relays.get(&payment_hash).is_some_and(|relay| relay.preimage().is_some()) {
                 return p.relay_claimed(&payment_hash).map_err(replay);
             }
             p.holds.claimed(&payment_hash).map_err(replay)?;
@@ -348,7 +349,8 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             faults::point("node.claimed.recorded");
             p.events.push(
                 "payment_received",
-                json!({"payment_hash": hex::encode(payment_hash.0), "amount_msat": amount_msat}),
+                json!({"payment_hash": hex::encode(payment_hash.0), "amount_msat": amount_msat,
+                    "trusted_msat": p.trusted_msat(&htlcs)}),
             );
             p.payment_changed();
         }

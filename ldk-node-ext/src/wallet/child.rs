@@ -71,14 +71,19 @@ pub(crate) struct ChildRequest<'a> {
     pub(crate) outputs: usize,
 }
 
-/// Size of a child with this many coins and outputs, vB. Weights (BIP 141): 10.5 vB of overhead, 41 vB for
+/// Size of a child of an anchor with this many coins and outputs, vB. Weights (BIP 141): 10.5 vB of overhead, 41 vB for
 /// the anchor input with its empty witness, 57.5 vB for a P2TR key spend, 43 vB for a P2TR output.
 fn child_vb(coins: usize, outputs: usize) -> u64 {
+    spend_vb(coins, outputs, 410)
+}
+
+/// Size of a transaction that spends this many coins of ours, and besides them inputs of so many tenths of a vB.
+fn spend_vb(coins: usize, outputs: usize, others: u64) -> u64 {
     let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
     count(coins)
         .saturating_mul(575)
         .saturating_add(count(outputs).saturating_mul(430))
-        .saturating_add(105 + 410)
+        .saturating_add(others.saturating_add(105))
         .div_ceil(10)
         .saturating_add(1)
 }
@@ -87,6 +92,11 @@ fn child_vb(coins: usize, outputs: usize) -> u64 {
 fn divide(sat: u64, parts: usize) -> impl Iterator<Item = u64> {
     let parts = u64::try_from(parts).unwrap_or(1).max(1);
     (0..parts).map(move |i| sat / parts + if i == 0 { sat % parts } else { 0 })
+}
+
+fn input(previous_output: OutPoint) -> TxIn {
+    let sequence = Sequence::ENABLE_RBF_NO_LOCKTIME;
+    TxIn { previous_output, script_sig: ScriptBuf::new(), sequence, witness: Witness::new() }
 }
 
 impl ChildRequest<'_> {
@@ -153,6 +163,53 @@ impl ChildRequest<'_> {
 }
 
 impl Wallet {
+    /// Makes the child that pays for an ordinary transaction of ours that lingers: it spends the change of that, and nothing
+    /// else. `parent_fee_sat` is what the parent pays itself, `feerate` is for both together.
+    ///
+    /// # Errors
+    /// [`Error::InsufficientFunds`] if the change, above dust, does not pay for it.
+    pub(crate) fn child_of_change(
+        &self,
+        parent: &Transaction,
+        parent_fee_sat: u64,
+        feerate: FeeRate,
+        rival: Option<Rival>,
+    ) -> Result<Child, Error> {
+        let mut inner = lock(&self.inner);
+        // bitcoind may not have taken it yet.
+        inner.saw(parent);
+        let txid = parent.compute_txid();
+        let change: Vec<(OutPoint, TxOut)> = (0u32..)
+            .zip(&parent.output)
+            .filter(|(_, out)| inner.bdk.is_mine(out.script_pubkey.clone()))
+            .map(|(vout, out)| (OutPoint { txid, vout }, out.clone()))
+            .collect();
+        let sum = change.iter().map(|(_, out)| out.value.to_sat()).fold(0, u64::saturating_add);
+        let vsize = spend_vb(change.len(), 1, 0);
+        let weight = parent.weight().to_wu().saturating_add(vsize.saturating_mul(4));
+        let package = feerate.fee_wu(Weight::from_wu(weight)).map_or(u64::MAX, Amount::to_sat);
+        let beats = rival.map_or(0, |rival| rival.beaten_by(vsize));
+        let fee = package.saturating_sub(parent_fee_sat).max(vsize).max(beats);
+        let needed_sat = fee.saturating_add(DUST_SAT);
+        if change.is_empty() || sum < needed_sat {
+            return Err(Error::InsufficientFunds { needed_sat, available_sat: sum });
+        }
+        let script_pubkey = inner.bdk.next_unused_address(KeychainKind::Internal).script_pubkey();
+        self.persist(&mut inner)?;
+        let tx = Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::from_height(inner.bdk.latest_checkpoint().height()).map_err(wallet_error)?,
+            input: change.iter().map(|(outpoint, _)| input(*outpoint)).collect(),
+            output: vec![TxOut { value: Amount::from_sat(sum.saturating_sub(fee)), script_pubkey }],
+        };
+        let mut psbt = Psbt::from_unsigned_tx(tx).map_err(wallet_error)?;
+        for (slot, (_, out)) in psbt.inputs.iter_mut().zip(change) {
+            slot.witness_utxo = Some(out);
+        }
+        let tx = self.sign_with(&inner, psbt)?;
+        Ok(Child { tx, fee: Amount::from_sat(fee) })
+    }
+
     /// Makes the version 3 child that pays for a zero-fee parent: it spends the parent's pay-to-anchor
     /// output and confirmed coins of ours, and returns the rest to us (BIP 431: at most 1000 vB, one
     /// unconfirmed parent). Its coins are reserved until [`Self::release`] or confirmation. Nothing is
@@ -184,12 +241,6 @@ impl Wallet {
                 .collect(),
         };
         self.persist(&mut inner)?;
-        let input = |previous_output| TxIn {
-            previous_output,
-            script_sig: ScriptBuf::new(),
-            sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
-            witness: Witness::new(),
-        };
         let tx = Transaction {
             version: Version(3),
             // Not valid in a block that would have to be mined anew (fee sniping).

@@ -9,8 +9,8 @@ use super::super::routes::EventPage;
 use super::super::{segment, show, ApiClient, HttpError};
 use super::{the_factory, Output};
 use crate::api::{
-    Balance, ChannelInfo, ClaimRequest, FactoryInfo, FailRequest, Invoice, InvoiceRequest, NodeInfo,
-    PayRequest, Payment, PaymentStatus, RelayMode,
+    Balance, ChannelInfo, ClaimRequest, CloseChannelRequest, FactoryInfo, FailRequest, Invoice,
+    InvoiceRequest, NodeInfo, PayRequest, Payment, PaymentStatus, RelayMode,
 };
 
 /// How long one request waits for an event with `--follow`, seconds.
@@ -27,6 +27,14 @@ pub enum NodeCommand {
     Address,
     /// Channels with their balances
     Channels,
+    /// Begin to close an ordinary channel or one beside the factory (JIT)
+    CloseChannel {
+        /// Channel id, or the beginning of it
+        channel_id: String,
+        /// Do it alone, by publishing the newest commitment, if the other side does not answer
+        #[arg(long)]
+        force: bool,
+    },
     /// Make an invoice
     Invoice {
         /// Amount, msat (1 sat = 1000 msat); without it the payer chooses
@@ -105,6 +113,17 @@ pub enum NodeCommand {
     Stop,
 }
 
+/// The channel that is meant by the beginning of its id.
+fn the_channel(all: &[ChannelInfo], start: &str) -> Result<String, String> {
+    let start = start.to_lowercase();
+    let mut found = all.iter().filter(|c| c.channel_id.starts_with(&start));
+    match (found.next(), found.next()) {
+        (Some(c), None) => Ok(c.channel_id.clone()),
+        (Some(_), Some(_)) => Err(format!("more than one channel begins with {start}: give more of its id")),
+        (None, _) => Err(format!("no channel begins with {start}")),
+    }
+}
+
 impl NodeCommand {
     /// Runs the command and prints its outcome.
     ///
@@ -120,6 +139,13 @@ impl NodeCommand {
             }
             Self::Channels => {
                 output.show(&client.get::<Vec<ChannelInfo>>("/v1/channels")?, |list| show::channels(list))
+            }
+            Self::CloseChannel { channel_id, force } => {
+                let channel_id = the_channel(&client.get::<Vec<ChannelInfo>>("/v1/channels")?, &channel_id)
+                    .map_err(HttpError::Outcome)?;
+                let request = CloseChannelRequest { channel_id: channel_id.clone(), force };
+                let answer: Value = client.post("/v1/channels/close", &request)?;
+                output.show(&answer, |_| format!("channel {channel_id} is being closed"))
             }
             Self::Invoice {
                 amount_msat,

@@ -9,7 +9,9 @@ pub use factory::{
     close_text, creation_progress, exit_state, exit_text, factories, factory, leaf, state, step,
 };
 pub use format::{bar, deadline, msat, sat, short, table, time_left, utc, Align};
-pub use node::{admission, balance, channels, clients, event, info, invoice, payment, payments};
+pub use node::{
+    admission, balance, channels, clients, event, info, invoice, jit, jit_policies, payment, payments,
+};
 pub use tree::tree;
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use super::format::{deadline, msat, sat, short, table, utc, Align};
 use crate::api::{
-    Balance, ChannelInfo, ChannelKind, ChannelState, ClientAdmission, Direction, EventRecord, Invoice,
-    NodeInfo, Payment, PaymentStatus, Role, WaitingClient,
+    Balance, ChannelInfo, ChannelKind, ChannelState, ClientAdmission, ClientJitPolicy, Direction,
+    EventRecord, Invoice, JitStatus, NodeInfo, Payment, PaymentStatus, Role, WaitingClient,
 };
 
 fn yes(b: bool) -> String {
@@ -39,6 +39,7 @@ pub fn balance(b: &Balance) -> String {
         ("    of that reserved", sat(b.onchain.reserved_sat)),
         ("on chain, unconfirmed", sat(b.onchain.unconfirmed_sat)),
         ("in channels", msat(b.lightning.local_msat)),
+        ("    of that not confirmed yet", msat(b.lightning.trusted_msat)),
         ("coming back from closed channels", sat(b.lightning.pending_sweep_sat)),
         ("total", sat(b.total_sat)),
     ];
@@ -219,6 +220,62 @@ pub fn admission(clients: &[ClientAdmission]) -> String {
         })
         .collect();
     table(&head, &rows, "no client has failed lately")
+}
+
+/// `jit`.
+pub fn jit(j: &JitStatus) -> String {
+    let with = format!("{} of {}", j.clients_with_jit, j.clients);
+    let rows = [
+        ("clients with a channel beside the factory", with),
+        ("channels beside factories", j.channels.to_string()),
+        ("their capacity", sat(j.capacity_sat)),
+        ("those over which nothing was taken yet", j.untaken.to_string()),
+        ("fees of all funding transactions so far", sat(j.fees_sat)),
+        ("HTLCs held now", j.held_htlcs.to_string()),
+    ];
+    let mut out: String = rows.iter().map(|(name, value)| format!("{name:<42} {value}\n")).collect();
+    for (cause, count) in &j.causes {
+        out.push_str(&format!("opened because of {cause:<24} {count}\n"));
+    }
+    for d in &j.decisions {
+        let why = if d.reason.is_empty() { String::new() } else { format!(", {}", d.reason) };
+        out.push_str(&format!("decided {:<34} {}\n", format!("{}{why}", d.action), d.count));
+    }
+    out
+}
+
+/// `jit-policy`.
+pub fn jit_policies(all: &[ClientJitPolicy]) -> String {
+    use Align::{Left, Right};
+    let head = [
+        ("client", Left),
+        ("rotate first", Left),
+        ("smallest", Right),
+        ("largest", Right),
+        ("channels", Right),
+        ("in all", Right),
+        ("untaken", Right),
+        ("headroom", Right),
+        ("hold", Right),
+    ];
+    let or = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let rows: Vec<Vec<String>> = all
+        .iter()
+        .map(|p| {
+            vec![
+                p.node_id.clone(),
+                or(p.jit_rotate_first.map(yes)),
+                or(p.jit_min_channel_sat.map(sat)),
+                or(p.jit_max_channel_sat.map(sat)),
+                or(p.jit_max_channels.map(|n| n.to_string())),
+                or(p.jit_max_total_sat.map(sat)),
+                or(p.jit_max_untaken.map(|n| n.to_string())),
+                or(p.jit_headroom_percent.map(|n| format!("{n} %"))),
+                or(p.jit_hold_secs.map(|n| format!("{n} s"))),
+            ]
+        })
+        .collect();
+    table(&head, &rows, "the settings hold for all clients")
 }
 
 /// One of `events`.
