@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use ldk_node_ext::api::{
     Balance, ChannelInfo, ClaimRequest, Deadline, EventRecord, ExitRequest, FactoryInfo, FailRequest,
-    Invoice, InvoiceRequest, LiquidityAnswer, LiquidityRequest, NodeInfo, PayRequest, Payment,
+    Invoice, InvoiceRequest, JitMoveRequest, JitMoved, LiquidityAnswer, LiquidityRequest, NodeInfo,
+    PayRequest, Payment,
 };
 use ldk_node_ext::watch::ExitFile;
 use ldk_node_ext::{Node, NodeConfig};
@@ -121,6 +122,14 @@ impl FactoryClient {
     /// [`Error::Node`] if the payment was not even begun.
     pub async fn pay(&self, request: PayRequest) -> Result<Payment, Error> {
         Ok(self.node.pay(request).await?)
+    }
+
+    /// Moves the money of a channel that the LSP opened beside the factory into the factory, and closes that channel.
+    ///
+    /// # Errors
+    /// [`Error::Node`] with the reason if nothing was moved.
+    pub async fn move_in(&self, request: JitMoveRequest) -> Result<JitMoved, Error> {
+        Ok(self.node.move_in(request).await?)
     }
 
     /// Claims the payment that a hold invoice received; the event `payment_received` says when the money

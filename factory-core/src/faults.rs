@@ -103,6 +103,9 @@ pub const POINTS: &[&str] = &[
     "lsp.relay.claimed",
     "lsp.relay.done",
     "lsp.relay.failed",
+    "client.move.recorded",
+    "client.move.sent",
+    "client.move.closing",
     // A payment is held for a client without room, and a channel is opened for it.
     "lsp.jit.held",
     "lsp.jit.recorded",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::Network;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::keys;
@@ -125,8 +126,33 @@ pub struct ClientSettings {
     pub join: bool,
     /// Most that payers may have to pay on top for what the LSP receives in the client's place, millionths.
     pub relay_max_fee_ppm: u32,
+    /// Whether money in channels beside the factory is moved into the factory when there is room.
+    pub jit_move: JitMove,
     /// What it agrees to.
     pub policy: FactoryPolicy,
+}
+
+/// When a client moves money from a channel beside its factory into the factory's, and closes the former.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JitMove {
+    /// By itself.
+    #[default]
+    Auto,
+    /// On command only.
+    Never,
+}
+
+impl std::str::FromStr for JitMove {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "never" => Ok(Self::Never),
+            _ => Err("must be auto or never".into()),
+        }
+    }
 }
 
 /// What a client agrees to sign. All is checked by the client itself on every plan.
@@ -222,6 +248,7 @@ impl NodeConfig {
             lsp_address,
             join: true,
             relay_max_fee_ppm: 10_000,
+            jit_move: JitMove::default(),
             policy,
         });
         Self::with(data_dir, network, bitcoind_rpc, bitcoind_auth, role)

@@ -39,7 +39,8 @@ mod wallet;
 pub mod watch;
 
 pub use config::{
-    init_seed, ClientSettings, FactoryPolicy, LspSettings, Lsps2Settings, NodeConfig, RoleConfig, RpcAuth,
+    init_seed, ClientSettings, FactoryPolicy, JitMove, LspSettings, Lsps2Settings, NodeConfig, RoleConfig,
+    RpcAuth,
 };
 pub use error::{Error, ErrorKind};
 pub use node::Node;

@@ -22,6 +22,9 @@ message! {
         10 => expiry_secs: u32,
         /// Shown to the payer; at most [`MAX_LONG_TEXT_LEN`](super::MAX_LONG_TEXT_LEN) bytes.
         12 => description: LongText,
+        /// The payer is the client itself, over this channel beside its factory: the LSP takes nothing for it, and pays
+        /// the client over its channel in the factory and no other.
+        13 => moved_from: Option<[u8; 32]>,
     }
 }
 

@@ -224,7 +224,8 @@ fn live() -> BoxedStrategy<Payload> {
 
 fn relay() -> BoxedStrategy<Payload> {
     let long = || text().prop_map(LongText);
-    let ask = (bytes(), bytes(), any::<u64>(), any::<u16>(), any::<u64>(), any::<u32>(), long());
+    let from = prop::option::of(bytes());
+    let ask = (bytes(), bytes(), any::<u64>(), any::<u16>(), any::<u64>(), any::<u32>(), long(), from);
     prop_oneof![
         ask.prop_map(
             |(
@@ -235,6 +236,7 @@ fn relay() -> BoxedStrategy<Payload> {
                 max_fee_msat,
                 expiry_secs,
                 description,
+                moved_from,
             )| {
                 RelayAsk {
                     payment_hash,
@@ -244,6 +246,7 @@ fn relay() -> BoxedStrategy<Payload> {
                     max_fee_msat,
                     expiry_secs,
                     description,
+                    moved_from,
                 }
                 .into()
             }

@@ -295,6 +295,20 @@ fn relay() -> Vec<Vector> {
                 max_fee_msat: 2_500_000,
                 expiry_secs: 3600,
                 description: LongText("two oxen".into()),
+                moved_from: None,
+            }
+        ),
+        vector!(
+            "RelayAsk, into the factory",
+            RelayAsk {
+                payment_hash: HASH,
+                payment_secret: [0xab; 32],
+                amount_msat: 50_000_000,
+                min_final: 360,
+                max_fee_msat: 0,
+                expiry_secs: 120,
+                description: LongText("into the factory".into()),
+                moved_from: Some(CHANNEL),
             }
         ),
         vector!("RelayInvoice", RelayInvoice { payment_hash: HASH, invoice: LongText("lnbcrt1".into()) }),

@@ -1,13 +1,17 @@
 //! The commands that only a client has.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Subcommand;
-use ldk_node_ext::api::{FactoryInfo, LiquidityAnswer, LiquidityRequest, NodeInfo};
+use ldk_node_ext::api::{FactoryInfo, JitMoveRequest, JitMoved, LiquidityAnswer, LiquidityRequest, NodeInfo};
 use ldk_node_ext::http::cli::{closing, rotating, the_factory, ExitArgs, Output, WaitArgs};
 use ldk_node_ext::http::{show, ApiClient, HttpError};
 use ldk_node_ext::watch::ExitFile;
 use serde_json::{json, Value};
+
+/// How much longer than the wait of a request its answer may take.
+const MARGIN: Duration = Duration::from_secs(65);
 
 /// Commands against a running client.
 #[derive(Subcommand, Clone, Debug)]
@@ -43,6 +47,14 @@ pub enum ClientCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Move the money of a channel that the LSP opened beside the factory into the factory, and close the channel
+    MoveIn {
+        /// Channel id; not needed if there is only one such channel
+        channel_id: Option<String>,
+        /// How long to wait for the payments, seconds, at most 600
+        #[arg(long, value_name = "SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(..=600))]
+        wait_secs: u64,
+    },
     /// Ask the LSP to close a factory, and wait until the closing transaction is confirmed
     Close {
         /// Instance id, or the beginning of it; not needed if only one factory is alive
@@ -73,6 +85,14 @@ fn ask(
     output.show(&factory, |_| format!("the channel has {text}"))
 }
 
+fn moved_text(m: &JitMoved) -> String {
+    let end = match &m.not_closed {
+        None => "the channel is being closed".to_owned(),
+        Some(why) => format!("the channel stays open, with {} msat to move: {why}", m.left_msat),
+    };
+    format!("{} msat moved into the factory; {end}", m.moved_msat)
+}
+
 impl ClientCommand {
     /// Runs the command and prints its outcome.
     ///
@@ -95,6 +115,12 @@ impl ClientCommand {
             }
             Self::GiveBackLiquidity { sat, instance_id, wait } => {
                 ask(client, output, i64::from(sat).saturating_neg(), (instance_id.as_deref(), wait))
+            }
+            Self::MoveIn { channel_id, wait_secs } => {
+                let request = JitMoveRequest { channel_id, wait_secs: Some(wait_secs) };
+                let limit = Duration::from_secs(wait_secs).saturating_add(MARGIN);
+                let moved: JitMoved = client.post_within("/v1/jit/move", &request, limit)?;
+                output.show(&moved, moved_text)
             }
             Self::Close { instance_id, wait } => {
                 let id = the_factory(client, instance_id.as_deref())?;

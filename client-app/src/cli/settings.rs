@@ -6,7 +6,7 @@ use clap::Args;
 use client_app::LspAddress;
 use ldk_node_ext::http::cli::{set, validate, CommonSettings, Layers, Settings};
 use ldk_node_ext::http::{ApiOptions, HttpError};
-use ldk_node_ext::{ClientSettings, NodeConfig, RoleConfig};
+use ldk_node_ext::{ClientSettings, JitMove, NodeConfig, RoleConfig};
 use serde::{Deserialize, Serialize};
 
 /// Begin of every environment variable of this binary.
@@ -52,6 +52,9 @@ ldk_node_ext::settings! {
         /// Most that payers may pay on top for what the LSP receives for this wallet, millionths, at most 1000000 [default: 10000]
         #[arg(value_name = "PPM")]
         pub relay_max_fee_ppm: u32,
+        /// Whether money in channels beside the factory is moved into it when there is room: auto or never [default: auto]
+        #[arg(value_name = "WHEN")]
+        pub jit_move: JitMove,
         /// Smallest channel to agree to, sat [default: 20000]
         #[arg(value_name = "SAT")]
         pub min_capacity_sat: u64,
@@ -151,6 +154,7 @@ pub fn resolve(
 fn apply(own: &ClientAppSettings, client: &mut ClientSettings) {
     set(&mut client.join, own.join);
     set(&mut client.relay_max_fee_ppm, own.relay_max_fee_ppm);
+    set(&mut client.jit_move, own.jit_move);
     let policy = &mut client.policy;
     set(&mut policy.min_capacity_sat, own.min_capacity_sat);
     set(&mut policy.max_capacity_sat, own.max_capacity_sat);

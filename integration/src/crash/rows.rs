@@ -36,6 +36,10 @@ const ELSEWHERE: &[&str] = &[
     "lsp.relay.claimed",
     "lsp.relay.done",
     "lsp.relay.failed",
+    // scenario_move
+    "client.move.recorded",
+    "client.move.sent",
+    "client.move.closing",
     // scenario_jit_crash
     "lsp.jit.held",
     "lsp.jit.recorded",

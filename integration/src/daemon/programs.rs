@@ -127,6 +127,7 @@ impl Client {
             .arg(&data_dir)
             .args(["--network", "regtest", "--lsp", &lsp.uri()])
             .args(bitcoind_flags(bitcoind))
+            .args(["--jit-move", "never"])
             .args(flags)
             .output()
             .context("run client-app init")?;

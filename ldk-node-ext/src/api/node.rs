@@ -184,6 +184,8 @@ pub enum Direction {
     Out,
     /// Received for a client, and paid on to it (LSP).
     Relayed,
+    /// From a channel beside the factory into the factory's (client).
+    Moved,
 }
 
 /// Outcome of a payment.
@@ -222,6 +224,9 @@ pub struct Payment {
     /// Both sides of a relayed payment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relayed: Option<RelayedPayment>,
+    /// From where into what it was moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<MovedPayment>,
     /// The last change, Unix seconds.
     pub updated_at: u64,
 }
@@ -236,6 +241,48 @@ pub struct RelayedPayment {
     pub received_msat: u64,
     /// Whether the client has been paid.
     pub client_paid: bool,
+    /// The channel beside the factory from which the client moved it into the factory, hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_from: Option<String>,
+}
+
+/// A client's own money that it moves, by a payment to itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedPayment {
+    /// The channel beside the factory, hex.
+    pub from: String,
+    /// The channel in the factory, hex; it is taken over no other.
+    pub into: String,
+}
+
+/// Request to move the money of a channel beside the factory into the factory's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JitMoveRequest {
+    /// The channel, hex; not needed if there is one only.
+    #[serde(default)]
+    pub channel_id: Option<String>,
+    /// How long to wait for the payments, seconds (60 if none, 600 at most).
+    #[serde(default)]
+    pub wait_secs: Option<u64>,
+}
+
+/// What was moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JitMoved {
+    /// The channel beside the factory, hex.
+    pub channel_id: String,
+    /// By this request, msat.
+    pub moved_msat: u64,
+    /// What could still be moved, msat.
+    pub left_msat: u64,
+    /// A payment has not ended yet.
+    pub pending: bool,
+    /// The close of the channel has begun: nothing is left to move.
+    pub closing: bool,
+    /// Why it has not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_closed: Option<String>,
 }
 
 /// When the LSP receives a payment in the client's place.

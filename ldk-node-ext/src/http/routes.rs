@@ -12,8 +12,8 @@ use serde_json::{json, Value};
 use super::{ApiCode, ApiError, Body, Empty, Params, Shutdown};
 use crate::api::{
     Balance, ChannelInfo, ClaimRequest, CloseChannelRequest, ConnectRequest, EventRecord, ExitRequest,
-    FactoryInfo, FailRequest, Invoice, InvoiceRequest, LiquidityAnswer, LiquidityRequest, NodeInfo,
-    PayRequest, Payment, RotateRequest, Rotation,
+    FactoryInfo, FailRequest, Invoice, InvoiceRequest, JitMoveRequest, JitMoved, LiquidityAnswer,
+    LiquidityRequest, NodeInfo, PayRequest, Payment, RotateRequest, Rotation,
 };
 use crate::watch::{ExitFile, WatcherInfo};
 use crate::{Error, Node};
@@ -89,6 +89,7 @@ pub(super) fn quick(node: Node, shutdown: Shutdown) -> Router {
 pub(super) fn waiting(node: Node, shutdown: Shutdown) -> Router {
     Router::new()
         .route("/v1/pay", post(pay))
+        .route("/v1/jit/move", post(move_in))
         .route("/v1/events", get(events))
         .with_state(Api { node, shutdown })
 }
@@ -120,6 +121,10 @@ async fn invoice(State(api): State<Api>, Body(request): Body<InvoiceRequest>) ->
 
 async fn pay(State(api): State<Api>, Body(request): Body<PayRequest>) -> Answer<Payment> {
     Ok(Json(detached(async move { api.node.pay(request).await }).await?))
+}
+
+async fn move_in(State(api): State<Api>, Body(request): Body<JitMoveRequest>) -> Answer<JitMoved> {
+    Ok(Json(detached(async move { api.node.move_in(request).await }).await?))
 }
 
 async fn payments(State(api): State<Api>) -> Answer<Vec<Payment>> {

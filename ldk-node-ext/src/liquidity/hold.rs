@@ -43,6 +43,8 @@ pub(super) struct Payment {
     pub(super) parts: Vec<Intercepted>,
     /// A payment of this node's own instead, msat.
     pub(super) own_msat: Option<u64>,
+    /// Which has to go over the client's channel in the factory.
+    pub(super) into_factory: bool,
     /// When the first one came.
     since: Instant,
     /// When the last one came.
@@ -59,14 +61,15 @@ pub(super) struct Payment {
 
 impl Payment {
     /// One of this node's own.
-    pub(super) fn own(msat: u64, now: Instant) -> Self {
-        Self { own_msat: Some(msat), ..Self::begun(false, now) }
+    pub(super) fn own(msat: u64, into_factory: bool, now: Instant) -> Self {
+        Self { own_msat: Some(msat), into_factory, ..Self::begun(false, now) }
     }
 
     fn begun(bought: bool, now: Instant) -> Self {
         Self {
             parts: Vec::new(),
             own_msat: None,
+            into_factory: false,
             since: now,
             newest: now,
             bought,
@@ -150,12 +153,12 @@ impl Held {
     }
 
     /// Takes a payment of this node's own; one that waits already stays as it is. Returns whether it is new.
-    pub(super) fn add_own(&mut self, key: Key, msat: u64, now: Instant) -> Result<bool, Full> {
+    pub(super) fn add_own(&mut self, key: Key, own: Payment) -> Result<bool, Full> {
         if self.payments.contains_key(&key) {
             return Ok(false);
         }
         self.has_place(&key.0)?;
-        self.payments.insert(key, Payment::own(msat, now));
+        self.payments.insert(key, own);
         Ok(true)
     }
 

@@ -9,6 +9,7 @@
 //!   transaction if it lingers.
 //! - `policy`: what the operator wants otherwise for single clients.
 //! - `lsps2`, `offer`: the same for any wallet that buys a channel by LSPS2.
+//! - `moving`, `moving_run`: a client's money goes from such a channel into the factory's, which is then closed.
 //! - `accept`: which of them a client takes. A JIT channel is used before its funding transaction is confirmed; until then
 //!   what the client has in it is trust in the LSP, and the client's policy says how much of that it takes.
 
@@ -17,6 +18,8 @@ mod carry;
 pub mod decide;
 mod hold;
 mod lsps2;
+mod moving;
+mod moving_run;
 mod offer;
 mod open;
 mod policy;
@@ -37,6 +40,7 @@ pub(crate) use accept::OpenedToUs;
 pub(crate) use carry::run as run_carry;
 pub(crate) use hold::Full;
 pub(crate) use lsps2::{lsps, run as run_lsps2};
+pub(crate) use moving_run::run as run_moving;
 pub(crate) use open::For;
 pub(crate) use serve::run;
 
@@ -89,6 +93,7 @@ pub(crate) struct Liquidity {
     policies: policy::Policies,
     pub(crate) offers: offer::Offers,
     counts: Mutex<status::Counts>,
+    moving: moving::Moving,
     /// Something has happened that held payments may have waited for.
     changed: Notify,
 }
@@ -106,6 +111,7 @@ impl Liquidity {
             policies: policy::Policies::open(Arc::clone(&store))?,
             offers: offer::Offers::open(store)?,
             counts: Mutex::default(),
+            moving: moving::Moving::default(),
             changed: Notify::new(),
         })
     }

@@ -13,7 +13,7 @@ use lightning::types::payment::PaymentHash;
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
-use super::decide::{decide, Action, Amount, Decision, JitPolicy, Leaf, Situation};
+use super::decide::{decide, Action, Against, Amount, Decision, JitPolicy, Leaf, Situation};
 use super::hold::{Key, Payment};
 use super::lsps2::UNPAID_FOR;
 use super::open::For;
@@ -123,7 +123,7 @@ impl Parts {
             if payment.rotated && view.leaf.is_some_and(|leaf| leaf.changing) {
                 continue;
             }
-            let own = JitPolicy { rotate_first: policy.rotate_first && !payment.rotated, ..policy.clone() };
+            let own = of_payment(policy, &payment);
             let situation = self.situation(&client, payment.amount(), &view, &open, &payment);
             let decision = decide(&situation, &own);
             let opens = matches!(decision.action, Action::Jit { .. } | Action::JitAndMultipath { .. });
@@ -151,6 +151,12 @@ impl Parts {
             matches!(action, Action::Rotate { .. } | Action::Jit { .. } | Action::JitAndMultipath { .. })
         };
         let mut wanted: Vec<&Waiting> = waiting.iter().filter(|w| acts(&w.decision.action)).collect();
+        // What goes into the factory alone waits until the others have what they need.
+        if wanted.iter().any(|w| !w.payment.into_factory) {
+            wanted.retain(|w| !w.payment.into_factory);
+        } else {
+            wanted.truncate(1);
+        }
         let mut together = None;
         if let (Some(first), 2..) = (wanted.first(), wanted.len()) {
             let amounts = wanted.iter().flat_map(|w| w.payment.amounts()).collect();
@@ -245,7 +251,8 @@ impl Parts {
             let most_msat = channel.and_then(|c| c.counterparty.outbound_htlc_maximum_msat).unwrap_or(0);
             Leaf { limit_msat: room, most_msat, ..leaf }
         });
-        let others_msat = rooms.iter().filter(|r| !of_leaf(r.channel)).map(|r| r.msat).collect();
+        let others = rooms.iter().filter(|r| !of_leaf(r.channel) && !payment.into_factory);
+        let others_msat = others.map(|r| r.msat).collect();
         let online = self.peers.peer_by_node_id(client).is_some();
         let stays = |c: &&ChannelDetails| {
             c.counterparty.node_id == *client
@@ -328,7 +335,7 @@ impl Parts {
         self.tell(&key, decision);
         let Some(payment) = lock(&self.liquidity.held).take(&key) else { return };
         if payment.own_msat.is_some() {
-            self.relay_without_room(&hash, &in_words(decision));
+            self.relay_without_room(&hash, &in_words(decision, payment.into_factory));
             return;
         }
         let open = self.manager.list_channels();
@@ -370,11 +377,13 @@ impl Parts {
     }
 
     /// Has room made for a payment of this node's own, if need be; may be asked again and again.
-    pub(crate) fn want_room(&self, client: PublicKey, hash: PaymentHash, msat: u64) {
+    /// `into_factory`: in the factory alone.
+    pub(crate) fn want_room(&self, client: PublicKey, hash: PaymentHash, msat: u64, into_factory: bool) {
         if !self.is_served(&client) {
             return self.relay_without_room(&hash, "the client has no channel in a factory (any more)");
         }
-        let asked = lock(&self.liquidity.held).add_own((client, hash), msat, Instant::now());
+        let own = Payment::own(msat, into_factory, Instant::now());
+        let asked = lock(&self.liquidity.held).add_own((client, hash), own);
         match asked {
             Ok(true) => self.liquidity.changed.notify_one(),
             Ok(false) => {}
@@ -384,7 +393,7 @@ impl Parts {
         }
     }
 
-    /// Whether room could be made for a payment of this node's own.
+    /// Whether room could be made for a payment of this node's own; `into_factory`: in the factory alone.
     ///
     /// # Errors
     /// Why not.
@@ -393,13 +402,15 @@ impl Parts {
         client: &PublicKey,
         msat: u64,
         view: &PaymentView,
+        into_factory: bool,
     ) -> Result<(), String> {
         let Some(policy) = self.jit_policy(client) else { return Err("not an LSP".into()) };
-        let payment = Payment::own(msat, Instant::now());
+        let payment = Payment::own(msat, into_factory, Instant::now());
         let open = self.manager.list_channels();
-        let decision = decide(&self.situation(client, payment.amount(), view, &open, &payment), &policy);
+        let situation = self.situation(client, payment.amount(), view, &open, &payment);
+        let decision = decide(&situation, &of_payment(&policy, &payment));
         if decision.action == Action::Refuse {
-            return Err(in_words(&decision));
+            return Err(in_words(&decision, into_factory));
         }
         Ok(())
     }
@@ -437,8 +448,17 @@ impl Parts {
     }
 }
 
+/// What may be done for a payment: a leaf is rotated for it once, and no channel is opened for what is to be in the factory.
+fn of_payment(policy: &JitPolicy, payment: &Payment) -> JitPolicy {
+    let rotate_first = policy.rotate_first && !payment.rotated;
+    let max_channel_sat = if payment.into_factory { 0 } else { policy.max_channel_sat };
+    JitPolicy { rotate_first, max_channel_sat, ..policy.clone() }
+}
+
 /// What spoke against it.
-fn in_words(decision: &Decision) -> String {
-    let against: Vec<String> = decision.against.iter().map(ToString::to_string).collect();
+fn in_words(decision: &Decision, into_factory: bool) -> String {
+    // A channel would be of no use there.
+    let counts = |why: &&Against| !into_factory || **why != Against::JitOff;
+    let against: Vec<String> = decision.against.iter().filter(counts).map(ToString::to_string).collect();
     against.join("; ")
 }

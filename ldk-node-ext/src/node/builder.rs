@@ -363,6 +363,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     tasks.spawn(relay::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(liquidity::run(Arc::clone(&parts), stop_receiver.clone()));
     tasks.spawn(liquidity::run_carry(Arc::clone(&parts), stop_receiver.clone()));
+    tasks.spawn(liquidity::run_moving(Arc::clone(&parts), stop_receiver.clone()));
     if parts.lsps.is_some() {
         tasks.spawn(liquidity::run_lsps2(Arc::clone(&parts), stop_receiver.clone()));
     }

@@ -251,7 +251,7 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             let data =
                 json!({"channel_id": hex::encode(channel_id.0), "peer": counterparty_node_id.to_string()});
             p.events.push("channel_ready", data);
-            p.liquidity.wake();
+            p.room_changed();
         }
         Event::ChannelClosed {
             channel_id,
@@ -316,12 +316,17 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 let depth = p.check_depth(&receiving_channel_ids);
                 if p.relays.has(&payment_hash) {
                     let (hash, deep) = (payment_hash, depth.is_ok());
-                    let arrived = Arrived { hash, id: payment_id, msat: amount_msat, claim_by, deep };
+                    let channels = receiving_channel_ids.iter().map(|(id, _)| *id).collect();
+                    let arrived =
+                        Arrived { hash, id: payment_id, msat: amount_msat, claim_by, deep, channels };
                     return p.relay_arrived(&arrived).map_err(replay);
                 }
                 return p.hold(&payment_hash, amount_msat, claim_by, depth).map_err(replay);
             };
             if !p.accept_or_fail_back(&payment_hash, &receiving_channel_ids, claim_deadline) {
+                return Ok(());
+            }
+            if !p.moved_or_fail_back(&payment_hash, &receiving_channel_ids).map_err(replay)? {
                 return Ok(());
             }
             p.payments
@@ -347,11 +352,7 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 })
                 .map_err(replay)?;
             faults::point("node.claimed.recorded");
-            p.events.push(
-                "payment_received",
-                json!({"payment_hash": hex::encode(payment_hash.0), "amount_msat": amount_msat,
-                    "trusted_msat": p.trusted_msat(&htlcs)}),
-            );
+            p.tell_received(&payment_hash, amount_msat, p.trusted_msat(&htlcs)).map_err(replay)?;
             p.payment_changed();
         }
         Event::PaymentSent { payment_hash, payment_preimage, amount_msat, fee_paid_msat, .. } => {
@@ -369,10 +370,7 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 })
                 .map_err(replay)?;
             faults::point("node.paid.recorded");
-            p.events.push(
-                "payment_sent",
-                json!({"payment_hash": done.payment_hash, "amount_msat": done.amount_msat, "fee_msat": done.fee_msat}),
-            );
+            p.tell_sent(&done);
             p.payment_changed();
         }
         Event::PaymentFailed { payment_id, payment_hash, reason } => {

@@ -56,8 +56,14 @@ impl Node {
             })?;
             let max_fee_msat = request.relay_max_fee_msat;
             let insists = request.relay == Some(RelayMode::Always);
-            let wanted =
-                Wanted { amount_msat, description: text.clone(), expiry_secs: expiry, max_fee_msat, insists };
+            let wanted = Wanted {
+                amount_msat,
+                description: text.clone(),
+                expiry_secs: expiry,
+                max_fee_msat,
+                insists,
+                moved_from: None,
+            };
             if let Some(invoice) = self.parts.relayed_invoice(wanted).await? {
                 return Ok(invoice);
             }
@@ -193,6 +199,11 @@ impl Node {
     /// [`Error::Store`].
     pub fn payments(&self) -> Result<Vec<Payment>, Error> {
         let mut list = self.parts.payments.all()?;
+        let moved: HashSet<String> =
+            list.iter().filter(|p| p.moved.is_some()).map(|p| p.payment_hash.clone()).collect();
+        // What was paid to oneself is one thing.
+        list.retain(|p| p.direction == Direction::Out || !moved.contains(&p.payment_hash));
+        let mut list: Vec<Payment> = list.into_iter().map(shown).collect();
         list.extend(self.parts.relayed_payments());
         list.sort_by_key(|p| p.updated_at);
         Ok(list)
@@ -214,7 +225,16 @@ impl Node {
         self.parts
             .payments
             .get(hash, direction)?
+            .map(shown)
             .ok_or_else(|| Error::not_found(format!("payment {}", hex::encode(hash.0))))
+    }
+}
+
+/// One as it is told.
+fn shown(payment: Payment) -> Payment {
+    match payment.moved {
+        Some(_) => Payment { direction: Direction::Moved, ..payment },
+        None => payment,
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bitcoin::secp256k1::PublicKey;
 use bolt_tlv::payload::{LongText, Payload, RelayAsk};
 use lightning::ln::channelmanager::MIN_FINAL_CLTV_EXPIRY_DELTA;
+use lightning::ln::types::ChannelId;
 use lightning::types::payment::PaymentHash;
 use lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescriptionRef, Currency};
 use tokio::sync::oneshot;
@@ -47,6 +48,8 @@ pub(crate) struct Wanted {
     pub(crate) max_fee_msat: Option<u64>,
     /// Only the LSP's invoice will do.
     pub(crate) insists: bool,
+    /// The payer is this node, over this channel.
+    pub(crate) moved_from: Option<ChannelId>,
 }
 
 /// What the answer has to be.
@@ -125,6 +128,23 @@ impl Parts {
     /// [`Error::InvalidArgument`]; [`Error::Unavailable`] if the LSP is not there or does not answer;
     /// [`Error::Conflict`] if it declines, or its invoice is not what was asked for.
     pub(crate) async fn relayed_invoice(&self, wanted: Wanted) -> Result<Option<Invoice>, Error> {
+        Ok(self.asked_for(&wanted).await?.map(|(invoice, fee)| Invoice {
+            invoice: invoice.to_string(),
+            payment_hash: hex::encode(invoice.payment_hash().0),
+            relay_fee_msat: Some(fee),
+        }))
+    }
+
+    /// As [`Self::relayed_invoice`], to be paid by this node.
+    ///
+    /// # Errors
+    /// As [`Self::relayed_invoice`].
+    pub(crate) async fn invoice_of_lsp(&self, wanted: &Wanted) -> Result<Bolt11Invoice, Error> {
+        let asked = self.asked_for(wanted).await?.map(|(invoice, _)| invoice);
+        asked.ok_or_else(|| Error::Conflict("the LSP does not receive for its clients".into()))
+    }
+
+    async fn asked_for(&self, wanted: &Wanted) -> Result<Option<(Bolt11Invoice, u64)>, Error> {
         let RoleConfig::Client(settings) = &self.config.role else {
             return Err(Error::invalid("relay", "only a client has an LSP"));
         };
@@ -149,6 +169,7 @@ impl Parts {
             max_fee_msat,
             expiry_secs: wanted.expiry_secs,
             description: LongText(wanted.description.clone()),
+            moved_from: wanted.moved_from.map(|id| id.0),
         };
         let text = match self.ask_lsp(settings.lsp_node_id, hash, ask).await? {
             Payload::RelayInvoice(m) => m.invoice.0,
@@ -162,12 +183,7 @@ impl Parts {
             other => return Err(Error::Ldk(format!("message {} is no answer", other.number()))),
         };
         let (lsp, currency) = (settings.lsp_node_id, Currency::from(self.config.network));
-        let (invoice, fee) = check(&text, &Expected { lsp, hash, currency, max_fee_msat, wanted: &wanted })?;
-        Ok(Some(Invoice {
-            invoice: invoice.to_string(),
-            payment_hash: hex::encode(hash.0),
-            relay_fee_msat: Some(fee),
-        }))
+        check(&text, &Expected { lsp, hash, currency, max_fee_msat, wanted }).map(Some)
     }
 
     async fn ask_lsp(&self, lsp: PublicKey, hash: PaymentHash, ask: RelayAsk) -> Result<Payload, Error> {
@@ -255,6 +271,7 @@ mod tests {
             expiry_secs: 600,
             max_fee_msat: None,
             insists: true,
+            moved_from: None,
         };
         let lsp = key(1).public_key(&Secp256k1::new());
         let hash = PaymentHash([2; 32]);
@@ -272,6 +289,7 @@ mod tests {
             expiry_secs: 600,
             max_fee_msat: None,
             insists: true,
+            moved_from: None,
         };
         let other = Expected { lsp, hash, currency: Currency::Regtest, max_fee_msat: 50, wanted: &other };
         let e = check(&good(1, 2, 5000, 600), &other).unwrap_err().to_string();

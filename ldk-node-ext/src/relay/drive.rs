@@ -11,6 +11,7 @@ use lightning::events::PaymentFailureReason;
 use lightning::ln::channel_state::{ChannelDetails, InboundHTLCStateDetails};
 use lightning::ln::channelmanager::PaymentId;
 use lightning::ln::outbound_payment::{RecipientOnionFields, Retry, RetryableSendFailure};
+use lightning::ln::types::ChannelId;
 use lightning::routing::router::{PaymentParameters, RouteParameters};
 use lightning::types::features::Bolt11InvoiceFeatures;
 use lightning::types::payment::{PaymentHash, PaymentPreimage, PaymentSecret};
@@ -41,6 +42,8 @@ pub(crate) struct Arrived {
     pub(crate) claim_by: u32,
     /// Whether the funding of all channels that it came over is deep.
     pub(crate) deep: bool,
+    /// The channels that it came over.
+    pub(crate) channels: Vec<ChannelId>,
 }
 
 impl Parts {
@@ -59,7 +62,8 @@ impl Parts {
             claim_by: arrived.claim_by,
             until: unix_now().saturating_add(hold),
         };
-        let input = Input::Arrived { incoming, height: self.height(), deep: arrived.deep };
+        let against = self.against(arrived);
+        let input = Input::Arrived { incoming, height: self.height(), against };
         let _turn = self.relays.turn();
         self.relay_step(&arrived.hash, input)
     }
@@ -100,15 +104,21 @@ impl Parts {
             return Ok(());
         };
         faults::point("lsp.relay.done");
-        self.events.push(
-            "payment_relayed",
-            json!({
-                "payment_hash": hex::encode(hash.0),
-                "client": relay.terms.client.to_string(),
-                "amount_msat": relay.terms.amount_msat,
-                "fee_msat": fee_msat(&relay),
-            }),
-        );
+        let mut data = json!({
+            "payment_hash": hex::encode(hash.0),
+            "client": relay.terms.client.to_string(),
+            "amount_msat": relay.terms.amount_msat,
+        });
+        match relay.terms.moved {
+            Some(moved) => {
+                data["channel_id"] = json!(hex::encode(moved.from.0));
+                self.events.push("jit_moved", data);
+            }
+            None => {
+                data["fee_msat"] = json!(fee_msat(&relay));
+                self.events.push("payment_relayed", data);
+            }
+        }
         self.payment_changed();
         Ok(())
     }
@@ -158,6 +168,10 @@ impl Parts {
     /// Pays the client; LDK splits over its channels. No blocks are added for privacy: they are counted.
     fn pay_on(&self, hash: &PaymentHash, relay: &Relay) -> Result<(), Error> {
         let terms = &relay.terms;
+        if let Some(moved) = &terms.moved {
+            let sent = self.pay_into(hash, terms, moved);
+            return self.paid_on(hash, sent);
+        }
         let mut features = Bolt11InvoiceFeatures::empty();
         features.set_variable_length_onion_required();
         features.set_payment_secret_required();
@@ -173,6 +187,10 @@ impl Parts {
         let onion = RecipientOnionFields::secret_only(PaymentSecret(terms.secret.0), terms.amount_msat);
         let retry = Retry::Timeout(RETRY_FOR);
         let sent = self.manager.send_payment(*hash, onion, PaymentId(hash.0), route_params, retry);
+        self.paid_on(hash, sent)
+    }
+
+    fn paid_on(&self, hash: &PaymentHash, sent: Result<(), RetryableSendFailure>) -> Result<(), Error> {
         faults::point("lsp.relay.sent");
         match sent {
             // LDK will say what becomes of it.
@@ -210,6 +228,7 @@ impl Parts {
                 c.counterparty.node_id == relay.terms.client
                     && c.is_usable
                     && self.depth.suffices(&c.channel_id)
+                    && relay.terms.moved.is_none_or(|moved| moved.into.0 == c.channel_id.0)
             });
             let has_room = receivable_msat(usable) >= relay.terms.amount_msat;
             let input = Input::Look {
@@ -228,7 +247,7 @@ impl Parts {
         }
         for (hash, terms) in without_room {
             if self.relays.get(&hash).is_some_and(|relay| relay.state == State::Held) {
-                self.want_room(terms.client, hash, terms.amount_msat);
+                self.want_room(terms.client, hash, terms.amount_msat, terms.moved.is_some());
             }
         }
         Ok(())
@@ -305,7 +324,9 @@ fn shown(hash: &PaymentHash, relay: &Relay) -> Payment {
             client: relay.terms.client.to_string(),
             received_msat: came_in.map_or(0, |incoming| incoming.msat),
             client_paid: relay.preimage().is_some(),
+            moved_from: relay.terms.moved.map(|moved| hex::encode(moved.from.0)),
         }),
+        moved: None,
         updated_at: relay.updated_at,
     }
 }

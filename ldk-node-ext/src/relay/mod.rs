@@ -13,6 +13,7 @@
 mod ask;
 mod budget;
 mod drive;
+mod moves;
 mod offer;
 mod record;
 mod store;
@@ -21,6 +22,7 @@ mod tests;
 
 pub(crate) use ask::{Asks, Wanted};
 pub(crate) use drive::{run, Arrived};
+pub(crate) use moves::direct;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use record::Relay;
 pub(crate) use store::Relays;

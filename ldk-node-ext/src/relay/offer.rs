@@ -24,9 +24,9 @@ use crate::util::unix_now;
 /// Code of [`RelayDecline`]: the LSP's settings or limits do not allow it.
 pub(super) const NOT_ALLOWED: u16 = 1;
 /// Code of [`RelayDecline`]: not now.
-const NOT_NOW: u16 = 2;
+pub(super) const NOT_NOW: u16 = 2;
 /// Code of [`RelayDecline`]: what was asked makes no sense.
-const MALFORMED: u16 = 3;
+pub(super) const MALFORMED: u16 = 3;
 /// Longest lifetime of an invoice, seconds.
 pub(super) const MAX_EXPIRY_SECS: u32 = 7 * 24 * 3600;
 /// Shortest one, seconds: a record outlives its invoice by hours, and there are not many for a client.
@@ -39,7 +39,7 @@ const QUICK_BLOCKS: u64 = 3;
 const ON_THE_WAY: u64 = 3;
 
 /// A refusal: code and words.
-type Declined = (u16, String);
+pub(super) type Declined = (u16, String);
 
 /// What the LSP takes for a relay of this amount, msat.
 fn fee_msat(settings: &LspSettings, amount_msat: u64) -> Option<u64> {
@@ -94,18 +94,24 @@ impl Parts {
         if Description::new(ask.description.0.clone()).is_err() {
             return Err((MALFORMED, "description: must be at most 639 bytes".into()));
         }
-        let fee_msat = fee_msat(settings, ask.amount_msat).unwrap_or(u64::MAX);
+        let fee_msat = match ask.moved_from {
+            Some(_) => 0,
+            None => fee_msat(settings, ask.amount_msat).unwrap_or(u64::MAX),
+        };
         if fee_msat > ask.max_fee_msat {
             let text = format!("max_fee_msat: the fee is {fee_msat} msat, above {}", ask.max_fee_msat);
             return Err((NOT_ALLOWED, text));
         }
-        let channels = self.client_channels(&client);
         if ask.amount_msat == 0 {
             return Err((MALFORMED, "amount_msat: must be at least 1".into()));
         }
+        let moved =
+            ask.moved_from.map(|from| self.check_move(&client, from, ask.amount_msat, view)).transpose()?;
+        let mut channels = self.client_channels(&client);
+        channels.retain(|c| moved.is_none_or(|moved| moved.into.0 == c.channel_id.0));
         let most = receivable_msat(channels.iter());
         if ask.amount_msat > most {
-            self.could_have_room(&client, ask.amount_msat, view).map_err(|why| {
+            self.could_have_room(&client, ask.amount_msat, view, moved.is_some()).map_err(|why| {
                 let text =
                     format!("amount_msat: there is room for {most}, and not for {}: {why}", ask.amount_msat);
                 (NOT_NOW, text)
@@ -113,10 +119,10 @@ impl Parts {
         }
         let hash = PaymentHash(ask.payment_hash);
         self.check_unused(&hash)?;
-        let budget = self.relay_budget(settings, ask.min_final, &client)?;
+        let budget = self.relay_budget(settings, ask, &client)?;
         let secret = Bytes(ask.payment_secret);
         let (amount_msat, outgoing) = (ask.amount_msat, budget.outgoing);
-        let terms = Terms { client, secret, amount_msat, fee_msat, outgoing, lapses_at: 0 };
+        let terms = Terms { client, secret, amount_msat, fee_msat, outgoing, lapses_at: 0, moved };
         self.relays.add(&hash, terms, ask.expiry_secs, limits).map_err(declined)?;
         faults::point("lsp.relay.offered");
         let made = self.relay_invoice(&hash, amount_msat.saturating_add(fee_msat), budget.room, ask);
@@ -139,18 +145,20 @@ impl Parts {
         Ok(())
     }
 
-    /// The blocks of a relay to a client that asks for `min_final`.
+    /// The blocks of a relay. Money that is moved does not come over a factory's channel.
     fn relay_budget(
         &self,
         settings: &LspSettings,
-        min_final: u16,
+        ask: &RelayAsk,
         client: &PublicKey,
     ) -> Result<Budget, Declined> {
         let all = self.manager.list_channels();
         // Also of channels that are not ready yet, or whose funding is not deep.
         let of_client = all.iter().filter(|c| c.counterparty.node_id == *client);
         let own = self.strictest(of_client.map(|c| &c.channel_id)).map_or(0, Limits::claim);
-        let incoming = self.strictest(all.iter().map(|c| &c.channel_id)).map_or(0, Limits::claim);
+        let payers = all.iter().filter(|_| ask.moved_from.is_none()).map(|c| &c.channel_id);
+        let incoming = self.strictest(payers).map_or(0, Limits::claim);
+        let min_final = ask.min_final;
         let hold = settings.relay_hold_secs.div_ceil(BLOCK_SECS).saturating_add(QUICK_BLOCKS);
         let hold = u32::try_from(hold).unwrap_or(u32::MAX);
         budget::plan(min_final.into(), own, incoming, hold).map_err(|e| {

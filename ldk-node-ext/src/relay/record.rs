@@ -41,6 +41,18 @@ pub(crate) struct Terms {
     pub(crate) outgoing: u32,
     /// Unix seconds after which nobody can pay the invoice any more.
     pub(crate) lapses_at: u64,
+    /// The client pays itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) moved: Option<Moved>,
+}
+
+/// From which of a client's channels into which its money is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Moved {
+    /// The channel beside the factory.
+    pub(crate) from: Bytes,
+    /// The channel in the factory.
+    pub(crate) into: Bytes,
 }
 
 impl Terms {
@@ -107,8 +119,8 @@ pub(crate) struct Relay {
 /// What happens.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Input<'a> {
-    /// LDK has all of a payment. `deep`: no funding that it came over is too shallow.
-    Arrived { incoming: Incoming, height: u32, deep: bool },
+    /// LDK has all of a payment. `against`: why the channels that it came over do not do.
+    Arrived { incoming: Incoming, height: u32, against: Option<&'a str> },
     /// Time to look whether a held one can be paid on. `known`: LDK knows an outgoing payment. `there`: the incoming
     /// HTLCs are on their channels. `ready`: the client is there, with room for all of it.
     Look { height: u32, now: u64, known: bool, there: bool, ready: bool },
@@ -177,7 +189,7 @@ impl Relay {
     /// Takes a step; the caller stores what has changed before it does what is returned.
     pub(crate) fn step(&mut self, input: Input<'_>) -> Act {
         match input {
-            Input::Arrived { incoming, height, deep } => self.arrived(incoming, height, deep),
+            Input::Arrived { incoming, height, against } => self.arrived(incoming, height, against),
             Input::Look { height, now, known, there, ready } if self.state == State::Held => {
                 let in_time = self.last_send().is_some_and(|last| height <= last);
                 if known {
@@ -241,7 +253,7 @@ impl Relay {
         Act::GiveBack(reason.to_owned())
     }
 
-    fn arrived(&mut self, incoming: Incoming, height: u32, deep: bool) -> Act {
+    fn arrived(&mut self, incoming: Incoming, height: u32, against: Option<&str>) -> Act {
         let same = self.incoming.is_some_and(|known| known.id == incoming.id);
         match &self.state {
             State::Held if same => Act::Nothing,
@@ -252,8 +264,8 @@ impl Relay {
                     "less than the invoice asks for"
                 } else if last.is_none_or(|last| height > last) {
                     "too few blocks are left to pay it on"
-                } else if !deep {
-                    "the funding of a factory that it came over is not deep enough in the chain"
+                } else if let Some(against) = against {
+                    against
                 } else {
                     (self.state, self.incoming) = (State::Held, Some(incoming));
                     return Act::Hold;

@@ -25,6 +25,7 @@ fn terms() -> Terms {
         fee_msat: 250_000,
         outgoing: plan().outgoing,
         lapses_at: 10,
+        moved: None,
     }
 }
 
@@ -38,7 +39,7 @@ fn incoming(id: u8) -> Incoming {
 }
 
 fn arrives(id: u8) -> Input<'static> {
-    Input::Arrived { incoming: incoming(id), height: BORN, deep: true }
+    Input::Arrived { incoming: incoming(id), height: BORN, against: None }
 }
 
 fn look(height: u32, now: u64) -> Input<'static> {
@@ -89,7 +90,10 @@ fn what_does_not_fit_is_given_back_and_the_invoice_stays_open() {
     let mut open = Relay::new(terms(), 0);
     let all = incoming(1);
     let last = budget::last_send(all.claim_by, plan().outgoing).unwrap();
-    let at = |height, incoming, deep| Input::Arrived { incoming, height, deep };
+    let at = |height, incoming, deep: bool| {
+        let against = (!deep).then_some("not deep");
+        Input::Arrived { incoming, height, against }
+    };
     assert!(failed(open.step(at(BORN, Incoming { msat: all.msat - 1, ..all }, true))).contains("less"));
     assert!(failed(open.step(at(last + 1, all, true))).contains("few blocks"));
     assert!(failed(open.step(at(BORN, all, false))).contains("not deep"));
@@ -293,7 +297,9 @@ impl Model {
         let Some(event) = self.ldk.events.first().copied() else { return };
         let reason = "no";
         let input = match event {
-            Event::Arrived(id) => Input::Arrived { incoming: incoming(id), height: self.height, deep: true },
+            Event::Arrived(id) => {
+                Input::Arrived { incoming: incoming(id), height: self.height, against: None }
+            }
             Event::Sent => Input::Sent(PREIMAGE),
             Event::NotSent => Input::NotSent { known: self.known(), reason },
             Event::Claimed => Input::Claimed,

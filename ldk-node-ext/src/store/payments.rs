@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lightning::types::payment::PaymentHash;
 
 use super::{records, Store};
-use crate::api::{Direction, Payment, PaymentStatus};
+use crate::api::{Direction, MovedPayment, Payment, PaymentStatus};
 use crate::error::Error;
 use crate::util::unix_now;
 
@@ -25,6 +25,7 @@ fn key(hash: &PaymentHash, direction: Direction) -> String {
         Direction::In => "in",
         Direction::Out => "out",
         Direction::Relayed => "relayed",
+        Direction::Moved => "moved",
     };
     format!("{}_{side}", hex::encode(hash.0))
 }
@@ -41,6 +42,28 @@ impl Payments {
     /// # Errors
     /// [`Error::Conflict`] if the invoice is being paid or has been paid, [`Error::Store`].
     pub fn claim(&self, hash: &PaymentHash, amount_msat: u64) -> Result<Payment, Error> {
+        self.begin(hash, amount_msat, None)
+    }
+
+    /// As [`Self::claim`], of money that this node pays to itself.
+    ///
+    /// # Errors
+    /// As [`Self::claim`].
+    pub fn claim_move(
+        &self,
+        hash: &PaymentHash,
+        amount_msat: u64,
+        moved: MovedPayment,
+    ) -> Result<Payment, Error> {
+        self.begin(hash, amount_msat, Some(moved))
+    }
+
+    fn begin(
+        &self,
+        hash: &PaymentHash,
+        amount_msat: u64,
+        moved: Option<MovedPayment>,
+    ) -> Result<Payment, Error> {
         let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let key = key(hash, Direction::Out);
         let old: Option<Payment> = records::get(&*self.store, NAMESPACE, &key, VERSION)?;
@@ -62,6 +85,7 @@ impl Payments {
             failure: None,
             claim_by_height: None,
             relayed: None,
+            moved,
             updated_at: unix_now(),
         };
         records::put(&*self.store, NAMESPACE, &key, VERSION, &payment)?;
@@ -113,6 +137,7 @@ impl Payments {
             failure: None,
             claim_by_height: None,
             relayed: None,
+            moved: None,
             updated_at: 0,
         });
         change(&mut payment);

@@ -116,6 +116,7 @@ pub fn payment(p: &Payment) -> String {
         Direction::In => "received",
         Direction::Out => "sent",
         Direction::Relayed => "relayed",
+        Direction::Moved => "moved",
     };
     let failure = p.failure.as_ref().map(|f| format!("\nfailure       {f}")).unwrap_or_default();
     let claim_by = match (p.status, p.claim_by_height) {
@@ -126,7 +127,8 @@ pub fn payment(p: &Payment) -> String {
         let paid = yes(r.client_paid);
         format!("\nclient        {}\ncame in       {}\nclient paid   {paid}", r.client, msat(r.received_msat))
     });
-    let failure = relayed.unwrap_or_default() + &failure;
+    let moved = p.moved.as_ref().map(|m| format!("\nfrom channel  {}\ninto channel  {}", m.from, m.into));
+    let failure = relayed.or(moved).unwrap_or_default() + &failure;
     format!(
         "payment hash  {}\nstatus        {}\n{way:<13} {}\nfee           {}\nlast change   {}{claim_by}{failure}",
         p.payment_hash,
@@ -155,6 +157,7 @@ pub fn payments(payments: &[Payment]) -> String {
                 Direction::In => "in",
                 Direction::Out => "out",
                 Direction::Relayed => "relayed",
+                Direction::Moved => "moved",
             };
             let failure = p.failure.as_ref().map(|f| format!(": {f}")).unwrap_or_default();
             vec![
