@@ -26,6 +26,7 @@ pub mod http;
 pub mod jit;
 pub mod ledger;
 pub mod liquidity;
+pub mod moving;
 pub mod noise;
 pub mod pace;
 pub mod payments;

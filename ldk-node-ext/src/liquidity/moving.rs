@@ -43,6 +43,22 @@ const MAX_BLOCKS: u64 = 1008;
 /// Longest wait of a request, seconds.
 const MAX_WAIT_SECS: u64 = 600;
 
+/// How often a channel is looked at that is not usable for the moment.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long it may take a channel to be usable again after a payment, which its monitor writes down first.
+const SETTLING: Duration = Duration::from_secs(3);
+
+/// Asks again for a while what is not to be had for the moment.
+async fn soon<T>(ask: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    let deadline = Instant::now() + SETTLING;
+    loop {
+        match ask() {
+            Err(Error::Unavailable(_)) if Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
+            answer => return answer,
+        }
+    }
+}
+
 /// What is remembered of it; the rest is in the records of the payments.
 #[derive(Default)]
 pub(super) struct Moving {
@@ -178,22 +194,22 @@ impl Parts {
         let mut list: Vec<FactoryInfo> = list.await.map_err(|_| gone())??;
         list.retain(|f| f.state == FactoryState::Active);
         list.sort_by_key(|f| std::cmp::Reverse(f.expiry_height));
-        let open = self.manager.list_channels();
-        let of = |id: &str| {
-            let is = |c: &&ChannelDetails| {
-                let factory = self.outpoints.get(&c.channel_id);
-                factory.is_some_and(|f| hex::encode(f.instance) == id)
-            };
-            open.iter().find(is)
-        };
-        let newest = list.first().and_then(|f| of(&f.instance_id));
+        let newest = list.first().map(|f| f.instance_id.clone());
         let Some(newest) = newest else {
             return Err(Error::Conflict("there is no active factory to move it into".into()));
         };
-        if !newest.is_usable || !self.depth.suffices(&newest.channel_id) {
-            return Err(Error::Unavailable("the factory's channel is not usable now".into()));
-        }
-        Ok(newest.clone())
+        soon(|| {
+            let open = self.manager.list_channels();
+            let in_it = |c: &&ChannelDetails| {
+                let factory = self.outpoints.get(&c.channel_id);
+                factory.is_some_and(|f| hex::encode(f.instance) == newest)
+            };
+            let usable = |c: &&ChannelDetails| c.is_usable && self.depth.suffices(&c.channel_id);
+            let found = open.iter().find(in_it).filter(usable);
+            let missing = || Error::Unavailable("the factory's channel is not usable now".into());
+            found.cloned().ok_or_else(missing)
+        })
+        .await
     }
 
     /// Whether one that was begun has not ended, by the records.
@@ -220,13 +236,16 @@ impl Parts {
         if self.move_pending()? {
             return Err(busy());
         }
-        let c = self.jit_channel(&id)?;
-        if c.outbound_capacity_msat == 0 && !self.was_moved(&id)? && movable_msat(&c).is_none() {
+        let c = soon(|| self.jit_channel(&id)).await?;
+        if movable_msat(&c).is_none() && !self.was_moved(&id)? {
             return Err(Error::Conflict("there is nothing in this channel to move".into()));
         }
         let mut answer = JitMoved { channel_id: hex::encode(id.0), ..JitMoved::default() };
         for _ in 0..MAX_PARTS {
-            let c = self.jit_channel(&id)?;
+            let c = match soon(|| self.jit_channel(&id)).await {
+                Err(e) if answer.moved_msat > 0 => return Ok(self.left_open(answer, e.to_string())),
+                found => found?,
+            };
             let Some(msat) = movable_msat(&c) else { break };
             let payment = match self.move_part(&c, msat, deadline).await {
                 Err(e) if answer.moved_msat == 0 => return Err(e),
@@ -320,22 +339,24 @@ impl Parts {
         deadline: Instant,
     ) -> Result<JitMoved, Error> {
         // What has just been moved is still being taken off the commitments.
-        let mut pause = tokio::time::interval(Duration::from_millis(50));
-        loop {
-            let c = self.jit_channel(&id)?;
-            if movable_msat(&c).is_some() {
-                return Ok(self.left_open(answer, "more has come into it meanwhile".into()));
-            }
-            if is_quiet(&c) {
-                break;
-            }
-            if timeout_at(deadline, pause.tick()).await.is_err() || Instant::now() >= deadline {
-                return Ok(self.left_open(answer, "payments are on their way over it".into()));
-            }
-        }
+        let mut pause = tokio::time::interval(PAUSE);
+        let deadline = deadline.max(Instant::now() + SETTLING);
         let lsp = self.client()?.lsp_node_id;
-        if let Err(e) = self.manager.close_channel(&id, &lsp) {
-            return Ok(self.left_open(answer, format!("{e:?}")));
+        loop {
+            let why = match self.jit_channel(&id) {
+                Err(e) => e.to_string(),
+                Ok(c) if movable_msat(&c).is_some() => {
+                    return Ok(self.left_open(answer, "more has come into it meanwhile".into()));
+                }
+                Ok(c) if !is_quiet(&c) => "payments are on their way over it".to_owned(),
+                Ok(_) => match self.manager.close_channel(&id, &lsp) {
+                    Ok(()) => break,
+                    Err(e) => format!("{e:?}"),
+                },
+            };
+            if timeout_at(deadline, pause.tick()).await.is_err() {
+                return Ok(self.left_open(answer, why));
+            }
         }
         faults::point("client.move.closing");
         self.peers.process_events();

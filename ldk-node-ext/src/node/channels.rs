@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use bitcoin::secp256k1::PublicKey;
-use lightning::chain::channelmonitor::Balance as ChainBalance;
+use lightning::chain::channelmonitor::{Balance as ChainBalance, BalanceSource};
 use lightning::ln::channel_state::{ChannelDetails, ChannelShutdownState};
 use lightning::ln::types::ChannelId;
 use lightning::util::sweep::OutputSpendStatus;
@@ -51,6 +51,10 @@ fn local_msat(c: &ChannelDetails, grows: Option<bool>) -> u64 {
         .saturating_sub(pending)
 }
 
+fn is_in_wallet(balance: &ChainBalance) -> bool {
+    matches!(balance, ChainBalance::ClaimableAwaitingConfirmations { source: BalanceSource::CoopClose, .. })
+}
+
 /// What a closed channel's monitor still has to bring home, sat.
 fn claimable_sat(balances: &[ChainBalance]) -> u64 {
     balances
@@ -84,7 +88,13 @@ impl Parts {
         if self.depth.is_stuck(channel) {
             return 0;
         }
-        self.monitor.get_monitor(*channel).map(|m| claimable_sat(&m.get_claimable_balances())).unwrap_or(0)
+        let Ok(monitor) = self.monitor.get_monitor(*channel) else { return 0 };
+        let mut balances = monitor.get_claimable_balances();
+        if !self.outpoints.is_factory(channel) {
+            // What an ordinary channel's cooperative close pays is the wallet's own from its first block on.
+            balances.retain(|b| !is_in_wallet(b));
+        }
+        claimable_sat(&balances)
     }
 
     /// Closed channels' money on its way to the wallet, sat.
