@@ -185,6 +185,10 @@ pub const POINTS: &[&str] = &[
 
 /// Fault switches by name, with what they break; beside those in [`PROTECTIONS`] and [`HOSTILE`].
 pub const SWITCHES: &[(&str, &str)] = &[
+    (
+        "client.move.astray",
+        "none: money is not moved from the channel that was named, but from the factory's",
+    ),
     ("companions.late", "none: a node keeps its companions to itself for a while"),
     ("gossip.from_anybody", "none: gossip of peers without any channel counts"),
     ("gossip.from_any_channel", "none: gossip of peers without an announced channel counts"),
@@ -195,6 +199,7 @@ pub const SWITCHES: &[(&str, &str)] = &[
         "lsp.lists_every_channel",
         "none: every message of a ceremony has LDK list the channels of all its clients",
     ),
+    ("lsp.move.astray", "none: money that is moved is paid back over the channel that it came from"),
     ("lsp.part.damaged", "none: the first HTLC that the LSP's node offers from now on cannot be read"),
     (
         "lsp.part.withheld",

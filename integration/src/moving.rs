@@ -93,12 +93,12 @@ pub fn confirm(world: &World) -> Result<Channel> {
     list.0.into_iter().next().ok_or_else(|| anyhow!("it is gone"))
 }
 
-/// Opens a channel of 100,000 sat beside the factory for the first client, has it paid over it, and confirms it.
+/// Opens a channel of this size, sat, beside the factory for the first client, has it paid over it, and confirms it.
 ///
 /// # Errors
 /// If that does not work.
-pub fn beside(world: &World) -> Result<(Channel, Settled)> {
-    jit::open(world, world.client(0)?.node_id(), 100_000)?;
+pub fn beside(world: &World, capacity_sat: u64) -> Result<(Channel, Settled)> {
+    jit::open(world, world.client(0)?.node_id(), capacity_sat)?;
     jit::wait_usable(world, 0, "jit")?;
     let paid = paid_beside(world)?;
     Ok((confirm(world)?, paid))

@@ -156,7 +156,7 @@ pub struct Payment {
     pub payment_hash: String,
     /// `succeeded`, `failed`, `pending` or `held`.
     pub status: String,
-    /// `in`, `out` or `relayed`.
+    /// `in`, `out`, `relayed` or `moved`.
     #[serde(default)]
     pub direction: Option<String>,
     /// Amount, msat.

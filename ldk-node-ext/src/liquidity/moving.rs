@@ -10,6 +10,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use factory_core::faults::switch;
 use lightning::ln::channel_state::{ChannelDetails, ChannelShutdownState};
 use lightning::ln::channelmanager::PaymentId;
 use lightning::ln::outbound_payment::RecipientOnionFields;
@@ -287,7 +288,8 @@ impl Parts {
         let amount_msat = msat.min(into.inbound_htlc_maximum_msat.unwrap_or(msat));
         let invoice = self.ask_to_move(c, amount_msat).await?;
         let hash = invoice.payment_hash();
-        let scid = c.get_outbound_payment_scid();
+        let over = if switch("client.move.astray") { &into } else { c };
+        let scid = over.get_outbound_payment_scid();
         let scid = scid.ok_or_else(|| Error::Unavailable("the channel is not usable now".into()))?;
         let moved = MovedPayment { from: hex::encode(c.channel_id.0), into: hex::encode(into.channel_id.0) };
         let mut changed = self.payments_changed.subscribe();

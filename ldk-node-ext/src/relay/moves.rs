@@ -6,6 +6,7 @@
 //! factory alone, for which a rotation may make room, but never another channel.
 
 use bitcoin::secp256k1::PublicKey;
+use factory_core::faults::switch;
 use lightning::ln::channelmanager::PaymentId;
 use lightning::ln::outbound_payment::{RecipientOnionFields, RetryableSendFailure};
 use lightning::ln::types::ChannelId;
@@ -104,7 +105,8 @@ impl Parts {
         moved: &Moved,
     ) -> Result<(), RetryableSendFailure> {
         let all = self.manager.list_channels_with_counterparty(&terms.client);
-        let scid = all.iter().find(|c| c.channel_id == ChannelId(moved.into.0));
+        let into = if switch("lsp.move.astray") { moved.from } else { moved.into };
+        let scid = all.iter().find(|c| c.channel_id == ChannelId(into.0));
         let scid =
             scid.and_then(|c| c.get_outbound_payment_scid()).ok_or(RetryableSendFailure::RouteNotFound)?;
         let route = direct(terms.client, scid, terms.amount_msat, terms.outgoing);

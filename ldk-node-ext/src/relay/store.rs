@@ -227,7 +227,7 @@ mod tests {
         let secret = bitcoin::secp256k1::SecretKey::from_slice(&[client; 32]).unwrap();
         let client = secret.public_key(&bitcoin::secp256k1::Secp256k1::new());
         let secret = Bytes([9; 32]);
-        Terms { client, secret, amount_msat: 5, fee_msat: 1, outgoing: 100, lapses_at: 0 }
+        Terms { client, secret, amount_msat: 5, fee_msat: 1, outgoing: 100, lapses_at: 0, moved: None }
     }
 
     fn hash(n: u8) -> PaymentHash {
@@ -236,7 +236,7 @@ mod tests {
 
     fn arrived() -> Input<'static> {
         let incoming = Incoming { id: Bytes([1; 32]), msat: 6, claim_by: 500, until: 1 };
-        Input::Arrived { incoming, height: 100, deep: true }
+        Input::Arrived { incoming, height: 100, against: None }
     }
 
     fn open() -> (tempfile::TempDir, Arc<Store>, Relays) {
