@@ -104,12 +104,12 @@ pub fn beside(world: &World, capacity_sat: u64) -> Result<(Channel, Settled)> {
     Ok((confirm(world)?, paid))
 }
 
-/// Waits for the closing transaction of a channel, mines it, and waits until both sides have forgotten the channel.
-/// Returns the transaction, which no other has followed: both have agreed on it.
+/// Waits for the closing transaction of a channel, mines it, and waits until both sides have forgotten the channel. All
+/// the time the client holds so much, msat, before the block and after it. Returns the transaction.
 ///
 /// # Errors
 /// If it does not come.
-pub fn wait_closed(world: &World, channel: &Channel) -> Result<Transaction> {
+pub fn wait_closed(world: &World, channel: &Channel, held_msat: u64) -> Result<Transaction> {
     let funding = channel.funding.context("a funding outpoint")?;
     let outpoint = OutPoint { txid: funding.txid, vout: funding.vout };
     let txid: Option<Txid> = wait::until_value(
@@ -120,6 +120,12 @@ pub fn wait_closed(world: &World, channel: &Channel) -> Result<Transaction> {
     )?;
     let txid = txid.context("a transaction")?;
     let tx = world.bitcoind.transaction(txid)?.context("a transaction")?;
+    let holds = || {
+        let total = || Ok(world.client(0)?.balance()?.total_msat());
+        let what = format!("the client to hold {held_msat} msat");
+        wait::until_value(&what, PATIENCE, total, |total| *total == held_msat)
+    };
+    holds()?;
     world.mine(1)?;
     wait::until_value(
         "both sides to have no channel beside the factory",
@@ -127,6 +133,7 @@ pub fn wait_closed(world: &World, channel: &Channel) -> Result<Transaction> {
         || Ok([of_kind(world, 0, "jit")?, world.lsp.channels()?]),
         |lists| lists.iter().flatten().all(|c| c.channel_id != channel.channel_id),
     )?;
+    holds()?;
     Ok(tx)
 }
 

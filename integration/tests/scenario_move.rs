@@ -14,6 +14,7 @@ use integration::payments::{pay, Order, Party};
 use integration::types::{Channel, Factory};
 use integration::world::PATIENCE;
 use integration::{close, exit, wait, World};
+use serde_json::json;
 
 /// The code and the words of the API's refusal.
 fn refused<T: std::fmt::Debug>(result: Result<T>) -> (String, String) {
@@ -30,8 +31,8 @@ fn leaf(world: &World) -> Result<Channel> {
 }
 
 /// The closing transaction pays the client its reserve, and the LSP, which opened the channel, all the rest less the fee.
-fn check_close(world: &World, channel: &Channel, reserve_sat: u64) -> Result<()> {
-    let tx = wait_closed(world, channel)?;
+fn check_close(world: &World, channel: &Channel, reserve_sat: u64, held: &Snapshot) -> Result<()> {
+    let tx = wait_closed(world, channel, held.of("client-0")?)?;
     let mut paid: Vec<u64> = tx.output.iter().map(|output| output.value.to_sat()).collect();
     paid.sort_unstable();
     assert_eq!((tx.input.len(), paid.len(), paid[0]), (1, 2, reserve_sat), "{tx:?}");
@@ -77,7 +78,7 @@ fn money_goes_into_the_factory_when_the_neighbour_is_back() -> Result<()> {
         not_closed: None,
     };
     assert_eq!(moved, expected);
-    check_close(&world, &channel, RESERVE_SAT)?;
+    check_close(&world, &channel, RESERVE_SAT, &before.after(&paid)?)?;
     assert_eq!(leaf(&world)?.local_msat, PUSH * 1000 + MOVABLE);
     check_due(&world, &before, &mut before.after(&paid)?)?;
     let [one] = &told(&world)?[..] else { panic!("not one payment") };
@@ -105,7 +106,7 @@ fn money_goes_into_the_factory_when_the_neighbour_is_back() -> Result<()> {
     )?;
     world.client_mut(1)?.start()?;
     world.wait_usable(&factory)?;
-    check_close(&world, &channel, RESERVE_SAT)?;
+    check_close(&world, &channel, RESERVE_SAT, &before.after(&paid)?)?;
     assert_eq!(leaf(&world)?.local_msat, PUSH * 1000 + 2 * MOVABLE);
     paid.push(pay(&world, Order { from: Party::Client(0), to: Party::Peer, amount_msat: 50_000_003 })?);
     paid.push(pay(&world, Order { from: Party::Peer, to: Party::Client(0), amount_msat: 20_000_001 })?);
@@ -136,7 +137,7 @@ fn finish_move(world: &World, before: &Snapshot, channel: &Channel, had_msat: u6
         },
     };
     wait::until_value("the move to come to an end", PATIENCE, asks, |closing| *closing)?;
-    check_close(world, channel, RESERVE_SAT)?;
+    check_close(world, channel, RESERVE_SAT, before)?;
     assert_eq!(leaf(world)?.local_msat, had_msat + MOVABLE);
     let mut due = before.clone();
     check_due(world, before, &mut due)
@@ -190,6 +191,26 @@ fn the_client_dies_in_a_move() -> Result<()> {
     Ok(())
 }
 
+/// Into a factory that is dying nothing is moved, and nothing changes.
+#[test]
+#[ignore = "long: make jit"]
+fn a_dying_factory_takes_nothing() -> Result<()> {
+    let mut world = World::start("move-dying", 2)?;
+    world.add_peer(1_000_000)?;
+    let params = json!({ "active": 20, "dying": 100 });
+    let factory = world.create_factory(&world.factory_request(CAPACITY, PUSH, 300_000, Some(params)))?;
+    let (channel, _) = beside(&world, 100_000)?;
+    world.mine(20)?;
+    world.wait_state(&factory.instance_id, "dying", PATIENCE)?;
+    let before = wait_at_rest(&world)?;
+    let (code, text) = refused(command(&world, 60));
+    assert!(code == "conflict" && text.contains("no active factory"), "{text}");
+    assert_eq!(wait_at_rest(&world)?, before);
+    assert_eq!(of_kind(&world, 0, "jit")?[0].local_msat, channel.local_msat);
+    world.finish();
+    Ok(())
+}
+
 /// No stock: declined, and nothing changes. No factory: as well. In the next factory there is room.
 #[test]
 #[ignore = "long: make jit"]
@@ -209,7 +230,7 @@ fn without_room_nothing_moves_until_the_next_factory() -> Result<()> {
     let next = world.create_factory(&world.factory_request(CAPACITY, 0, 0, None))?;
     let before = wait_at_rest(&world)?;
     assert!(command(&world, 60)?.closing);
-    check_close(&world, &channel, RESERVE_SAT)?;
+    check_close(&world, &channel, RESERVE_SAT, &before)?;
     assert_eq!(leaf(&world)?.local_msat, MOVABLE);
     assert_eq!(leaf(&world)?.factory, Some(next.instance_id));
     let mut due = before.clone();
@@ -248,7 +269,7 @@ fn what_goes_astray_is_given_back_and_much_goes_in_parts() -> Result<()> {
     assert_eq!((moved.moved_msat, moved.closing), (all, true), "{moved:?}");
     let parts: Vec<_> = told(&world)?.into_iter().filter(|p| p.status == "succeeded").collect();
     assert_eq!((parts.len(), parts.iter().map(|p| p.amount_msat).sum::<u64>()), (2, all), "{parts:?}");
-    check_close(&world, &channel, BESIDE / 100)?;
+    check_close(&world, &channel, BESIDE / 100, &due)?;
     assert_eq!(leaf(&world)?.local_msat, PUSH * 1000 + all);
     check_due(&world, &before, &mut due)?;
     world.finish();

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use bitcoin::secp256k1::PublicKey;
 use lightning::chain::channelmonitor::{Balance as ChainBalance, BalanceSource};
+use lightning::events::ClosureReason;
 use lightning::ln::channel_state::{ChannelDetails, ChannelShutdownState};
 use lightning::ln::types::ChannelId;
 use lightning::util::sweep::OutputSpendStatus;
@@ -95,6 +96,19 @@ impl Parts {
             balances.retain(|b| !is_in_wallet(b));
         }
         claimable_sat(&balances)
+    }
+
+    /// An ordinary channel is closed. What both have agreed on pays to the wallet, which counts it from then on.
+    pub(super) fn note_closed(&self, channel: ChannelId, reason: &ClosureReason) {
+        let agreed = matches!(
+            reason,
+            ClosureReason::LegacyCooperativeClosure
+                | ClosureReason::CounterpartyInitiatedCooperativeClosure
+                | ClosureReason::LocallyInitiatedCooperativeClosure
+        );
+        if agreed {
+            lock(&self.settled).insert(channel);
+        }
     }
 
     /// Closed channels' money on its way to the wallet, sat.

@@ -279,6 +279,8 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                     capacity_sat: channel_capacity_sats,
                 })
                 .await?;
+            } else {
+                p.note_closed(channel_id, &reason);
             }
             // Of what strangers only began to open nobody wants to hear, and the event log is bounded.
             if channel_funding_txo.is_some() || user_channel_id != STRANGERS_CHANNEL {
