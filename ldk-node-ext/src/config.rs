@@ -393,6 +393,9 @@ pub(crate) fn check_jit(jit: &JitPolicy) -> Result<(), Error> {
     if jit.max_untaken == 0 || jit.max_untaken > 100 {
         return Err(Error::invalid("jit_max_untaken", "must be from 1 to 100"));
     }
+    if jit.max_per_day > 1000 {
+        return Err(Error::invalid("jit_max_per_day", "must be at most 1000"));
+    }
     Ok(())
 }
 

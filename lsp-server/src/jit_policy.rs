@@ -42,6 +42,9 @@ pub struct OwnJit {
     /// JIT channels over which nothing has been taken yet, at which it gets no other one
     #[arg(long, value_name = "N")]
     pub max_untaken: Option<u32>,
+    /// Most that are opened in 144 blocks, whatever became of them
+    #[arg(long, value_name = "N")]
+    pub max_per_day: Option<u32>,
     /// What a new channel has beyond what the payment needs, percent of that
     #[arg(long, value_name = "PERCENT")]
     pub headroom_percent: Option<u32>,
@@ -61,6 +64,7 @@ impl OwnJit {
             jit_max_channels: self.max_channels,
             jit_max_total_sat: self.max_total_sat,
             jit_max_untaken: self.max_untaken,
+            jit_max_per_day: self.max_per_day,
             jit_headroom_percent: self.headroom_percent,
             jit_hold_secs: self.hold_secs,
         }

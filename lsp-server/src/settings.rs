@@ -87,6 +87,9 @@ ldk_node_ext::settings! {
         /// A client that has taken nothing over so many such channels gets no other one, 1 to 100 [default: 1]
         #[arg(value_name = "N")]
         pub jit_max_untaken: u32,
+        /// Most JIT channels that are opened for one client in 144 blocks, whatever became of them, at most 1000 [default: 12]
+        #[arg(value_name = "N")]
+        pub jit_max_per_day: u32,
         /// What such a channel has beyond what the payment needs, percent, at most 1000 [default: 20]
         #[arg(value_name = "PERCENT")]
         pub jit_headroom_percent: u32,
@@ -176,6 +179,7 @@ fn apply(own: &LspServerSettings, lsp: &mut LspSettings) {
     set(&mut lsp.jit.max_channels, own.jit_max_channels);
     set(&mut lsp.jit.max_total_sat, own.jit_max_total_sat);
     set(&mut lsp.jit.max_untaken, own.jit_max_untaken);
+    set(&mut lsp.jit.max_per_day, own.jit_max_per_day);
     set(&mut lsp.jit.headroom_percent, own.jit_headroom_percent);
     set(&mut lsp.jit.hold, own.jit_hold_secs.map(Duration::from_secs));
     set(&mut lsp.lsps2.enabled, own.lsps2);

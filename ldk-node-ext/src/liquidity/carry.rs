@@ -22,11 +22,15 @@ use crate::wallet::Rival;
 /// A funding transaction, or its child, that is not confirmed after so many blocks is helped along.
 const PATIENCE: u32 = 3;
 
+/// How many times the estimate is the most that is paid: what it does not help to pay is not paid.
+const MOST: u64 = 3;
+
 /// The feerate of the funding transaction and its child together, if it is time: the estimate, and at least a quarter more
 /// than what is `there`.
 fn attempt(there: FeeRate, waited: u32, estimate: FeeRate, max: FeeRate) -> Option<FeeRate> {
     let raised = FeeRate::from_sat_per_kwu(there.to_sat_per_kwu().saturating_mul(5) / 4);
-    let wanted = raised.max(estimate).min(max);
+    let most = FeeRate::from_sat_per_kwu(estimate.to_sat_per_kwu().saturating_mul(MOST)).min(max);
+    let wanted = raised.max(estimate).min(most);
     (waited >= PATIENCE && wanted > there).then_some(wanted)
 }
 
@@ -57,9 +61,10 @@ impl Parts {
         for (id, record) in self.liquidity.records.all() {
             let since = record.carried_at.unwrap_or(record.height);
             let waited = self.height().saturating_sub(since);
-            let Some(tx) = record.transaction().filter(|_| record.signed && waited >= PATIENCE) else {
-                continue;
-            };
+            // Where nothing has been taken there is nobody's money but the LSP's, and who never takes anything must not cost
+            // more than the first transaction.
+            let counts = record.signed && (record.cause.is_none() || record.taken);
+            let Some(tx) = record.transaction().filter(|_| counts && waited >= PATIENCE) else { continue };
             if let Err(e) = self.carry(id, &record, &tx, waited).await {
                 let funding = tx.compute_txid();
                 tracing::warn!(%funding, error = %e, "funding transaction lingers, and gets no child");
@@ -145,6 +150,8 @@ mod tests {
         let next = |there, waited, estimate| attempt(rate(there), waited, rate(estimate), rate(10_000));
         assert_eq!(next(1_000, 2, 9_000), None, "its blocks");
         assert_eq!(next(1_000, 3, 500), Some(rate(1_250)));
+        assert_eq!(next(1_400, 3, 500), Some(rate(1_500)), "thrice the estimate");
+        assert_eq!(next(1_500, 9, 500), None);
         assert_eq!(next(1_000, 3, 4_000), Some(rate(4_000)));
         assert_eq!(next(9_000, 3, 4_000), Some(rate(10_000)), "the user's bound");
         assert_eq!(next(10_000, 30, 20_000), None);

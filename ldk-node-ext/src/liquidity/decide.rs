@@ -23,6 +23,8 @@ pub struct JitPolicy {
     pub max_total_sat: u64,
     /// JIT channels over which nothing has been taken yet, at which a client gets no other one.
     pub max_untaken: u32,
+    /// Most that are opened for one client in 144 blocks, whatever became of them: each costs two transactions.
+    pub max_per_day: u32,
     /// What a new channel has beyond what the payment needs, percent of that.
     pub headroom_percent: u32,
     /// How long a payment is held while its client is away, signs, or opens its channel.
@@ -38,6 +40,7 @@ impl Default for JitPolicy {
             max_channels: 2,
             max_total_sat: 4_000_000,
             max_untaken: 1,
+            max_per_day: 12,
             headroom_percent: 20,
             hold: Duration::from_secs(30),
         }
@@ -101,6 +104,8 @@ pub struct Situation {
     pub jit_untaken: u32,
     /// Capacity of these channels, sat.
     pub jit_total_sat: u64,
+    /// JIT channels that were opened for it in the last 144 blocks, closed ones too.
+    pub jit_lately: u32,
     /// What the wallet can spend, the fee of a funding transaction taken off, sat.
     pub wallet_sat: u64,
 }
@@ -144,6 +149,9 @@ pub enum Against {
     /// The client has as many as it may.
     #[error("the client has as many JIT channels as it may")]
     TooManyJit,
+    /// As many were opened for the client lately as may.
+    #[error("as many JIT channels as may were opened for the client in the last 144 blocks")]
+    TooManyLately,
     /// The client's channels together are as large as they may.
     #[error("the client's JIT channels would be too large together")]
     JitTotal,
@@ -305,6 +313,9 @@ fn jit(s: &Situation, policy: &JitPolicy) -> Result<Action, Against> {
     }
     if s.jit_channels >= policy.max_channels {
         return Err(Against::TooManyJit);
+    }
+    if s.jit_lately >= policy.max_per_day {
+        return Err(Against::TooManyLately);
     }
     let beside = |size: u64| room(s).into_iter().chain([size]).collect();
     let rest = least(&s.amount, &room(s), s.amount.total(), beside);

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use super::decide::{decide, Action, Amount, JitPolicy};
 use super::hold::{Key, Payment};
-use super::offer::{shares, Offer, Terms};
+use super::offer::{taken_off, Charge, Offer, Terms};
 use super::open::For;
 use super::record::Record;
 use crate::config::{Lsps2Settings, NodeConfig, RoleConfig};
@@ -200,9 +200,9 @@ impl Parts {
             offer.channel.as_ref().is_some_and(|id| *id == format!("{:032x}", c.user_channel_id))
         };
         // Another payment that pays for the channel: it may fail yet, or this one need not pay.
-        let other = offer.charged.as_deref().filter(|_| fee_msat > 0);
-        let other = other.filter(|charged| *charged != hex::encode(hash.0));
-        if other.is_some_and(|charged| self.is_on_its_way(&client, charged, &open)) {
+        let other =
+            offer.charged.as_ref().filter(|charge| fee_msat > 0 && charge.hash != hex::encode(hash.0));
+        if other.is_some_and(|charge| self.is_on_its_way(&client, &charge.hash, &open)) {
             return;
         }
         match open.iter().find(is_its) {
@@ -274,13 +274,6 @@ impl Parts {
 
     fn send_bought(&self, key: &Key, (scid, fee_msat): (u64, u64), channel: &ChannelDetails) {
         let client = key.0;
-        if fee_msat > 0 {
-            let charged = Some(hex::encode(key.1 .0));
-            if let Err(e) = self.liquidity.offers.change(scid, |offer| offer.charged = charged) {
-                tracing::error!(error = %e, "LSPS2 offer not stored; will be tried again");
-                return;
-            }
-        }
         faults::point("lsp.jit.forward");
         let Some(payment) = lock(&self.liquidity.held).take(key) else { return };
         let open = self.manager.list_channels();
@@ -288,11 +281,21 @@ impl Parts {
         if let Some(refusal) = refused {
             return self.fail_parts(&payment.parts, &refusal);
         }
-        let amounts = shares(&payment.amounts(), fee_msat);
+        let off = taken_off(&payment.amounts(), fee_msat);
+        let amounts: Vec<u64> =
+            payment.amounts().iter().zip(&off).map(|(msat, off)| msat.saturating_sub(*off)).collect();
         let needed = amounts.iter().fold(0u64, |sum, msat| sum.saturating_add(*msat));
         if needed > channel.next_outbound_htlc_limit_msat {
             let why = "the channel of its LSPS2 offer has no room for it";
             return self.fail_parts(&payment.parts, &Refusal::NoRoom(why));
+        }
+        if fee_msat > 0 {
+            let due_msat = off.into_iter().filter(|msat| *msat > 0).collect();
+            let charge = Charge { hash: hex::encode(key.1 .0), due_msat, seen: Vec::new() };
+            if let Err(e) = self.liquidity.offers.change(scid, |offer| offer.charged = Some(charge)) {
+                tracing::error!(error = %e, "LSPS2 offer not stored");
+                return self.fail_parts(&payment.parts, &Refusal::NotUsable);
+            }
         }
         for (part, msat) in payment.parts.iter().zip(amounts) {
             let sent = self.manager.forward_intercepted_htlc(part.id, &channel.channel_id, client, msat);

@@ -45,7 +45,11 @@ pub(crate) async fn run(parts: Arc<Parts>, mut stop: watch::Receiver<bool>) {
     }
     let (mut tip, mut pause) = (parts.tip.clone(), FIRST);
     while !*stop.borrow() {
-        let look = parts.move_by_itself().await;
+        let look = tokio::select! {
+            look = parts.move_by_itself() => look,
+            // What has begun is found again.
+            _ = stop.changed() => return,
+        };
         let wait = match look {
             Look::Nothing | Look::Moved => LOOK,
             Look::Failed => pause,

@@ -41,12 +41,35 @@ pub(crate) struct Offer {
     pub(crate) valid_until: u64,
     /// User channel id of the channel that was opened, hex.
     pub(crate) channel: Option<String>,
-    /// Hash of the payment that was sent on with the fee taken off last, hex. While it is on its way no other one is: both
-    /// would pay for the same channel.
+    /// The payment that was sent on last with the fee taken off.
     #[serde(default)]
-    pub(crate) charged: Option<String>,
+    pub(crate) charged: Option<Charge>,
     /// The fee has been taken.
     pub(crate) paid: bool,
+}
+
+/// A payment that pays for a channel. While it is on its way no other one is: both would pay for the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Charge {
+    /// Its hash, hex.
+    pub(crate) hash: String,
+    /// What was taken off each of its parts and has not been seen to be kept, msat.
+    pub(crate) due_msat: Vec<u64>,
+    /// The HTLCs that were seen, channel id in hex and number: LDK may tell of one again.
+    pub(crate) seen: Vec<(String, u64)>,
+}
+
+/// Part of a fee that was kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// The wallet.
+    pub(crate) peer: PublicKey,
+    /// The channel that the HTLC came by, hex, and its number there.
+    pub(crate) htlc: (String, u64),
+    /// User channel id of that channel, if it is open.
+    pub(crate) channel: Option<u128>,
+    /// What was kept of it, msat.
+    pub(crate) msat: u64,
 }
 
 /// What is done with what came to an offer's id.
@@ -87,18 +110,19 @@ impl Offer {
     }
 }
 
-/// What is sent on of each part, msat, when a fee is taken off their sum; each bears its share.
-pub(super) fn shares(parts: &[u64], fee_msat: u64) -> Vec<u64> {
-    let total = parts.iter().fold(0u128, |sum, part| sum + u128::from(*part)).max(1);
+/// What is taken off each part, msat: the largest ones bear the fee. Who takes a small part only has paid nothing.
+pub(super) fn taken_off(parts: &[u64], fee_msat: u64) -> Vec<u64> {
+    let mut off = vec![0; parts.len()];
     let mut left = fee_msat;
-    let last = parts.len().saturating_sub(1);
-    let share = |(i, part): (usize, &u64)| {
-        let exact = u128::from(fee_msat) * u128::from(*part) / total;
-        let own = if i == last { left } else { u64::try_from(exact).unwrap_or(left).min(left) };
-        left = left.saturating_sub(own);
-        part.saturating_sub(own)
-    };
-    parts.iter().enumerate().map(share).collect()
+    let mut order: Vec<usize> = (0..parts.len()).collect();
+    order.sort_by_key(|i| std::cmp::Reverse(parts.get(*i)));
+    for i in order {
+        if let (Some(off), Some(part)) = (off.get_mut(i), parts.get(i)) {
+            *off = left.min(part.saturating_sub(1));
+            left = left.saturating_sub(*off);
+        }
+    }
+    off
 }
 
 /// All offers, by short channel id.
@@ -188,27 +212,37 @@ impl Offers {
         lock(&self.all).iter().find(|(_, o)| o.channel.as_ref() == Some(&name)).map(|(scid, _)| *scid)
     }
 
-    /// The fee of a wallet's offer was taken off a payment that went over this channel. LDK takes whichever channel with the
-    /// wallet has room, so it need not be the one that was sold.
+    /// Part of a fee was kept. Returns the channel that is paid for with it, if the whole fee has come; also if LDK says so
+    /// again. LDK takes whichever channel with the wallet has room, so the fee need not come over the one that was sold.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub(super) fn fee_taken(
-        &self,
-        user_channel_id: u128,
-        peer: Option<PublicKey>,
-    ) -> Result<Option<u128>, Error> {
-        let name = format!("{user_channel_id:032x}");
-        let sold = {
+    pub(super) fn fee_kept(&self, kept: &Kept) -> Result<Option<u128>, Error> {
+        let name = kept.channel.map(|id| format!("{id:032x}"));
+        let found = {
             let all = lock(&self.all);
-            let due = || all.iter().filter(|(_, o)| !o.paid && o.charged.is_some() && o.channel.is_some());
-            let its = due().find(|(_, o)| o.channel.as_ref() == Some(&name));
-            let found = its.or_else(|| due().find(|(_, o)| peer.is_some_and(|peer| o.peer == peer)));
-            found.and_then(|(scid, o)| Some((*scid, u128::from_str_radix(o.channel.as_ref()?, 16).ok()?)))
+            let of_wallet = || all.iter().filter(|(_, o)| o.peer == kept.peer);
+            let known = |o: &Offer| o.charged.as_ref().is_some_and(|c| c.seen.contains(&kept.htlc));
+            let due =
+                |o: &Offer| !o.paid && o.charged.as_ref().is_some_and(|c| c.due_msat.contains(&kept.msat));
+            let again = of_wallet().find(|(_, o)| known(o));
+            let its = || of_wallet().find(|(_, o)| due(o) && o.channel == name);
+            let any = || of_wallet().find(|(_, o)| due(o));
+            again.or_else(its).or_else(any).map(|(scid, _)| *scid)
         };
-        let Some((scid, channel)) = sold else { return Ok(None) };
-        self.change(scid, |offer| offer.paid = true)?;
-        Ok(Some(channel))
+        let Some(scid) = found else { return Ok(None) };
+        self.change(scid, |offer| {
+            let Some(charge) = offer.charged.as_mut().filter(|c| !c.seen.contains(&kept.htlc)) else {
+                return;
+            };
+            if let Some(at) = charge.due_msat.iter().position(|msat| *msat == kept.msat) {
+                charge.due_msat.remove(at);
+                charge.seen.push(kept.htlc.clone());
+                offer.paid = charge.due_msat.is_empty();
+            }
+        })?;
+        let paid = self.get(scid).filter(|offer| offer.paid).and_then(|offer| offer.channel);
+        Ok(paid.and_then(|id| u128::from_str_radix(&id, 16).ok()))
     }
 
     /// Forgets channels of offers that nobody knows (any more): the process died when it had only begun to open them.
@@ -274,13 +308,15 @@ mod tests {
     }
 
     #[test]
-    fn each_part_bears_its_share_and_the_sum_is_exact() {
-        for (parts, fee) in [(vec![100_000, 200_000], 3_001), (vec![7], 3), (vec![1, 1, 1_000], 10)] {
-            let sent = shares(&parts, fee);
-            assert_eq!(sent.iter().sum::<u64>() + fee, parts.iter().sum::<u64>(), "{parts:?}");
-            assert!(sent.iter().zip(&parts).all(|(s, p)| s <= p));
+    fn the_largest_parts_bear_the_fee_and_the_sum_is_exact() {
+        assert_eq!(taken_off(&[1, 300_000, 100_000], 3_001), [0, 3_001, 0]);
+        assert_eq!(taken_off(&[40, 50, 30], 60), [11, 49, 0]);
+        assert_eq!(taken_off(&[7], 3), [3]);
+        for (parts, fee) in [(vec![100_000, 200_000], 3_001), (vec![1, 1, 1_000], 10), (vec![5, 5, 5], 12)] {
+            let off = taken_off(&parts, fee);
+            assert_eq!(off.iter().sum::<u64>(), fee, "{parts:?}");
+            assert!(off.iter().zip(&parts).all(|(off, part)| off < part));
         }
-        assert_eq!(shares(&[100_000, 200_000], 3_000), [99_000, 198_000]);
     }
 
     fn opened(dir: &std::path::Path) -> Offers {
@@ -302,18 +338,46 @@ mod tests {
         offers.add(51, late).unwrap();
     }
 
+    fn charged(due_msat: &[u64]) -> Option<Charge> {
+        Some(Charge { hash: "aa".into(), due_msat: due_msat.to_vec(), seen: Vec::new() })
+    }
+
+    fn kept(channel: u128, number: u64, msat: u64) -> Kept {
+        Kept { peer: offer(None).peer, htlc: ("cc".into(), number), channel: Some(channel), msat }
+    }
+
     #[test]
     fn the_fee_is_paid_for_the_channel_that_was_sold_whichever_carried_it() {
         let dir = tempfile::tempdir().unwrap();
         let offers = opened(dir.path());
         let sold = |n: u128| Offer { channel: Some(format!("{n:032x}")), ..offer(None) };
-        let peer = Some(offer(None).peer);
         offers.add(1, sold(10)).unwrap();
-        offers.add(2, Offer { charged: Some("aa".into()), ..sold(20) }).unwrap();
-        assert_eq!(offers.fee_taken(99, None).unwrap(), None, "of another wallet");
-        assert_eq!(offers.fee_taken(10, peer).unwrap(), Some(20), "no fee was taken for the first");
+        offers.add(2, Offer { charged: charged(&[2_000]), ..sold(20) }).unwrap();
+        let stranger = "02c6047f9441ed7d6d3045406e95c07cd85c778e4b8cef3ca7abac09b95c709ee5".parse().unwrap();
+        assert_eq!(offers.fee_kept(&Kept { peer: stranger, ..kept(20, 0, 2_000) }).unwrap(), None);
+        assert_eq!(offers.fee_kept(&kept(20, 0, 1_999)).unwrap(), None, "not what was taken off");
+        assert_eq!(offers.fee_kept(&kept(10, 0, 2_000)).unwrap(), Some(20), "no fee was taken for the first");
         assert!(offers.get(2).unwrap().paid && !offers.get(1).unwrap().paid);
-        assert_eq!(offers.fee_taken(20, peer).unwrap(), None, "once");
+    }
+
+    #[test]
+    fn a_part_of_the_fee_does_not_pay_and_none_counts_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let offers = opened(dir.path());
+        let sold = |n: u128| Offer { channel: Some(format!("{n:032x}")), ..offer(None) };
+        offers.add(1, Offer { charged: charged(&[1_500, 500]), ..sold(10) }).unwrap();
+        offers.add(2, Offer { charged: charged(&[500]), ..sold(20) }).unwrap();
+        assert_eq!(offers.fee_kept(&kept(10, 0, 500)).unwrap(), None);
+        // LDK says it again, after a death: it is neither the rest of the one nor the fee of the other.
+        assert_eq!(offers.fee_kept(&kept(10, 0, 500)).unwrap(), None);
+        assert!(!offers.get(2).unwrap().paid);
+        assert_eq!(offers.fee_kept(&kept(10, 1, 1_500)).unwrap(), Some(10));
+        assert_eq!(
+            offers.fee_kept(&kept(10, 1, 1_500)).unwrap(),
+            Some(10),
+            "what follows may not be on disk yet"
+        );
+        assert!(offers.get(1).unwrap().paid && !offers.get(2).unwrap().paid);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use lightning::ln::types::ChannelId;
 use serde_json::json;
 
 use super::lsps2::{SOLD, UNPAID_FOR};
+use super::offer::Kept;
 use super::record::Record;
 use super::{id_for, is_jit, new_id, new_temporary};
 use crate::config::{NodeConfig, RoleConfig};
@@ -106,17 +107,24 @@ impl Parts {
         Ok(())
     }
 
-    /// A channel was paid over, less what was kept of it, msat. One that was sold counts as paid over when its fee was kept.
+    /// A fee that wallets pay for channels was kept, or a part of one.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub(crate) fn jit_taken(&self, id: u128, kept_msat: u64) -> Result<(), Error> {
-        let sold = match kept_msat {
-            0 => None,
-            _ => self.liquidity.offers.fee_taken(id, self.liquidity.records.get(id).map(|r| r.peer))?,
-        };
-        for paid in sold.into_iter().chain((!self.is_unpaid(id)).then_some(id)) {
-            self.liquidity.records.change(paid, |r| r.taken = true)?;
+    pub(crate) fn fee_kept(&self, kept: &Kept) -> Result<(), Error> {
+        if let Some(sold) = self.liquidity.offers.fee_kept(kept)? {
+            self.liquidity.records.change(sold, |r| r.taken = true)?;
+        }
+        Ok(())
+    }
+
+    /// A channel was paid over. One that was sold counts as paid over when its fee was kept.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) fn jit_taken(&self, id: u128) -> Result<(), Error> {
+        if !self.is_unpaid(id) {
+            self.liquidity.records.change(id, |r| r.taken = true)?;
         }
         Ok(())
     }
@@ -135,7 +143,14 @@ impl Parts {
         match record {
             Some(record) if !record.signed => self.liquidity.records.remove(id)?,
             Some(_) => {
-                self.liquidity.records.change(id, |r| r.closed = true)?;
+                let height = self.height();
+                self.liquidity.records.change(id, |r| {
+                    r.closed = true;
+                    // A client counts from here for how long it remembers what it trusted its LSP with.
+                    if matches!(self.config.role, RoleConfig::Client(_)) {
+                        r.height = height;
+                    }
+                })?;
             }
             None => {}
         }

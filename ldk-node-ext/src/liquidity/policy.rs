@@ -33,6 +33,7 @@ impl ClientJitPolicy {
         let set = |field: &mut u32, own: Option<u32>| *field = own.unwrap_or(*field);
         set(&mut policy.max_channels, self.jit_max_channels);
         set(&mut policy.max_untaken, self.jit_max_untaken);
+        set(&mut policy.max_per_day, self.jit_max_per_day);
         set(&mut policy.headroom_percent, self.jit_headroom_percent);
         policy.rotate_first = self.jit_rotate_first.unwrap_or(policy.rotate_first);
         policy.hold = self.jit_hold_secs.map_or(policy.hold, Duration::from_secs);

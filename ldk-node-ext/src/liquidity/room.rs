@@ -6,10 +6,14 @@
 use std::time::{Duration, Instant};
 
 use bitcoin::secp256k1::PublicKey;
+use lightning::events::{InboundHTLCLocator, OutboundHTLCLocator};
 use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::types::ChannelId;
 use lightning::types::payment::PaymentHash;
 
+use super::is_jit;
+use super::offer::Kept;
+use crate::error::Error;
 use crate::node::Parts;
 use crate::util::lock;
 
@@ -66,9 +70,24 @@ impl Handed {
 }
 
 impl Parts {
-    /// Notes that an HTLC to a peer has been settled.
-    pub(crate) fn note_settled(&self, peer: &PublicKey, msat: u64) {
-        lock(&self.liquidity.handed).settled(peer, msat);
+    /// An HTLC that came `from` somewhere has been sent on and settled, and this was kept of it beyond the forwarding fee, msat.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) fn forwarded(
+        &self,
+        from: Option<&InboundHTLCLocator>,
+        htlc: &OutboundHTLCLocator,
+        kept_msat: u64,
+    ) -> Result<(), Error> {
+        if let Some((peer, msat)) = htlc.node_id.zip(htlc.amount_msat) {
+            lock(&self.liquidity.handed).settled(&peer, msat);
+        }
+        let came = from.and_then(|from| Some((hex::encode(from.channel_id.0), from.htlc_id?)));
+        if let (Some(peer), Some(came), 1..) = (htlc.node_id, came, kept_msat) {
+            self.fee_kept(&Kept { peer, htlc: came, channel: htlc.user_channel_id, msat: kept_msat })?;
+        }
+        htlc.user_channel_id.filter(|id| is_jit(*id)).map_or(Ok(()), |id| self.jit_taken(id))
     }
 
     /// Whether LDK has been told to forward an HTLC with this hash to a peer, and no channel shows it yet.
@@ -80,7 +99,10 @@ impl Parts {
     pub(super) fn rooms(&self, peer: &PublicKey, open: &[ChannelDetails]) -> Vec<Room> {
         let of_peer = |c: &&ChannelDetails| c.counterparty.node_id == *peer;
         let channels: Vec<&ChannelDetails> = open.iter().filter(of_peer).collect();
-        let usable = channels.iter().filter(|c| c.is_usable && self.depth.suffices(&c.channel_id));
+        // Over one that a wallet has not paid for nothing goes but what pays for it.
+        let usable = channels.iter().filter(|c| {
+            c.is_usable && self.depth.suffices(&c.channel_id) && !self.is_unpaid(c.user_channel_id)
+        });
         let mut rooms: Vec<Room> =
             usable.map(|c| Room { channel: c.channel_id, msat: c.next_outbound_htlc_limit_msat }).collect();
         lock(&self.liquidity.handed).take_off(peer, &channels, &mut rooms, Instant::now());
@@ -90,6 +112,16 @@ impl Parts {
     /// Whether one of a client's channels has room for an HTLC.
     pub(crate) fn has_room(&self, peer: &PublicKey, open: &[ChannelDetails], msat: u64) -> bool {
         self.rooms(peer, open).iter().any(|room| room.msat >= msat)
+    }
+
+    /// Whether LDK would send an HTLC for a peer over a channel that the peer has not paid for: it takes the tightest one
+    /// that has the room, whichever it is told.
+    pub(crate) fn goes_unpaid(&self, peer: &PublicKey, open: &[ChannelDetails], msat: u64) -> bool {
+        let fits = open.iter().filter(|c| {
+            c.counterparty.node_id == *peer && c.is_usable && c.next_outbound_htlc_limit_msat >= msat
+        });
+        let taken = fits.min_by_key(|c| c.next_outbound_htlc_limit_msat);
+        taken.is_some_and(|c| self.is_unpaid(c.user_channel_id))
     }
 
     /// Notes that LDK has been told to forward an HTLC.

@@ -278,6 +278,8 @@ impl Parts {
             .map(|(_, r)| r)
             .filter(|r| r.peer == *client && r.closed && r.cause.is_some() && !r.taken && r.height >= lately);
         let untaken = untaken.saturating_add(closed.count());
+        let opened = records.iter().map(|(_, r)| r);
+        let opened = opened.filter(|r| r.peer == *client && r.cause.is_some() && r.height >= lately).count();
         // Begun, and not funded yet: the wallet does not know of them.
         let begun = records.iter().map(|(_, r)| r).filter(|r| !r.signed && r.funding.is_none());
         let promised_sat = begun.fold(0u64, |sum, r| sum.saturating_add(r.capacity_sat));
@@ -292,6 +294,7 @@ impl Parts {
             opening,
             jit_channels: count(jit.len()),
             jit_untaken: count(untaken),
+            jit_lately: count(opened),
             jit_total_sat: jit.iter().fold(0, |sum, c| sum.saturating_add(c.channel_value_satoshis)),
             // What publishing all leaves may cost is not given away.
             wallet_sat: coins_sat

@@ -284,7 +284,7 @@ impl Node {
         let open = self.parts.manager.list_channels();
         let missing = || Error::not_found(format!("channel {}", request.channel_id));
         let channel = open.iter().find(|c| c.channel_id == id).ok_or_else(missing)?;
-        if self.parts.outpoints.is_factory(&id) {
+        if self.parts.outpoints.is_factory(&id) || self.parts.outpoints.expected(&id).is_some() {
             let what = "a factory's channel is left by an exit, or closed with its factory";
             return Err(Error::Conflict(what.into()));
         }

@@ -214,8 +214,7 @@ impl Parts {
             return self.hold_for(offer.peer, htlc, true).map_err(full);
         }
         let next = self.next_hop(&channels, htlc)?;
-        let asked = channels.iter().find(|c| c.channel_id == next.channel);
-        if asked.is_some_and(|c| self.is_unpaid(c.user_channel_id)) {
+        if self.goes_unpaid(&next.peer, &channels, htlc.amount_msat) {
             return Err(Refusal::NoRoom("the opening fee of its channel has not been paid"));
         }
         // A client without room is served, if it can be.

@@ -394,16 +394,14 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
         Event::PaymentForwarded {
             total_fee_earned_msat,
             outbound_amount_forwarded_msat,
+            prev_htlcs,
             next_htlcs,
             skimmed_fee_msat,
             ..
         } => {
             faults::point("lsp.forwarded");
-            for (peer, msat) in next_htlcs.iter().filter_map(|htlc| htlc.node_id.zip(htlc.amount_msat)) {
-                p.note_settled(&peer, msat);
-            }
-            for id in next_htlcs.iter().filter_map(|htlc| htlc.user_channel_id).filter(|id| is_jit(*id)) {
-                p.jit_taken(id, skimmed_fee_msat.unwrap_or(0)).map_err(replay)?;
+            for htlc in &next_htlcs {
+                p.forwarded(prev_htlcs.first(), htlc, skimmed_fee_msat.unwrap_or(0)).map_err(replay)?;
             }
             p.events.push(
                 "payment_forwarded",
@@ -459,7 +457,7 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 first.is_some_and(|scid| c.outbound_scid_alias == scid || c.short_channel_id == scid)
             });
             if let Some(id) = used.map(|c| c.user_channel_id).filter(|id| is_jit(*id)) {
-                p.jit_taken(id, 0).map_err(replay)?;
+                p.jit_taken(id).map_err(replay)?;
             }
         }
         Event::DiscardFunding { .. }

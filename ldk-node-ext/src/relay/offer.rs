@@ -11,7 +11,7 @@ use lightning::types::payment::PaymentHash;
 use lightning_invoice::{Bolt11Invoice, Currency, Description, InvoiceBuilder};
 
 use super::budget::{self, Budget};
-use super::record::{Bytes, Terms};
+use super::record::{Bytes, Relay, State, Terms};
 use crate::api::Direction;
 use crate::config::{LspSettings, RoleConfig};
 use crate::error::Error;
@@ -83,6 +83,15 @@ impl Parts {
             return Err((NOT_ALLOWED, "relay: this LSP does not receive for its clients".into()));
         }
         let limits = (settings.relay_max_open_per_client, settings.relay_max_open);
+        if ask.moved_from.is_some() {
+            // The client alone can pay for a move, and makes one after the other: the last one it has given up.
+            let given_up = |relay: &Relay| {
+                relay.terms.client == client && relay.terms.moved.is_some() && relay.state == State::Offered
+            };
+            for (hash, _) in self.relays.filtered(given_up) {
+                self.relays.withdraw(&hash).map_err(declined)?;
+            }
+        }
         self.relays.check_limits(&client, limits).map_err(declined)?;
         if !self.is_served(&client) {
             return Err((NOT_ALLOWED, "only for clients that have a channel in a factory".into()));

@@ -167,7 +167,8 @@ impl Wallet {
     /// else. `parent_fee_sat` is what the parent pays itself, `feerate` is for both together.
     ///
     /// # Errors
-    /// [`Error::InsufficientFunds`] if the change, above dust, does not pay for it.
+    /// [`Error::InsufficientFunds`] if the change, above dust, pays for nothing that would help; where it pays for less than
+    /// `feerate`, the child pays that.
     pub(crate) fn child_of_change(
         &self,
         parent: &Transaction,
@@ -189,11 +190,16 @@ impl Wallet {
         let weight = parent.weight().to_wu().saturating_add(vsize.saturating_mul(4));
         let package = feerate.fee_wu(Weight::from_wu(weight)).map_or(u64::MAX, Amount::to_sat);
         let beats = rival.map_or(0, |rival| rival.beaten_by(vsize));
-        let fee = package.saturating_sub(parent_fee_sat).max(vsize).max(beats);
-        let needed_sat = fee.saturating_add(DUST_SAT);
+        // Less than a child of this feerate pays nothing of the parent.
+        let parent_wu = parent.weight().to_wu().max(1);
+        let own = parent_fee_sat.saturating_mul(vsize.saturating_mul(4)) / parent_wu;
+        let least = vsize.max(beats).max(own.saturating_add(own / 4));
+        let needed_sat = least.saturating_add(DUST_SAT);
         if change.is_empty() || sum < needed_sat {
             return Err(Error::InsufficientFunds { needed_sat, available_sat: sum });
         }
+        // What the change can pay, where it cannot pay all that is wanted.
+        let fee = package.saturating_sub(parent_fee_sat).max(least).min(sum.saturating_sub(DUST_SAT));
         let script_pubkey = inner.bdk.next_unused_address(KeychainKind::Internal).script_pubkey();
         self.persist(&mut inner)?;
         let tx = Transaction {

@@ -258,6 +258,7 @@ pub fn jit_policies(all: &[ClientJitPolicy]) -> String {
         ("channels", Right),
         ("in all", Right),
         ("untaken", Right),
+        ("a day", Right),
         ("headroom", Right),
         ("hold", Right),
     ];
@@ -273,6 +274,7 @@ pub fn jit_policies(all: &[ClientJitPolicy]) -> String {
                 or(p.jit_max_channels.map(|n| n.to_string())),
                 or(p.jit_max_total_sat.map(sat)),
                 or(p.jit_max_untaken.map(|n| n.to_string())),
+                or(p.jit_max_per_day.map(|n| n.to_string())),
                 or(p.jit_headroom_percent.map(|n| format!("{n} %"))),
                 or(p.jit_hold_secs.map(|n| format!("{n} s"))),
             ]

@@ -21,6 +21,7 @@ fn situation(amount: Amount) -> Situation {
         jit_channels: 0,
         jit_untaken: 0,
         jit_total_sat: 0,
+        jit_lately: 0,
         wallet_sat: 10_000_000,
     }
 }
@@ -122,6 +123,9 @@ fn every_limit_of_the_policy_holds() {
     used.jit_untaken = 1;
     assert_eq!(why_refused(&used, &default()), Against::Untaken);
     used.jit_untaken = 0;
+    used.jit_lately = 12;
+    assert_eq!(why_refused(&used, &default()), Against::TooManyLately);
+    used.jit_lately = 11;
     used.jit_total_sat = 3_900_000;
     assert_eq!(why_refused(&used, &default()), Against::JitTotal);
     let mut poor = s();
@@ -195,6 +199,7 @@ fn situations() -> impl Strategy<Value = Situation> {
                 jit_channels,
                 jit_untaken,
                 jit_total_sat,
+                jit_lately: jit_channels,
                 wallet_sat,
             }
         },

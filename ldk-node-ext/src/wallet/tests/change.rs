@@ -31,9 +31,13 @@ fn the_change_of_a_transaction_that_lingers_pays_for_a_child() {
     assert!(second.fee.to_sat() >= first.fee.to_sat() + vsize, "{} {}", first.fee, second.fee);
     assert!(!second.tx.input[0].witness.is_empty());
 
-    // What the change cannot pay is named.
+    // What the change cannot pay it pays in part, and what would not help is named.
     let rate = FeeRate::from_sat_per_vb(1_000).unwrap();
-    let e = s.wallet.child_of_change(&parent, parent_fee, rate, None).unwrap_err();
+    let most = s.wallet.child_of_change(&parent, parent_fee, rate, None).unwrap();
+    assert_eq!(most.fee.to_sat(), change.to_sat() - 330);
+    assert_eq!(most.tx.output[0].value.to_sat(), 330);
+    let beyond = Rival { fee: change, ..rival };
+    let e = s.wallet.child_of_change(&parent, parent_fee, rate, Some(beyond)).unwrap_err();
     assert!(matches!(e, Error::InsufficientFunds { available_sat, .. } if available_sat == change.to_sat()));
     let none = s.wallet.child_of_change(&super::parent(9), 0, rate, None);
     assert!(matches!(none, Err(Error::InsufficientFunds { available_sat: 0, .. })));
