@@ -74,7 +74,13 @@ impl Parts {
     }
 
     async fn serve_held(&self) {
-        let all = lock(&self.liquidity.held).by_client();
+        let mut there = lock(&self.liquidity.held).clients();
+        there.retain(|client| self.peers.peer_by_node_id(client).is_some());
+        let all = {
+            let mut held = lock(&self.liquidity.held);
+            held.note_there(&there, Instant::now());
+            held.by_client()
+        };
         for (client, payments) in all {
             let Some(policy) = self.jit_policy(&client) else { return };
             let policy = &policy;
@@ -92,6 +98,11 @@ impl Parts {
                     None if payment.bought => {
                         let Some(view) = self.payment_view(client).await else { return };
                         self.serve_bought(client, (hash, &payment), (view.reserve_sat, policy));
+                    }
+                    // Many may wait for long: that costs next to nothing.
+                    None if !payment.opening && !there.contains(&client) => {
+                        let decision = Decision { action: Action::WaitForClient, against: Vec::new() };
+                        self.tell(&key, &decision);
                     }
                     None => due.push((hash, payment)),
                 }
@@ -253,8 +264,8 @@ impl Parts {
         let channels: Vec<&ChannelDetails> = open.iter().filter(stays).collect();
         let jit: Vec<_> = channels.iter().filter(|c| is_jit(c.user_channel_id)).collect();
         // One that was just connected is about to agree with us on where its channels stand.
-        let settling =
-            payment.is_young(Instant::now()) && channels.iter().any(|c| c.is_channel_ready && !c.is_usable);
+        let settling = payment.is_settling(Instant::now())
+            && channels.iter().any(|c| c.is_channel_ready && !c.is_usable);
         let is_untaken = |c: &ChannelDetails| {
             let record = self.liquidity.records.get(c.user_channel_id);
             record.is_some_and(|r| r.cause.is_some() && !r.taken)
