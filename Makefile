@@ -73,8 +73,8 @@ adversaries: build peer ## the long scenarios of attacks, reorganisations and ro
 crash: build peer ## every process dies at every step; table in $CARGO_TARGET_DIR/crash-matrix.md (ends after 25 minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(CRASH)
 
-jit: build peer ## the LSP dies at every step of a channel beside the factory (ends after 15 minutes)
-	@export BITCOIND="$$(scripts/bitcoind.sh)"; timeout 900 $(CARGO) test --locked --workspace --test 'scenario_jit*' \
+jit: build peer ## the long scenarios of channels beside the factory: deaths at each step, deadlines, a thousand payments held (ends after 25 minutes)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; timeout 1500 $(CARGO) test --locked --workspace --test 'scenario_jit*' --test 'scenario_lsps2*' \
 		-- --test-threads=1 --ignored --nocapture
 
 fuzz: ## every decoder and the four machines under the fuzzer, FUZZ_SECONDS (30) each; a find is an error
