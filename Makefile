@@ -73,8 +73,8 @@ adversaries: build peer ## the long scenarios of attacks, reorganisations and ro
 crash: build peer ## every process dies at every step; table in $CARGO_TARGET_DIR/crash-matrix.md (ends after 25 minutes)
 	@export BITCOIND="$$(scripts/bitcoind.sh)"; $(CRASH)
 
-jit: build peer ## the LSP dies at every step of a channel beside the factory, and of the move of its money (ends after 20 minutes)
-	@export BITCOIND="$$(scripts/bitcoind.sh)"; timeout 1200 $(CARGO) test --locked --workspace --test 'scenario_jit*' --test scenario_move \
+jit: build peer ## the long scenarios of channels beside the factory: deaths at each step, moves, deadlines, a thousand payments held (ends after 30 minutes)
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; timeout 1800 $(CARGO) test --locked --workspace --test 'scenario_jit*' --test 'scenario_lsps2*' --test scenario_move \
 		-- --test-threads=1 --ignored --nocapture
 
 fuzz: ## every decoder and the four machines under the fuzzer, FUZZ_SECONDS (30) each; a find is an error

@@ -3,7 +3,7 @@
 use anyhow::{anyhow, Result};
 
 use crate::ledger::Snapshot;
-use crate::types::Channel;
+use crate::types::{Channel, Payment};
 use crate::world::{World, PATIENCE};
 use crate::{wait, Bitcoind};
 
@@ -80,6 +80,38 @@ pub struct JitStatus {
 /// If the call fails.
 pub fn status(world: &World) -> Result<JitStatus> {
     world.lsp.api()?.get("/v1/jit")
+}
+
+/// Waits until the LSP holds so many HTLCs.
+///
+/// # Errors
+/// If it does not.
+pub fn wait_held(world: &World, htlcs: usize) -> Result<()> {
+    wait::until_value(
+        &format!("the LSP to hold {htlcs} HTLCs"),
+        PATIENCE,
+        || status(world),
+        |now| now.held_htlcs == htlcs,
+    )?;
+    Ok(())
+}
+
+/// Waits until the ordinary node knows what became of a payment that it made.
+///
+/// # Errors
+/// If it does not learn it.
+pub fn outcome(world: &World, hash: &str) -> Result<Payment> {
+    let of_it = |list: &[Payment]| {
+        let found = list.iter().find(|p| p.payment_hash == hash && p.direction.as_deref() != Some("in"));
+        found.filter(|p| p.status != "pending").cloned()
+    };
+    let list = wait::until_value(
+        "the payer to know what became of the payment",
+        PATIENCE,
+        || world.peer()?.payments(),
+        |list| of_it(list).is_some(),
+    )?;
+    of_it(&list).ok_or_else(|| anyhow!("the payment is gone"))
 }
 
 /// Takes the fees of the blocks since `before` off what the LSP is due: it alone has paid them.

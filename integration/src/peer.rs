@@ -42,6 +42,8 @@ pub struct PeerChannel {
     pub capacity_sat: u64,
     /// Own balance, reserve included, msat.
     pub local_msat: u64,
+    /// Sendable, msat.
+    pub outbound_capacity_msat: u64,
     /// Usable now.
     pub usable: bool,
 }

@@ -129,7 +129,8 @@ fn an_order_outlives_the_process() -> Result<()> {
         world.client_mut(0)?.start()?;
         world.wait_usable(&factory)?;
         if !accepted && held.payee_says(&world)?.status == "held" {
-            held.claim(&world)?;
+            // An order that came to the disk may be carried out at this moment, and refuses this one.
+            let _ = held.claim(&world);
         }
         paid.push(held.paid(&world)?);
     }

@@ -2,11 +2,10 @@
 //! pocket, no channel is opened twice, and the channel that the payment came by lives.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use anyhow::{anyhow, Context, Result};
-use integration::jit::{less_fees, of_kind, status, wait_count};
+use anyhow::{Context, Result};
+use integration::jit::{less_fees, of_kind, outcome, status, wait_count};
 use integration::ledger::{check_conserved, wait_at_rest, wait_for, Settled};
 use integration::payments::{pay, Order, Party};
-use integration::types::Payment;
 use integration::world::PATIENCE;
 use integration::{wait, World};
 
@@ -27,21 +26,6 @@ fn start(name: &str) -> Result<World> {
     world.create_factory(&world.factory_request(CAPACITY, 0, 0, None))?;
     wait_at_rest(&world)?;
     Ok(world)
-}
-
-/// Waits until the payer knows what became of a payment.
-fn outcome(world: &World, hash: &str) -> Result<Payment> {
-    let of_it = |list: &[Payment]| {
-        let found = list.iter().find(|p| p.payment_hash == hash && p.direction.as_deref() != Some("in"));
-        found.filter(|p| p.status != "pending").cloned()
-    };
-    let list = wait::until_value(
-        "the payer to know what became of the payment",
-        PATIENCE,
-        || world.peer()?.payments(),
-        |list| of_it(list).is_some(),
-    )?;
-    of_it(&list).ok_or_else(|| anyhow!("the payment is gone"))
 }
 
 /// The LSP dies at a point while it serves a payment, and comes back. Returns whether the payment arrived.

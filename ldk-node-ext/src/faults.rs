@@ -200,12 +200,12 @@ mod armed {
     use std::sync::Mutex;
     use std::time::Duration;
 
-    use factory_core::faults::{faults, folder, Fault, POINTS};
+    use factory_core::faults::{faults, folder, Fault, LIST, POINTS};
     use tokio::runtime::{Handle, RuntimeFlavor};
 
     use crate::util::lock;
 
-    /// How often each point came by since the list was last changed, and that list.
+    /// How often each point came by since the list was last written, and which list that is.
     static PASSED: Mutex<Option<(String, HashMap<String, u32>)>> = Mutex::new(None);
 
     /// A point at which this process dies or waits if it was told to.
@@ -217,6 +217,9 @@ mod armed {
         if list.is_empty() {
             return;
         }
+        // The same list may have been written anew: it counts from the beginning.
+        let written = folder().and_then(|folder| folder.join(LIST).metadata().ok()?.modified().ok());
+        let text = format!("{written:?} {text}");
         let passed = {
             let mut guard = lock(&PASSED);
             let state = guard.get_or_insert_default();

@@ -163,3 +163,54 @@ pub(crate) fn amounts_are_fixed(params: &Params, level: usize) -> bool {
     let above = params.shape.layers.iter().take(leaf_level).any(|layers| !layers.is_empty());
     level == leaf_level && above && params.shape.clients_per_leaf > 1
 }
+
+/// Whether an advance of a leaf alone may change capacities: it has a next position, that is not the last one of all, and
+/// amounts may change at its level. `from` is the leaf's position, `above` the newest that was tried.
+///
+/// # Errors
+/// [`Error::OutOfRange`] for a position that there is not.
+pub fn leaf_may_change(params: &Params, from: u64, above: u64) -> Result<bool, Error> {
+    let level = params.shape.arity.len();
+    if amounts_are_fixed(params, level) {
+        return Ok(false);
+    }
+    match params.next_position(level, from, above) {
+        Ok(next) => params.has_next(from, next),
+        Err(Error::Exhausted { .. }) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::Network;
+
+    use super::*;
+    use crate::params::DwLayer;
+
+    fn params(clients_per_leaf: u16, layers: &[&[u16]]) -> Params {
+        let mut params = Params::default_for(4, Network::Regtest).unwrap();
+        let layer = |states: &u16| DwLayer { states: *states, step: 8, base: 8 };
+        params.shape.clients_per_leaf = clients_per_leaf;
+        params.shape.arity = vec![2; layers.len() - 1];
+        params.shape.layers = layers.iter().map(|level| level.iter().map(layer).collect()).collect();
+        params
+    }
+
+    #[test]
+    fn the_last_position_of_all_changes_no_capacity() {
+        let one_level = params(4, &[&[3]]);
+        let may = |from, above| leaf_may_change(&one_level, from, above).unwrap();
+        assert!(may(0, 0));
+        assert!(!may(1, 0), "position 2 is the last one");
+        assert!(!may(0, 1), "a try has used up position 1");
+        assert!(!may(2, 0));
+        assert!(leaf_may_change(&one_level, 3, 0).is_err());
+        // Above is one that begins the leaf's states anew.
+        let two_levels = params(1, &[&[2], &[3]]);
+        assert!(leaf_may_change(&two_levels, 1, 0).unwrap());
+        assert!(!leaf_may_change(&two_levels, 2, 0).unwrap());
+        let shared = params(2, &[&[2], &[3]]);
+        assert!(!leaf_may_change(&shared, 0, 0).unwrap(), "a shared leaf below layers");
+    }
+}

@@ -78,6 +78,7 @@ mod pending;
 mod plan;
 mod record;
 
+pub use change::leaf_may_change;
 pub use check::AdvancePolicy;
 pub use client::{
     Aftermath, ClientAdvance, ClientAdvanceAction, ClientAdvanceConfig, ClientAdvanceInput,

@@ -2,7 +2,7 @@
 //! [`crate::liquidity::decide`].
 
 use bitcoin::secp256k1::PublicKey;
-use factory_core::advance::NewestTree;
+use factory_core::advance::{leaf_may_change, NewestTree};
 use lightning::ln::types::ChannelId;
 
 use super::stored::{Factory, Signed, Stage};
@@ -60,10 +60,14 @@ impl Service {
             self.rotating.iter().any(|((of, _), r)| *of == id && !r.is_complete() && r.moves(leaf.first));
         let height = self.parts.height();
         let may = self.may_advance(factory, std::slice::from_ref(&leaf)).is_ok() && !self.is_closing(factory);
+        let (params, position) = (factory.params(), factory.position(leaf.first)?);
+        let burnt = factory.advances.marks.burnt.iter().filter(|b| b.instance_id == record.plan.instance_id);
+        let tried = burnt.filter(|b| (b.first..b.end).contains(&leaf.first)).map(|b| b.position).max();
+        let may_change = leaf_may_change(params, position, tried.unwrap_or(0))?;
         Ok(Some(Leaf {
             limit_msat: 0,
             active: may && height < factory.lifetime()?.active_until(),
-            advances_left: factory.params().remaining(factory.position(leaf.first)?)?.leaf(),
+            advances_left: if may_change { params.remaining(position)?.leaf() } else { 0 },
             changing: rotates || leaf.channels.iter().any(|(c, _)| self.is_changing(c)),
             signers_online: signers.all(|client| ready.contains(&client)),
             stock_sat: tree.leaf(index)?.stock_sat,

@@ -31,8 +31,10 @@ impl NodeConfig {
         if let RoleConfig::Lsp(s) = &self.role {
             c.accept_forwards_to_priv_channels = true;
             // Every forward that could succeed is looked at first (`node/htlcs.rs`). Announced channels
-            // too: LDK may take any other channel with the same peer instead.
+            // too: LDK may take any other channel with the same peer instead. And those of clients that are away:
+            // they may come back while it is held.
             c.htlc_interception_flags = HTLCInterceptionFlags::ToOnlinePrivateChannels as u8
+                | HTLCInterceptionFlags::ToOfflinePrivateChannels as u8
                 | HTLCInterceptionFlags::ToPublicChannels as u8;
             if s.lsps2.enabled {
                 c.htlc_interception_flags |= HTLCInterceptionFlags::ToInterceptSCIDs as u8;

@@ -72,7 +72,7 @@ pub struct Leaf {
     pub limit_msat: u64,
     /// The factory is in its active period.
     pub active: bool,
-    /// Advances of the leaf that are left.
+    /// Advances of the leaf that are left; 0 if none of them may change capacities.
     pub advances_left: u64,
     /// A rotation over this leaf is running, or one before it is not locked.
     pub changing: bool,
@@ -96,6 +96,8 @@ pub struct Situation {
     pub others_msat: Vec<u64>,
     /// Its leaf.
     pub leaf: Option<Leaf>,
+    /// A rotation was tried for it.
+    pub rotated: bool,
     /// A JIT channel for it is being opened.
     pub opening: bool,
     /// JIT channels that it has.
@@ -140,6 +142,9 @@ pub enum Against {
     /// The operator does not want rotations for this.
     #[error("rotations for payments are switched off")]
     RotationsOff,
+    /// One was tried.
+    #[error("a rotation for it has come to nothing")]
+    RotationTried,
     /// No JIT channels at all.
     #[error("JIT channels are switched off")]
     JitOff,
@@ -272,6 +277,9 @@ fn rotation(s: &Situation, leaf: Option<Leaf>, policy: &JitPolicy) -> Result<Act
     let leaf = leaf.ok_or(Against::NoFactory)?;
     if !policy.rotate_first {
         return Err(Against::RotationsOff);
+    }
+    if s.rotated {
+        return Err(Against::RotationTried);
     }
     if !leaf.active {
         return Err(Against::NotActive);

@@ -4,7 +4,7 @@
 //! relay holds, waits here too; it has no HTLCs yet, and goes where its own router sends it. Nothing here is stored: LDK tells of every HTLC
 //! that nobody has answered again after a restart.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use bitcoin::secp256k1::PublicKey;
@@ -49,6 +49,8 @@ pub(super) struct Payment {
     since: Instant,
     /// When the last one came.
     newest: Instant,
+    /// Since when the client has been there.
+    there_since: Option<Instant>,
     /// It came to the id of an LSPS2 offer.
     pub(super) bought: bool,
     /// A channel is being opened for it.
@@ -72,6 +74,7 @@ impl Payment {
             into_factory: false,
             since: now,
             newest: now,
+            there_since: None,
             bought,
             opening: false,
             rotated: false,
@@ -104,9 +107,10 @@ impl Payment {
         now.saturating_duration_since(self.newest) >= GATHER
     }
 
-    /// Whether it came just now: a client that was just connected may still have to agree with us on its channels.
-    pub(super) fn is_young(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.since) < SETTLING
+    /// Whether its client was not there a moment ago: one that was just connected may still have to agree with us on its
+    /// channels.
+    pub(super) fn is_settling(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.there_since.unwrap_or(now)) < SETTLING
     }
 
     /// Why it cannot be held any longer.
@@ -201,6 +205,18 @@ impl Held {
         all
     }
 
+    /// All clients for whom something is held.
+    pub(super) fn clients(&self) -> HashSet<PublicKey> {
+        self.payments.keys().map(|(client, _)| *client).collect()
+    }
+
+    /// Notes who is there.
+    pub(super) fn note_there(&mut self, there: &HashSet<PublicKey>, now: Instant) {
+        for ((client, _), payment) in &mut self.payments {
+            payment.there_since = there.contains(client).then(|| payment.there_since.unwrap_or(now));
+        }
+    }
+
     /// A payment, to note something of it.
     pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Payment> {
         self.payments.get_mut(key)
@@ -267,6 +283,23 @@ mod tests {
         held.add(client(11), part(11, 0), false, now).unwrap();
         held.take(&(client(1), PaymentHash([1; 32]))).unwrap();
         held.add(client(11), part(12, 0), true, now).unwrap();
+    }
+
+    #[test]
+    fn a_client_that_comes_back_late_has_time_to_settle() {
+        let (mut held, start) = (Held::default(), Instant::now());
+        held.add(client(1), part(1, 0), false, start).unwrap();
+        let there = HashSet::from([client(1)]);
+        assert_eq!(held.clients(), there);
+        let later = |secs| start + Duration::from_secs(secs);
+        let settles = |held: &Held, secs| held.by_client()[&client(1)][0].1.is_settling(later(secs));
+        held.note_there(&HashSet::new(), later(20));
+        held.note_there(&there, later(21));
+        held.note_there(&there, later(22));
+        assert!(settles(&held, 23) && !settles(&held, 24));
+        held.note_there(&HashSet::new(), later(25));
+        held.note_there(&there, later(26));
+        assert!(settles(&held, 28));
     }
 
     #[test]

@@ -74,7 +74,13 @@ impl Parts {
     }
 
     async fn serve_held(&self) {
-        let all = lock(&self.liquidity.held).by_client();
+        let mut there = lock(&self.liquidity.held).clients();
+        there.retain(|client| self.peers.peer_by_node_id(client).is_some());
+        let all = {
+            let mut held = lock(&self.liquidity.held);
+            held.note_there(&there, Instant::now());
+            held.by_client()
+        };
         for (client, payments) in all {
             let Some(policy) = self.jit_policy(&client) else { return };
             let policy = &policy;
@@ -92,6 +98,11 @@ impl Parts {
                     None if payment.bought => {
                         let Some(view) = self.payment_view(client).await else { return };
                         self.serve_bought(client, (hash, &payment), (view.reserve_sat, policy));
+                    }
+                    // Many may wait for long: that costs next to nothing.
+                    None if !payment.opening && !there.contains(&client) => {
+                        let decision = Decision { action: Action::WaitForClient, against: Vec::new() };
+                        self.tell(&key, &decision);
                     }
                     None => due.push((hash, payment)),
                 }
@@ -123,9 +134,8 @@ impl Parts {
             if payment.rotated && view.leaf.is_some_and(|leaf| leaf.changing) {
                 continue;
             }
-            let own = of_payment(policy, &payment);
             let situation = self.situation(&client, payment.amount(), &view, &open, &payment);
-            let decision = decide(&situation, &own);
+            let decision = decide(&situation, &of_payment(policy, &payment));
             let opens = matches!(decision.action, Action::Jit { .. } | Action::JitAndMultipath { .. });
             match decision.action {
                 Action::Forward | Action::Multipath => self.send_on(client, hash, &decision),
@@ -161,9 +171,9 @@ impl Parts {
         if let (Some(first), 2..) = (wanted.first(), wanted.len()) {
             let amounts = wanted.iter().flat_map(|w| w.payment.amounts()).collect();
             let open = self.manager.list_channels();
+            let rotated = wanted.iter().any(|w| w.payment.rotated);
             let situation = self.situation(&client, Amount::Parts(amounts), view, &open, &first.payment);
-            let rotate_first = policy.rotate_first && wanted.iter().all(|w| !w.payment.rotated);
-            let decision = decide(&situation, &JitPolicy { rotate_first, ..policy.clone() });
+            let decision = decide(&Situation { rotated, ..situation }, policy);
             together = Some(decision).filter(|d| acts(&d.action));
         }
         if together.is_none() {
@@ -261,8 +271,8 @@ impl Parts {
         let channels: Vec<&ChannelDetails> = open.iter().filter(stays).collect();
         let jit: Vec<_> = channels.iter().filter(|c| is_jit(c.user_channel_id)).collect();
         // One that was just connected is about to agree with us on where its channels stand.
-        let settling =
-            payment.is_young(Instant::now()) && channels.iter().any(|c| c.is_channel_ready && !c.is_usable);
+        let settling = payment.is_settling(Instant::now())
+            && channels.iter().any(|c| c.is_channel_ready && !c.is_usable);
         let is_untaken = |c: &ChannelDetails| {
             let record = self.liquidity.records.get(c.user_channel_id);
             record.is_some_and(|r| r.cause.is_some() && !r.taken)
@@ -291,6 +301,7 @@ impl Parts {
             online,
             others_msat,
             leaf,
+            rotated: payment.rotated,
             opening,
             jit_channels: count(jit.len()),
             jit_untaken: count(untaken),
@@ -453,9 +464,8 @@ impl Parts {
 
 /// What may be done for a payment: a leaf is rotated for it once, and no channel is opened for what is to be in the factory.
 fn of_payment(policy: &JitPolicy, payment: &Payment) -> JitPolicy {
-    let rotate_first = policy.rotate_first && !payment.rotated;
     let max_channel_sat = if payment.into_factory { 0 } else { policy.max_channel_sat };
-    JitPolicy { rotate_first, max_channel_sat, ..policy.clone() }
+    JitPolicy { max_channel_sat, ..policy.clone() }
 }
 
 /// What spoke against it.

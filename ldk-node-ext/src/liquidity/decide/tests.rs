@@ -17,6 +17,7 @@ fn situation(amount: Amount) -> Situation {
             stock_sat: 1_000_000,
             most_msat: 1_000_000_000,
         }),
+        rotated: false,
         opening: false,
         jit_channels: 0,
         jit_untaken: 0,
@@ -139,6 +140,8 @@ fn every_limit_of_the_policy_holds() {
     assert!(matches!(action(&wide), Action::Rotate { .. }));
     let off = JitPolicy { rotate_first: false, ..default() };
     assert_eq!(decide(&situation(one(150_000)), &off).against, [Against::NoRoom, Against::RotationsOff]);
+    let tried = Situation { rotated: true, ..situation(one(150_000)) };
+    assert_eq!(why_jit(&tried), Against::RotationTried);
     // Small channels are not worth their transaction.
     let mut small = s();
     small.leaf = None;
@@ -195,6 +198,7 @@ fn situations() -> impl Strategy<Value = Situation> {
                 online,
                 others_msat,
                 leaf,
+                rotated: false,
                 opening,
                 jit_channels,
                 jit_untaken,
