@@ -5,7 +5,9 @@
 //! heights and delays are blocks; times are seconds since the Unix epoch.
 
 mod factory;
+mod moves;
 mod node;
 
 pub use factory::*;
+pub use moves::*;
 pub use node::*;
