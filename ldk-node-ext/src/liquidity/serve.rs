@@ -462,7 +462,7 @@ impl Parts {
     }
 }
 
-/// What may be done for a payment: a leaf is rotated for it once, and no channel is opened for what is to be in the factory.
+/// What may be done for a payment: no channel is opened for what is to be in the factory.
 fn of_payment(policy: &JitPolicy, payment: &Payment) -> JitPolicy {
     let max_channel_sat = if payment.into_factory { 0 } else { policy.max_channel_sat };
     JitPolicy { max_channel_sat, ..policy.clone() }
