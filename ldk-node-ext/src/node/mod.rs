@@ -100,7 +100,7 @@ pub(crate) struct Parts {
     pub(crate) synced: Arc<AtomicBool>,
     pub(crate) payments_changed: watch::Sender<u64>,
     /// Smallest final expiry delta for invoices, from the factories' claim budgets, blocks.
-    pub(crate) min_final_cltv: AtomicU16,
+    pub(crate) min_final_cltv: Arc<AtomicU16>,
     /// HTLCs that our own commitments of factory channels carry.
     pub(crate) held: Arc<HeldHtlcs>,
     pub(crate) htlcs: htlcs::HtlcMemory,
