@@ -6,6 +6,8 @@
 
 mod factory;
 mod node;
+mod offer;
 
 pub use factory::*;
 pub use node::*;
+pub use offer::*;

@@ -46,6 +46,7 @@ use crate::relay::{self, Asks, Relays};
 use crate::store::events::Events;
 use crate::store::holds::Holds;
 use crate::store::payments::Payments;
+use crate::store::requests::Requests;
 use crate::store::Store;
 use crate::util::unix_now;
 use crate::wallet::Wallet;
@@ -258,7 +259,10 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
 
     let liquidity = Liquidity::open(Arc::clone(&store))?;
     let payments = Payments::new(Arc::clone(&store));
-    payments.fail_unknown(&known_payments(&manager))?;
+    let requests = Requests::new(Arc::clone(&store));
+    let known = known_payments(&manager);
+    payments.fail_unknown(&known)?;
+    requests.fail_unknown(&known)?;
     let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
     let (ended, _) = watch::channel(false);
     let (payments_changed, _) = watch::channel(0);
@@ -268,6 +272,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let parts = Arc::new(Parts {
         node_id: keys.node_id(),
         payments,
+        requests,
         holds: Holds::open(Arc::clone(&store))?,
         relays: Relays::open(Arc::clone(&store))?,
         asks: Asks::default(),
