@@ -105,7 +105,7 @@ scale: build ## factories of up to 256 clients, each a process, and the speed of
 		timeout 900 $(TARGET)/debug/scale
 
 relay: build peer ## the long scenarios of payments over several channels (ends after 20 minutes)
-	@export BITCOIND="$$(scripts/bitcoind.sh)"; timeout 1200 $(CARGO) test --locked --workspace --test scenario_relay \
+	@export BITCOIND="$$(scripts/bitcoind.sh)"; timeout 1200 $(CARGO) test --locked --workspace --test scenario_relay --test scenario_offer \
 		-- --test-threads=1 --ignored --nocapture
 
 hostile: build peer ## clients and an LSP that break the protocol, in every way there is a check for (five minutes)

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ldk_node_ext::api::{
     Balance, ChannelInfo, ClaimRequest, Deadline, EventRecord, ExitRequest, FactoryInfo, FailRequest,
-    Invoice, InvoiceRequest, JitMoveRequest, JitMoved, LiquidityAnswer, LiquidityRequest, NodeInfo,
-    PayRequest, Payment,
+    Invoice, InvoiceRequest, JitMoveRequest, JitMoved, LiquidityAnswer, LiquidityRequest, NodeInfo, Offer,
+    OfferRequest, PayRequest, Payment,
 };
 use ldk_node_ext::watch::ExitFile;
 use ldk_node_ext::{Node, NodeConfig};
@@ -115,7 +115,16 @@ impl FactoryClient {
         Ok(self.node.create_invoice(request).await?)
     }
 
-    /// Pays an invoice and waits for the outcome as long as the request says; look at the status.
+    /// Makes an offer (BOLT 12), which can be paid any number of times. It leads through the LSP, and who pays it gets
+    /// a path for each channel: over several of them at once if need be.
+    ///
+    /// # Errors
+    /// [`Error::Node`] naming the field that is wrong, or if the LSP is not connected.
+    pub fn create_offer(&self, request: OfferRequest) -> Result<Offer, Error> {
+        Ok(self.node.create_offer(request)?)
+    }
+
+    /// Pays an invoice, or to an offer, and waits for the outcome as long as the request says; look at the status.
     /// Dropping the future does not take the payment back.
     ///
     /// # Errors

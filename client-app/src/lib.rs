@@ -50,7 +50,8 @@ mod lsp;
 pub use bitcoin::Network;
 pub use ldk_node_ext::api::{
     Balance, ChannelInfo, ClaimRequest, Deadline, EventRecord, FactoryInfo, FailRequest, Invoice,
-    InvoiceRequest, JitMoveRequest, JitMoved, LiquidityAnswer, NodeInfo, PayRequest, Payment,
+    InvoiceRequest, JitMoveRequest, JitMoved, LiquidityAnswer, NodeInfo, Offer, OfferRequest, PayRequest,
+    Payment,
 };
 pub use ldk_node_ext::watch;
 pub use ldk_node_ext::{FactoryPolicy, NodeConfig, RpcAuth};

@@ -115,7 +115,9 @@ mod tests {
 
     #[test]
     fn every_command_is_there() {
-        for name in "info balance address invoice payments channels factories exit close stop".split(' ') {
+        for name in
+            "info balance address invoice offer payments channels factories exit close stop".split(' ')
+        {
             assert!(parse(&format!("client-app --data-dir /d {name} --json")).is_ok(), "{name}");
         }
         for line in ["watch a.json b.json --max-fee-sat 50000", "watch-status", "export-exit a.json"] {
@@ -123,6 +125,7 @@ mod tests {
         }
         assert!(parse("client-app watch --watch-folders /a,/b").is_ok());
         assert!(parse("client-app pay lnbcrt1 --amount-msat 5 --wait-secs 600").is_ok());
+        assert!(parse("client-app pay lno1 --sat 5").is_ok());
         assert_eq!(parse("client-app pay lnbcrt1 --wait-secs 601").err(), Some(ClapError::ValueValidation));
     }
 }

@@ -75,6 +75,8 @@ pub const POINTS: &[&str] = &[
     // Payments, and what LDK writes.
     "node.pay.recorded",
     "node.pay.begun",
+    "node.offer.requested",
+    "node.offer.answered",
     "node.manager.store",
     "node.manager.stored",
     "node.monitor.store",

@@ -16,7 +16,7 @@ use serde_json::{json, Value};
 use crate::faults::Faults;
 use crate::http::Api;
 use crate::process::Proc;
-use crate::types::{Balance, Channel, Event, Factory, Info, Invoice, Payment};
+use crate::types::{Balance, Channel, Event, Factory, Info, Invoice, Offer, Payment};
 use crate::wait::{self, Seen};
 use crate::Bitcoind;
 
@@ -309,7 +309,15 @@ impl Daemon {
         self.api()?.post("/v1/invoice", &body)
     }
 
-    /// Pays an invoice and waits for the outcome, which may be a failure.
+    /// An offer; without an amount the payer chooses.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn offer(&self, amount_msat: Option<u64>) -> Result<Offer> {
+        self.api()?.post("/v1/offer", &json!({ "amount_msat": amount_msat, "description": "two oxen" }))
+    }
+
+    /// Pays an invoice, or to an offer over an amount, and waits for the outcome, which may be a failure.
     ///
     /// # Errors
     /// If the call fails.

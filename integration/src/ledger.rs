@@ -266,6 +266,8 @@ mod tests {
     fn only_a_payment_that_succeeded_counts() {
         let payment = Payment {
             payment_hash: String::new(),
+            payment_id: None,
+            offer_id: None,
             status: "pending".into(),
             direction: None,
             amount_msat: 1,

@@ -19,6 +19,8 @@ use crate::{binaries, Bitcoind};
 
 /// How long a start or a stop may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a payment to an offer may take: LDK waits for the payee's answer for two minutes at most.
+const PAYEE: Duration = Duration::from_secs(150);
 /// How long a request may last.
 const CALL: Duration = Duration::from_secs(180);
 
@@ -220,6 +222,26 @@ impl Peer {
     /// If the call fails.
     pub fn pay(&self, invoice: &str) -> Result<Payment> {
         self.call(&json!({ "method": "pay", "invoice": invoice, "wait_secs": 90 }))
+    }
+
+    /// Pays to an offer and waits for the outcome, which may be a failure; `amount_msat` if the offer has none.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn pay_offer(&self, offer: &str, amount_msat: Option<u64>) -> Result<Payment> {
+        let wait_secs = PAYEE.as_secs();
+        self.call(&json!({
+            "method": "pay_offer", "offer": offer, "amount_msat": amount_msat, "wait_secs": wait_secs,
+        }))
+    }
+
+    /// An offer.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub fn offer(&self, amount_msat: u64) -> Result<String> {
+        let answer: Value = self.call(&json!({ "method": "offer", "amount_msat": amount_msat }))?;
+        answer["offer"].as_str().map(str::to_owned).ok_or_else(|| anyhow!("no offer in {answer}"))
     }
 
     /// Begins to pay an invoice and does not wait for the outcome.

@@ -152,8 +152,14 @@ pub struct Invoice {
 /// `POST /v1/pay` and an entry of `GET /v1/payments`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Payment {
-    /// Payment hash, hex.
+    /// Payment hash, hex; empty while the payee of an offer has not answered.
     pub payment_hash: String,
+    /// Of one to an offer: its id, hex.
+    #[serde(default)]
+    pub payment_id: Option<String>,
+    /// Of one to or by an offer: the offer's id, hex.
+    #[serde(default)]
+    pub offer_id: Option<String>,
     /// `succeeded`, `failed`, `pending` or `held`.
     pub status: String,
     /// `in`, `out`, `relayed` or `moved`.
@@ -172,6 +178,15 @@ pub struct Payment {
     /// Both sides, if the LSP received it for a client.
     #[serde(default)]
     pub relayed: Option<Relayed>,
+}
+
+/// A new offer.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Offer {
+    /// BOLT 12 string.
+    pub offer: String,
+    /// Its id, hex.
+    pub offer_id: String,
 }
 
 /// Of a payment that the LSP received for a client.

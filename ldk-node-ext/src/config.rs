@@ -233,6 +233,14 @@ impl NodeConfig {
         }
     }
 
+    /// The provider of a client.
+    pub(crate) fn provider(&self) -> Option<PublicKey> {
+        match &self.role {
+            RoleConfig::Lsp(_) => None,
+            RoleConfig::Client(c) => Some(c.lsp_node_id),
+        }
+    }
+
     /// A client with defaults.
     pub fn client(
         data_dir: PathBuf,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, Context, Result};
 use ldk_node::bitcoin::secp256k1::PublicKey;
+use ldk_node::lightning::ln::channelmanager::PaymentId;
 use ldk_node::lightning::ln::msgs::SocketAddress;
 use ldk_node::lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
 use ldk_node::lightning_types::payment::{PaymentHash, PaymentPreimage};
@@ -78,6 +79,10 @@ pub enum Request {
     HoldFail { payment_hash: String },
     /// Pays an invoice and waits up to `wait_secs` (60 if not given) for the outcome.
     Pay { invoice: String, wait_secs: Option<u64> },
+    /// Pays to an offer, `amount_msat` if it has none, and waits up to `wait_secs` (60 if not given) for the outcome.
+    PayOffer { offer: String, amount_msat: Option<u64>, wait_secs: Option<u64> },
+    /// An offer.
+    Offer { amount_msat: u64 },
     /// Every Lightning payment, in and out.
     Payments,
     /// Every channel.
@@ -161,6 +166,18 @@ pub fn handle(node: &Node, held: &Held, request: Request) -> Result<Value> {
         Request::Pay { invoice, wait_secs } => {
             pay(node, &invoice, Duration::from_secs(wait_secs.unwrap_or(60)))
         }
+        Request::PayOffer { offer, amount_msat, wait_secs } => {
+            let offer = offer.parse().map_err(|error| anyhow!("not an offer: {error:?}"))?;
+            let id = match amount_msat {
+                Some(msat) => node.bolt12_payment().send_using_amount(&offer, msat, None, None, None)?,
+                None => node.bolt12_payment().send(&offer, None, None, None)?,
+            };
+            outcome(node, &id, Duration::from_secs(wait_secs.unwrap_or(60)))
+        }
+        Request::Offer { amount_msat } => {
+            let offer = node.bolt12_payment().receive(amount_msat, "an ox", None, None)?;
+            Ok(json!({ "offer": offer.to_string() }))
+        }
         Request::Payments => Ok(node.list_payments().iter().filter_map(payment).collect()),
         Request::Channels => Ok(channels(node)),
         Request::Stop => Ok(json!({})),
@@ -179,9 +196,14 @@ fn invoice(invoice: &Bolt11Invoice) -> Result<Value> {
 fn pay(node: &Node, invoice: &str, wait: Duration) -> Result<Value> {
     let invoice: Bolt11Invoice = invoice.parse().map_err(|error| anyhow!("not an invoice: {error}"))?;
     let id = node.bolt11_payment().send(&invoice, None)?;
+    outcome(node, &id, wait)
+}
+
+/// The payment as it is when it has ended, or when the time is over.
+fn outcome(node: &Node, id: &PaymentId, wait: Duration) -> Result<Value> {
     let deadline = Instant::now() + wait;
     loop {
-        let details = node.payment(&id).ok_or_else(|| anyhow!("payment {id} is not in the store"))?;
+        let details = node.payment(id).ok_or_else(|| anyhow!("payment {id} is not in the store"))?;
         if details.status != PaymentStatus::Pending || Instant::now() >= deadline {
             return payment(&details).ok_or_else(|| anyhow!("payment {id} is not a Lightning payment"));
         }
@@ -189,14 +211,15 @@ fn pay(node: &Node, invoice: &str, wait: Duration) -> Result<Value> {
     }
 }
 
-/// None for an on-chain payment.
+/// None for an on-chain payment. One to an offer has no hash while the payee has not answered.
 fn payment(details: &PaymentDetails) -> Option<Value> {
     let hash = match &details.kind {
-        PaymentKind::Bolt11 { hash, .. } | PaymentKind::Bolt11Jit { hash, .. } => *hash,
+        PaymentKind::Bolt11 { hash, .. } | PaymentKind::Bolt11Jit { hash, .. } => Some(*hash),
+        PaymentKind::Bolt12Offer { hash, .. } => *hash,
         _ => return None,
     };
     Some(json!({
-        "payment_hash": hash.to_string(),
+        "payment_hash": hash.map(|hash| hash.to_string()).unwrap_or_default(),
         "direction": match details.direction {
             PaymentDirection::Inbound => "in",
             PaymentDirection::Outbound => "out",

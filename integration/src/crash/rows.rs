@@ -27,6 +27,9 @@ const BEGIN: [(&str, Phase); 3] = [
 /// Points that have a scenario of their own, outside this matrix.
 const ELSEWHERE: &[&str] = &[
     "node.void.stored",
+    // scenario_offer
+    "node.offer.requested",
+    "node.offer.answered",
     // scenario_relay
     "lsp.relay.offered",
     "lsp.relay.held",

@@ -7,7 +7,9 @@
 mod factory;
 mod jit;
 mod node;
+mod offer;
 
 pub use factory::*;
 pub use jit::*;
 pub use node::*;
+pub use offer::*;

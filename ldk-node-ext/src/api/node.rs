@@ -207,8 +207,14 @@ pub enum PaymentStatus {
 /// One payment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payment {
-    /// Payment hash in hex.
+    /// Payment hash in hex; empty while the payee of an offer has not answered.
     pub payment_hash: String,
+    /// Of one to an offer: its id in hex, known from the beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payment_id: Option<String>,
+    /// Of one to or by an offer: the offer's id in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offer_id: Option<String>,
     /// In or out.
     pub direction: Direction,
     /// Amount that arrived or shall arrive at the payee, msat.
@@ -331,17 +337,17 @@ pub struct Invoice {
     pub relay_fee_msat: Option<u64>,
 }
 
-/// Request to pay an invoice.
+/// Request to pay an invoice or an offer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PayRequest {
-    /// BOLT 11 string.
+    /// BOLT 11 string of an invoice, or BOLT 12 string of an offer.
     pub invoice: String,
-    /// Amount in msat, for invoices without one.
+    /// Amount in msat, where there is none in it.
     #[serde(default)]
     pub amount_msat: Option<u64>,
     /// How long to wait for the outcome, seconds (60 if none, 600 at most). The payment goes on
-    /// after that; look it up by its hash.
+    /// after that; look it up by its hash, or its id.
     #[serde(default)]
     pub wait_secs: Option<u64>,
 }

@@ -13,7 +13,7 @@ use super::{ApiCode, ApiError, Body, Empty, Params, Shutdown};
 use crate::api::{
     Balance, ChannelInfo, ClaimRequest, CloseChannelRequest, ConnectRequest, EventRecord, ExitRequest,
     FactoryInfo, FailRequest, Invoice, InvoiceRequest, JitMoveRequest, JitMoved, LiquidityAnswer,
-    LiquidityRequest, NodeInfo, PayRequest, Payment, RotateRequest, Rotation,
+    LiquidityRequest, NodeInfo, Offer, OfferRequest, PayRequest, Payment, RotateRequest, Rotation,
 };
 use crate::watch::{ExitFile, WatcherInfo};
 use crate::{Error, Node};
@@ -68,6 +68,7 @@ pub(super) fn quick(node: Node, shutdown: Shutdown) -> Router {
         .route("/v1/channels", get(channels))
         .route("/v1/channels/close", post(close_channel))
         .route("/v1/invoice", post(invoice))
+        .route("/v1/offer", post(offer))
         .route("/v1/payments", get(payments))
         .route("/v1/payments/claim", post(claim))
         .route("/v1/payments/fail", post(fail))
@@ -117,6 +118,10 @@ async fn close_channel(State(api): State<Api>, Body(request): Body<CloseChannelR
 
 async fn invoice(State(api): State<Api>, Body(request): Body<InvoiceRequest>) -> Answer<Invoice> {
     Ok(Json(detached(async move { api.node.create_invoice(request).await }).await?))
+}
+
+async fn offer(State(api): State<Api>, Body(request): Body<OfferRequest>) -> Answer<Offer> {
+    Ok(Json(api.node.create_offer(request)?))
 }
 
 async fn pay(State(api): State<Api>, Body(request): Body<PayRequest>) -> Answer<Payment> {

@@ -6,8 +6,9 @@
 //! back* what must not leave yet: `channel_ready` until the funding is deep enough
 //! ([`ChannelMessages`]), commitments until their leaf is confirmed and closing transactions for
 //! good ([`Broadcaster`]). The signer notes which HTLCs are on our commitments ([`HeldHtlcs`]), and the
-//! router leaves the provider the time that a factory channel needs ([`FactoryRouter`]). No HTLC passes over
-//! funding that a reorganisation has made too shallow ([`FundingDepth`]).
+//! router leaves the provider the time that a factory channel needs ([`FactoryRouter`]). Who pays an offer of this
+//! node's, or asks for its invoice, gets blinded paths of ours (`paths`). No HTLC passes over funding that a
+//! reorganisation has made too shallow ([`FundingDepth`]).
 
 mod broadcaster;
 mod change;
@@ -18,7 +19,9 @@ mod factory_messages;
 mod gossip;
 mod held_htlcs;
 mod monitor_store;
+mod offer_messages;
 mod outpoints;
+mod paths;
 mod router;
 mod signer;
 #[cfg(test)]
@@ -43,8 +46,11 @@ pub use held_htlcs::HeldHtlcs;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use held_htlcs::Inbound;
 pub use monitor_store::MonitorStore;
+pub use offer_messages::OfferMessages;
 pub(crate) use outpoints::{channel_id, Gate};
 pub use outpoints::{FactoryChannel, InstanceId, Outpoints};
+pub use paths::MessageRouter;
+pub(crate) use paths::Receiving;
 pub use router::FactoryRouter;
 pub use signer::FactorySigner;
 pub(crate) use user_config::CLTV_EXPIRY_DELTA;
@@ -55,7 +61,6 @@ use std::sync::{Arc, RwLock};
 
 use lightning::chain::{Filter, WatchedOutput};
 use lightning::ln::peer_handler::IgnoringMessageHandler;
-use lightning::onion_message::messenger::DefaultMessageRouter;
 use lightning::routing::gossip::P2PGossipSync;
 use lightning::routing::router::DefaultRouter;
 use lightning::routing::scoring::{ProbabilisticScorer, ProbabilisticScoringFeeParameters};
@@ -88,7 +93,6 @@ pub(crate) type Router = FactoryRouter<
         Scorer,
     >,
 >;
-pub(crate) type MessageRouter = DefaultMessageRouter<Arc<NetworkGraph>, Arc<Logger>, Arc<Keys>>;
 pub(crate) type ChainMonitor = lightning::chain::chainmonitor::ChainMonitor<
     FactorySigner,
     Arc<WholeBlocks>,
@@ -139,7 +143,7 @@ pub(crate) type OnionMessenger = lightning::onion_message::messenger::OnionMesse
     Arc<Logger>,
     Arc<ChannelManager>,
     Arc<MessageRouter>,
-    Arc<ChannelManager>,
+    Arc<OfferMessages>,
     Arc<ChannelManager>,
     IgnoringMessageHandler,
     IgnoringMessageHandler,

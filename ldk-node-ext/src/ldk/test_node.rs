@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, ChannelManager, ChannelMessages, Commitments,
     FundingDepth, HeldHtlcs, Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing, Outpoints,
-    Outward, Retired, Router, Streams,
+    Outward, Receiving, Retired, Router, Streams,
 };
 use crate::chain::{ChainIndex, Fees};
 use crate::config::{NodeConfig, RpcAuth};
@@ -109,13 +109,16 @@ impl TestNode {
             Arc::new(RwLock::new(scorer)),
             ProbabilisticScoringFeeParameters::default(),
         );
-        let router = Router::new(router, Arc::clone(&outpoints), depth, config.claim_margin_blocks);
+        let receiving =
+            Receiving { keys: Arc::clone(&keys), min_final: Arc::default(), through: config.provider() };
+        let margin = config.claim_margin_blocks;
+        let router = Router::new(router, receiving.clone(), Arc::clone(&outpoints), depth, margin);
         let manager = Arc::new(ChannelManager::new(
             fees,
             Arc::new(AllMonitors::new(monitor, retired)),
             broadcaster,
             Arc::new(router),
-            Arc::new(MessageRouter::new(Arc::clone(&graph), Arc::clone(&keys))),
+            Arc::new(MessageRouter::new(Arc::clone(&graph), receiving)),
             Arc::clone(&logger),
             Arc::clone(&keys),
             Arc::clone(&keys),

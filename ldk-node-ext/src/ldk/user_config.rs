@@ -26,6 +26,8 @@ impl NodeConfig {
         c.channel_handshake_limits.their_to_self_delay = 2016;
         c.channel_config.cltv_expiry_delta = CLTV_EXPIRY_DELTA;
         c.accept_inbound_channels = true;
+        // An invoice is on record before it is paid (`node/offers.rs`).
+        c.manually_handle_bolt12_invoices = true;
         // Which splices are let in is said in `virt`: those of a factory's channels that were agreed.
         c.reject_inbound_splices = false;
         if let RoleConfig::Lsp(s) = &self.role {

@@ -36,7 +36,8 @@ use crate::ldk::virt::{InVForm, RetiredListener};
 use crate::ldk::{
     AllMonitors, BoundedGossip, Broadcaster, ChainMonitor, Changes, ChannelMessages, Commitments,
     CustomMessages, FactoryMessages, FundingDepth, GossipSync, HeldHtlcs, Mapping, MessageRouter,
-    MonitorStore, OnionMessenger, Outpoints, Outward, PeerManager, Retired, Router, Streams, WholeBlocks,
+    MonitorStore, OfferMessages, OnionMessenger, Outpoints, Outward, PeerManager, Receiving, Retired, Router,
+    Streams, WholeBlocks,
 };
 use crate::liquidity::{self, Liquidity};
 use crate::logger::Logger;
@@ -45,6 +46,7 @@ use crate::relay::{self, Asks, Relays};
 use crate::store::events::Events;
 use crate::store::holds::Holds;
 use crate::store::payments::Payments;
+use crate::store::requests::Requests;
 use crate::store::Store;
 use crate::util::unix_now;
 use crate::wallet::Wallet;
@@ -147,11 +149,17 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         Arc::clone(&scorer),
         ProbabilisticScoringFeeParameters::default(),
     );
-    let router: Arc<Router> =
-        Arc::new(Router::new(router, Arc::clone(&outpoints), Arc::clone(&depth), config.claim_margin_blocks));
+    let min_final_cltv: Arc<AtomicU16> = Arc::default();
+    let receiving = Receiving {
+        keys: Arc::clone(&keys),
+        min_final: Arc::clone(&min_final_cltv),
+        through: config.provider(),
+    };
+    let message_router = Arc::new(MessageRouter::new(Arc::clone(&graph), receiving.clone()));
+    let (known, deep, margin) = (Arc::clone(&outpoints), Arc::clone(&depth), config.claim_margin_blocks);
+    let router = Arc::new(Router::new(router, receiving, known, deep, margin));
     let monitors = AllMonitors::new(Arc::clone(&monitor), Arc::clone(&retired));
     let watch = Arc::new(monitors);
-    let message_router = Arc::new(MessageRouter::new(Arc::clone(&graph), Arc::clone(&keys)));
     let (manager, manager_best, monitors) = ldk.channels(&watch, router, Arc::clone(&message_router))?;
     commitments.keep_only(&monitors.iter().map(|(_, m)| m.channel_id()).collect::<Vec<_>>())?;
     let manager = Arc::new(manager);
@@ -215,7 +223,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         Arc::clone(&logger),
         Arc::clone(&manager),
         message_router,
-        Arc::clone(&manager),
+        Arc::new(OfferMessages::new(Arc::clone(&manager))),
         Arc::clone(&manager),
         IgnoringMessageHandler {},
         IgnoringMessageHandler {},
@@ -251,7 +259,10 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
 
     let liquidity = Liquidity::open(Arc::clone(&store))?;
     let payments = Payments::new(Arc::clone(&store));
-    payments.fail_unknown(&known_payments(&manager))?;
+    let requests = Requests::new(Arc::clone(&store));
+    let known = known_payments(&manager);
+    payments.fail_unknown(&known)?;
+    requests.fail_unknown(&known)?;
     let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
     let (ended, _) = watch::channel(false);
     let (payments_changed, _) = watch::channel(0);
@@ -261,6 +272,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
     let parts = Arc::new(Parts {
         node_id: keys.node_id(),
         payments,
+        requests,
         holds: Holds::open(Arc::clone(&store))?,
         relays: Relays::open(Arc::clone(&store))?,
         asks: Asks::default(),
@@ -293,7 +305,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         tip,
         synced: Arc::clone(&synced),
         payments_changed,
-        min_final_cltv: AtomicU16::new(0),
+        min_final_cltv,
         held,
         htlcs: HtlcMemory::default(),
         liquidity,

@@ -15,6 +15,7 @@ use lightning::ln::types::ChannelId;
 use serde_json::json;
 
 use super::htlcs::Intercepted;
+use super::offers::paid_offer;
 use super::Parts;
 use crate::api::{Direction, PaymentStatus};
 use crate::config::RoleConfig;
@@ -331,8 +332,12 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             if !p.moved_or_fail_back(&payment_hash, &receiving_channel_ids).map_err(replay)? {
                 return Ok(());
             }
+            let offer_id = paid_offer(&purpose);
             p.payments
-                .record(&payment_hash, Direction::In, |payment| payment.amount_msat = amount_msat)
+                .record(&payment_hash, Direction::In, |payment| {
+                    payment.amount_msat = amount_msat;
+                    payment.offer_id = offer_id;
+                })
                 .map_err(replay)?;
             faults::point("node.claimable.recorded");
             p.manager.claim_funds(preimage);
@@ -357,23 +362,14 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             p.tell_received(&payment_hash, amount_msat, p.trusted_msat(&htlcs)).map_err(replay)?;
             p.payment_changed();
         }
-        Event::PaymentSent { payment_hash, payment_preimage, amount_msat, fee_paid_msat, .. } => {
+        Event::PaymentSent {
+            payment_id, payment_hash, payment_preimage, amount_msat, fee_paid_msat, ..
+        } => {
             faults::point("node.paid");
             if p.relays.has(&payment_hash) {
                 return p.relay_paid(&payment_hash, payment_preimage).map_err(replay);
             }
-            let done = p
-                .payments
-                .record(&payment_hash, Direction::Out, |payment| {
-                    payment.status = PaymentStatus::Succeeded;
-                    payment.failure = None;
-                    payment.amount_msat = amount_msat.unwrap_or(payment.amount_msat);
-                    payment.fee_msat = fee_paid_msat.unwrap_or(0);
-                })
-                .map_err(replay)?;
-            faults::point("node.paid.recorded");
-            p.tell_sent(&done);
-            p.payment_changed();
+            p.paid(payment_id, &payment_hash, amount_msat, fee_paid_msat).map_err(replay)?;
         }
         Event::PaymentFailed { payment_id, payment_hash, reason } => {
             let hash = payment_hash.unwrap_or(lightning::types::payment::PaymentHash(payment_id.0));
@@ -382,14 +378,12 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 return p.relay_not_paid(&hash, reason).map_err(replay);
             }
             let why = reason.map_or_else(|| "failed".to_owned(), |r| format!("{r:?}"));
-            p.payments
-                .record(&hash, Direction::Out, |payment| {
-                    payment.status = PaymentStatus::Failed;
-                    payment.failure = Some(why.clone());
-                })
-                .map_err(replay)?;
-            p.events.push("payment_failed", json!({"payment_hash": hex::encode(hash.0), "reason": why}));
-            p.payment_changed();
+            if !p.request_failed(&payment_id, &why).map_err(replay)? {
+                p.not_paid(&hash, &why).map_err(replay)?;
+            }
+        }
+        Event::InvoiceReceived { payment_id, invoice, context, .. } => {
+            p.invoice_received(payment_id, &invoice, context.as_ref()).map_err(replay)?;
         }
         Event::PaymentForwarded {
             total_fee_earned_msat,
@@ -462,7 +456,6 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
         }
         Event::DiscardFunding { .. }
         | Event::ConnectionNeeded { .. }
-        | Event::InvoiceReceived { .. }
         | Event::PaymentPathFailed { .. }
         | Event::ProbeSuccessful { .. }
         | Event::ProbeFailed { .. }

@@ -10,6 +10,7 @@ mod holds;
 mod htlcs;
 mod ldk_events;
 mod net;
+mod offers;
 mod payments;
 mod restore;
 mod room;
@@ -49,6 +50,7 @@ use crate::relay::{Asks, Relays};
 use crate::store::events::Events;
 use crate::store::holds::Holds;
 use crate::store::payments::Payments;
+use crate::store::requests::Requests;
 use crate::store::Store;
 use crate::util::lock;
 use crate::wallet::Wallet;
@@ -89,6 +91,8 @@ pub(crate) struct Parts {
     pub(crate) bump: BumpHandler,
     pub(crate) bumps: bumps::BumpMemory,
     pub(crate) payments: Payments,
+    /// Payments to offers.
+    pub(crate) requests: Requests,
     pub(crate) holds: Holds,
     /// LSP: payments received for clients.
     pub(crate) relays: Relays,
@@ -100,7 +104,7 @@ pub(crate) struct Parts {
     pub(crate) synced: Arc<AtomicBool>,
     pub(crate) payments_changed: watch::Sender<u64>,
     /// Smallest final expiry delta for invoices, from the factories' claim budgets, blocks.
-    pub(crate) min_final_cltv: AtomicU16,
+    pub(crate) min_final_cltv: Arc<AtomicU16>,
     /// HTLCs that our own commitments of factory channels carry.
     pub(crate) held: Arc<HeldHtlcs>,
     pub(crate) htlcs: htlcs::HtlcMemory,

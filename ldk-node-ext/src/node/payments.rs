@@ -1,4 +1,4 @@
-//! Invoices and payments.
+//! Invoices and payments. What is paid to and by offers: [`super::offers`].
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -11,8 +11,9 @@ use lightning::ln::channelmanager::{
 use lightning::ln::outbound_payment::{Bolt11PaymentError, Retry, RetryableSendFailure};
 use lightning::types::payment::PaymentHash;
 use lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
+use serde_json::json;
 
-use super::Node;
+use super::{Node, Parts};
 use crate::api::{Direction, Invoice, InvoiceRequest, PayRequest, Payment, PaymentStatus, RelayMode};
 use crate::error::Error;
 use crate::faults;
@@ -20,7 +21,7 @@ use crate::ldk::ChannelManager;
 use crate::relay::Wanted;
 
 /// How long LDK looks for another route after a failure.
-const RETRY_FOR: Duration = Duration::from_secs(30);
+pub(super) const RETRY_FOR: Duration = Duration::from_secs(30);
 /// Longest wait for an outcome, seconds.
 const MAX_WAIT_SECS: u64 = 600;
 /// Most msat there are.
@@ -40,9 +41,7 @@ impl Node {
     /// there are too many, and [`Error::Store`]. For one that the LSP receives [`Error::Unavailable`] if it does not
     /// answer, [`Error::Conflict`] if it declines.
     pub async fn create_invoice(&self, request: InvoiceRequest) -> Result<Invoice, Error> {
-        if request.amount_msat.is_some_and(|a| a == 0 || a > MAX_MSAT) {
-            return Err(Error::invalid("amount_msat", format!("must be from 1 to {MAX_MSAT}")));
-        }
+        check_amount(request.amount_msat)?;
         let text = request.description.clone().unwrap_or_default();
         let description = Description::new(request.description.unwrap_or_default())
             .map_err(|_| Error::invalid("description", "must be at most 639 bytes"))?;
@@ -104,62 +103,30 @@ impl Node {
         Ok(Invoice { invoice: invoice.to_string(), payment_hash, relay_fee_msat: None })
     }
 
-    /// Pays an invoice and waits for the outcome, at most `wait_secs`; after that the payment goes on
+    /// Pays an invoice, or to an offer, and waits for the outcome, at most `wait_secs`; after that the payment goes on
     /// by itself.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`], [`Error::Conflict`] if it was paid already or is being paid. A
-    /// payment that was tried and failed is an answer, not an error.
+    /// [`Error::InvalidArgument`], [`Error::Conflict`] if it was paid already or is being paid (an invoice: an offer is
+    /// paid anew each time). A payment that was tried and failed is an answer, not an error.
     pub async fn pay(&self, request: PayRequest) -> Result<Payment, Error> {
         let p = &self.parts;
-        let invoice: Bolt11Invoice = request
-            .invoice
-            .trim()
-            .parse()
-            .map_err(|e| Error::invalid("invoice", format!("not a BOLT 11 invoice: {e}")))?;
-        let amount = match (invoice.amount_milli_satoshis(), request.amount_msat) {
-            (Some(inside), None) => inside,
-            (Some(inside), Some(given)) if given == inside => inside,
-            (Some(inside), Some(_)) => {
-                return Err(Error::invalid("amount_msat", format!("the invoice is over {inside} msat")));
-            }
-            (None, Some(given)) if given > 0 && given <= MAX_MSAT => given,
-            (None, Some(_)) => {
-                return Err(Error::invalid("amount_msat", format!("must be from 1 to {MAX_MSAT}")))
-            }
-            (None, None) => return Err(Error::invalid("amount_msat", "the invoice names none: give one")),
-        };
         let wait = request.wait_secs.unwrap_or(60);
         if wait > MAX_WAIT_SECS {
             return Err(Error::invalid("wait_secs", format!("must be at most {MAX_WAIT_SECS}")));
         }
-        let hash = invoice.payment_hash();
-        if p.relays.has(&hash) {
-            return Err(Error::Conflict("a payment with this payment hash is received for a client".into()));
-        }
-        // Known to us before it is known to anybody else.
-        p.payments.claim(&hash, amount)?;
-        faults::point("node.pay.recorded");
         let mut changed = p.payments_changed.subscribe();
-        let options =
-            OptionalBolt11PaymentParams { retry_strategy: Retry::Timeout(RETRY_FOR), ..Default::default() };
-        let overpay = invoice.amount_milli_satoshis().is_none().then_some(amount);
-        if let Err(e) = p.manager.pay_for_bolt11_invoice(&invoice, PaymentId(hash.0), overpay, options) {
-            // LDK has it under way all the same and will say what became of it.
-            if matches!(e, Bolt11PaymentError::SendingFailed(RetryableSendFailure::DuplicatePayment)) {
-                return Err(Error::Conflict("this invoice is being paid".into()));
-            }
-            let why = self.no_payment(&invoice, &e);
-            let failed = p.payments.record(&hash, Direction::Out, |payment| {
-                payment.status = PaymentStatus::Failed;
-                payment.failure = Some(why.clone());
-            })?;
-            return Ok(failed);
-        }
-        faults::point("node.pay.begun");
+        let text = request.invoice.trim();
+        let begun = match is_offer(text) {
+            true => Begun::Request(self.pay_offer(text, request.amount_msat)?),
+            false => Begun::Invoice(self.pay_invoice(text, request.amount_msat)?),
+        };
         let deadline = tokio::time::Instant::now() + Duration::from_secs(wait);
         loop {
-            let now = self.find(&hash, Direction::Out)?;
+            let now = match &begun {
+                Begun::Invoice(hash) => self.find(hash, Direction::Out)?,
+                Begun::Request(id) => self.find_request(id)?,
+            };
             if now.status != PaymentStatus::Pending {
                 return Ok(now);
             }
@@ -169,28 +136,44 @@ impl Node {
         }
     }
 
-    /// Why LDK did not even try, in words.
-    fn no_payment(&self, invoice: &Bolt11Invoice, e: &Bolt11PaymentError) -> String {
-        if !matches!(e, Bolt11PaymentError::SendingFailed(RetryableSendFailure::RouteNotFound)) {
-            return format!("{e:?}");
+    /// Begins to pay an invoice.
+    fn pay_invoice(&self, text: &str, amount_msat: Option<u64>) -> Result<PaymentHash, Error> {
+        let p = &self.parts;
+        let invoice: Bolt11Invoice =
+            text.parse().map_err(|e| Error::invalid("invoice", format!("not a BOLT 11 invoice: {e}")))?;
+        let amount = amount_to_pay(invoice.amount_milli_satoshis(), amount_msat)?;
+        let hash = invoice.payment_hash();
+        if p.relays.has(&hash) {
+            return Err(Error::Conflict("a payment with this payment hash is received for a client".into()));
         }
-        if invoice.get_payee_pub_key() == self.parts.node_id {
-            return "this node's own invoice".into();
-        }
-        let channels = self.parts.manager.list_usable_channels();
-        let (connected, mut usable) = (channels.len(), channels.clone());
-        usable.retain(|c| self.parts.depth.suffices(&c.channel_id));
-        if connected > 0 && usable.is_empty() {
-            return match channels.iter().any(|c| self.parts.depth.is_stuck(&c.channel_id)) {
-                true => "no route: the channel is stuck, an older state is on the chain".into(),
-                false => "no route: the funding of the factory is not deep enough in the chain".into(),
+        // Known to us before it is known to anybody else.
+        p.payments.claim(&hash, amount)?;
+        faults::point("node.pay.recorded");
+        let options =
+            OptionalBolt11PaymentParams { retry_strategy: Retry::Timeout(RETRY_FOR), ..Default::default() };
+        let overpay = invoice.amount_milli_satoshis().is_none().then_some(amount);
+        if let Err(e) = p.manager.pay_for_bolt11_invoice(&invoice, PaymentId(hash.0), overpay, options) {
+            // LDK has it under way all the same and will say what became of it.
+            if matches!(e, Bolt11PaymentError::SendingFailed(RetryableSendFailure::DuplicatePayment)) {
+                return Err(Error::Conflict("this invoice is being paid".into()));
+            }
+            let why = match e {
+                Bolt11PaymentError::SendingFailed(RetryableSendFailure::RouteNotFound) => {
+                    match invoice.get_payee_pub_key() == p.node_id {
+                        true => "this node's own invoice".into(),
+                        false => p.no_route(),
+                    }
+                }
+                e => format!("{e:?}"),
             };
+            p.payments.record(&hash, Direction::Out, |payment| {
+                payment.status = PaymentStatus::Failed;
+                payment.failure = Some(why);
+            })?;
+            return Ok(hash);
         }
-        if usable.is_empty() {
-            return "no route: no channel is usable now (is the peer connected?)".into();
-        }
-        let most: u64 = usable.iter().map(|c| c.next_outbound_htlc_limit_msat).fold(0, u64::saturating_add);
-        format!("no route found; at most {most} msat can leave this node now")
+        faults::point("node.pay.begun");
+        Ok(hash)
     }
 
     /// All payments, oldest change first.
@@ -204,12 +187,13 @@ impl Node {
         // What was paid to oneself is one thing.
         list.retain(|p| p.direction == Direction::Out || !moved.contains(&p.payment_hash));
         let mut list: Vec<Payment> = list.into_iter().map(shown).collect();
+        list.extend(self.parts.requests.unanswered()?);
         list.extend(self.parts.relayed_payments());
         list.sort_by_key(|p| p.updated_at);
         Ok(list)
     }
 
-    /// A payment by its hash in hex; the outgoing one if there are both.
+    /// A payment by its hash in hex, or its id; the outgoing one if there are both.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -217,11 +201,14 @@ impl Node {
         let hash = parse_hash(payment_hash)?;
         match self.parts.relayed_payment(&hash) {
             Some(payment) => Ok(payment),
-            None => self.find(&hash, Direction::Out).or_else(|_| self.find(&hash, Direction::In)),
+            None => self
+                .find(&hash, Direction::Out)
+                .or_else(|_| self.find(&hash, Direction::In))
+                .or_else(|_| self.find_request(&PaymentId(hash.0))),
         }
     }
 
-    fn find(&self, hash: &PaymentHash, direction: Direction) -> Result<Payment, Error> {
+    pub(super) fn find(&self, hash: &PaymentHash, direction: Direction) -> Result<Payment, Error> {
         self.parts
             .payments
             .get(hash, direction)?
@@ -238,10 +225,104 @@ fn shown(payment: Payment) -> Payment {
     }
 }
 
-/// Outgoing payments that LDK knows of.
+/// What is being paid.
+enum Begun {
+    Invoice(PaymentHash),
+    Request(PaymentId),
+}
+
+fn is_offer(text: &str) -> bool {
+    text.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("lno1"))
+}
+
+/// Refuses an amount that cannot be asked for.
+pub(super) fn check_amount(amount_msat: Option<u64>) -> Result<(), Error> {
+    match amount_msat.is_some_and(|a| a == 0 || a > MAX_MSAT) {
+        true => Err(Error::invalid("amount_msat", format!("must be from 1 to {MAX_MSAT}"))),
+        false => Ok(()),
+    }
+}
+
+/// What to pay, msat, if an invoice or an offer says `inside` and the user `given`.
+pub(super) fn amount_to_pay(inside: Option<u64>, given: Option<u64>) -> Result<u64, Error> {
+    check_amount(given)?;
+    match (inside, given) {
+        (Some(inside), Some(given)) if given != inside => {
+            Err(Error::invalid("amount_msat", format!("it is over {inside} msat")))
+        }
+        (Some(amount), _) | (None, Some(amount)) => Ok(amount),
+        (None, None) => Err(Error::invalid("amount_msat", "it names none: give one")),
+    }
+}
+
+impl Parts {
+    /// Why LDK has found no route, in words.
+    pub(super) fn no_route(&self) -> String {
+        let channels = self.manager.list_usable_channels();
+        let (connected, mut usable) = (channels.len(), channels.clone());
+        usable.retain(|c| self.depth.suffices(&c.channel_id));
+        if connected > 0 && usable.is_empty() {
+            return match channels.iter().any(|c| self.depth.is_stuck(&c.channel_id)) {
+                true => "no route: the channel is stuck, an older state is on the chain".into(),
+                false => "no route: the funding of the factory is not deep enough in the chain".into(),
+            };
+        }
+        if usable.is_empty() {
+            return "no route: no channel is usable now (is the peer connected?)".into();
+        }
+        let most: u64 = usable.iter().map(|c| c.next_outbound_htlc_limit_msat).fold(0, u64::saturating_add);
+        format!("no route found; at most {most} msat can leave this node now")
+    }
+
+    /// A payment of this node's has arrived.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) fn paid(
+        &self,
+        id: Option<PaymentId>,
+        hash: &PaymentHash,
+        amount_msat: Option<u64>,
+        fee_msat: Option<u64>,
+    ) -> Result<(), Error> {
+        // LDK pays an invoice that somebody else gives out for the payee without asking.
+        let request = id.map(|id| self.request_paid(&id, hash)).transpose()?.flatten();
+        let done = self.payments.record(hash, Direction::Out, |payment| {
+            payment.status = PaymentStatus::Succeeded;
+            payment.failure = None;
+            payment.amount_msat = amount_msat.unwrap_or(payment.amount_msat);
+            payment.fee_msat = fee_msat.unwrap_or(0);
+            if let (Some(id), Some(request)) = (id, request) {
+                payment.payment_id = Some(hex::encode(id.0));
+                payment.offer_id = Some(request.offer_id);
+            }
+        })?;
+        faults::point("node.paid.recorded");
+        self.tell_sent(&done);
+        self.payment_changed();
+        Ok(())
+    }
+
+    /// A payment of this node's has come to nothing.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) fn not_paid(&self, hash: &PaymentHash, why: &str) -> Result<(), Error> {
+        let failed = self.payments.record(hash, Direction::Out, |payment| {
+            payment.status = PaymentStatus::Failed;
+            payment.failure.get_or_insert_with(|| why.to_owned());
+        })?;
+        let why = failed.failure;
+        self.events.push("payment_failed", json!({"payment_hash": hex::encode(hash.0), "reason": why}));
+        self.payment_changed();
+        Ok(())
+    }
+}
+
+/// Outgoing payments that LDK knows of, by what is their id for LDK.
 pub(crate) fn known_payments(manager: &ChannelManager) -> HashSet<PaymentHash> {
     let recent = manager.list_recent_payments().into_iter();
-    // Our payment id is the payment hash.
+    // Our payment id is the payment hash, unless it is to an offer.
     let hash = |payment| match payment {
         RecentPaymentDetails::AwaitingInvoice { payment_id }
         | RecentPaymentDetails::Pending { payment_id, .. }
@@ -256,4 +337,20 @@ pub(super) fn parse_hash(text: &str) -> Result<PaymentHash, Error> {
     hex::decode_to_slice(text, &mut hash)
         .map_err(|_| Error::invalid("payment_hash", "must be 64 hex digits"))
         .map(|()| PaymentHash(hash))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_paid_is_what_both_say() {
+        let of = |inside, given| amount_to_pay(inside, given).ok();
+        assert_eq!((of(Some(5), None), of(Some(5), Some(5)), of(None, Some(5))), (Some(5), Some(5), Some(5)));
+        for (inside, given) in [(Some(5), Some(6)), (None, None), (None, Some(0)), (None, Some(MAX_MSAT + 1))]
+        {
+            assert_eq!(of(inside, given), None);
+        }
+        assert!(is_offer("lno1pg") && is_offer("LNO1PG") && !is_offer("lnbcrt1") && !is_offer("lno"));
+    }
 }

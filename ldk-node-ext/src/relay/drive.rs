@@ -313,8 +313,6 @@ fn shown(hash: &PaymentHash, relay: &Relay) -> Payment {
     };
     let came_in = relay.incoming;
     Payment {
-        payment_hash: hex::encode(hash.0),
-        direction: Direction::Relayed,
         amount_msat: relay.terms.amount_msat,
         fee_msat: fee_msat(relay),
         status,
@@ -326,8 +324,8 @@ fn shown(hash: &PaymentHash, relay: &Relay) -> Payment {
             client_paid: relay.preimage().is_some(),
             moved_from: relay.terms.moved.map(|moved| hex::encode(moved.from.0)),
         }),
-        moved: None,
         updated_at: relay.updated_at,
+        ..Payment::new(hex::encode(hash.0), Direction::Relayed)
     }
 }
 

@@ -11,6 +11,7 @@ mod files;
 pub mod holds;
 pub mod payments;
 pub mod records;
+pub mod requests;
 mod room;
 mod seal;
 mod sqlite;

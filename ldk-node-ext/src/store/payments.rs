@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lightning::ln::channelmanager::PaymentId;
 use lightning::types::payment::PaymentHash;
 
 use super::{records, Store};
@@ -30,6 +31,26 @@ fn key(hash: &PaymentHash, direction: Direction) -> String {
     format!("{}_{side}", hex::encode(hash.0))
 }
 
+impl Payment {
+    /// One of which nothing more is known.
+    pub(crate) fn new(payment_hash: String, direction: Direction) -> Self {
+        Self {
+            payment_hash,
+            payment_id: None,
+            offer_id: None,
+            direction,
+            amount_msat: 0,
+            fee_msat: 0,
+            status: PaymentStatus::Pending,
+            failure: None,
+            claim_by_height: None,
+            relayed: None,
+            moved: None,
+            updated_at: 0,
+        }
+    }
+}
+
 impl Payments {
     /// Over the node's store.
     pub fn new(store: Arc<Store>) -> Self {
@@ -42,7 +63,7 @@ impl Payments {
     /// # Errors
     /// [`Error::Conflict`] if the invoice is being paid or has been paid, [`Error::Store`].
     pub fn claim(&self, hash: &PaymentHash, amount_msat: u64) -> Result<Payment, Error> {
-        self.begin(hash, amount_msat, None)
+        self.begin(hash, amount_msat, |_| {})
     }
 
     /// As [`Self::claim`], of money that this node pays to itself.
@@ -55,14 +76,31 @@ impl Payments {
         amount_msat: u64,
         moved: MovedPayment,
     ) -> Result<Payment, Error> {
-        self.begin(hash, amount_msat, Some(moved))
+        self.begin(hash, amount_msat, |payment| payment.moved = Some(moved))
+    }
+
+    /// As [`Self::claim`], of a payment to an offer with this id.
+    ///
+    /// # Errors
+    /// As [`Self::claim`].
+    pub fn claim_to_offer(
+        &self,
+        hash: &PaymentHash,
+        amount_msat: u64,
+        id: &PaymentId,
+        offer_id: &str,
+    ) -> Result<Payment, Error> {
+        self.begin(hash, amount_msat, |payment| {
+            payment.payment_id = Some(hex::encode(id.0));
+            payment.offer_id = Some(offer_id.to_owned());
+        })
     }
 
     fn begin(
         &self,
         hash: &PaymentHash,
         amount_msat: u64,
-        moved: Option<MovedPayment>,
+        fill: impl FnOnce(&mut Payment),
     ) -> Result<Payment, Error> {
         let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let key = key(hash, Direction::Out);
@@ -76,18 +114,12 @@ impl Payments {
             }
             Some(PaymentStatus::Failed) | None => {}
         }
-        let payment = Payment {
-            payment_hash: hex::encode(hash.0),
-            direction: Direction::Out,
+        let mut payment = Payment {
             amount_msat,
-            fee_msat: 0,
-            status: PaymentStatus::Pending,
-            failure: None,
-            claim_by_height: None,
-            relayed: None,
-            moved,
             updated_at: unix_now(),
+            ..Payment::new(hex::encode(hash.0), Direction::Out)
         };
+        fill(&mut payment);
         records::put(&*self.store, NAMESPACE, &key, VERSION, &payment)?;
         Ok(payment)
     }
@@ -99,11 +131,13 @@ impl Payments {
     /// [`Error::Store`].
     pub fn fail_unknown(&self, known: &HashSet<PaymentHash>) -> Result<usize, Error> {
         let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let known: HashSet<String> = known.iter().map(|h| key(h, Direction::Out)).collect();
+        let known: HashSet<String> = known.iter().map(|h| hex::encode(h.0)).collect();
         let mut failed = 0;
         for (key, mut payment) in records::all::<Payment>(&*self.store, NAMESPACE, VERSION)? {
             let pending = payment.direction == Direction::Out && payment.status == PaymentStatus::Pending;
-            if !pending || known.contains(&key) {
+            // LDK has it under the hash, or under the id if it is to an offer.
+            let id = payment.payment_id.as_ref().unwrap_or(&payment.payment_hash);
+            if !pending || known.contains(id) {
                 continue;
             }
             payment.status = PaymentStatus::Failed;
@@ -128,18 +162,7 @@ impl Payments {
         let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let key = key(hash, direction);
         let old: Option<Payment> = records::get(&*self.store, NAMESPACE, &key, VERSION)?;
-        let mut payment = old.clone().unwrap_or_else(|| Payment {
-            payment_hash: hex::encode(hash.0),
-            direction,
-            amount_msat: 0,
-            fee_msat: 0,
-            status: PaymentStatus::Pending,
-            failure: None,
-            claim_by_height: None,
-            relayed: None,
-            moved: None,
-            updated_at: 0,
-        });
+        let mut payment = old.clone().unwrap_or_else(|| Payment::new(hex::encode(hash.0), direction));
         change(&mut payment);
         if let Some(old) = old {
             if old.status == PaymentStatus::Succeeded && payment.status != PaymentStatus::Succeeded {
@@ -206,16 +229,19 @@ mod tests {
     #[test]
     fn what_ldk_does_not_know_was_never_sent() {
         let (_dir, payments) = payments();
-        let [lost, sent, done] = [1, 2, 3].map(|b| PaymentHash([b; 32]));
+        let [lost, sent, done, id] = [1, 2, 3, 4].map(|b| PaymentHash([b; 32]));
+        let to_offer = PaymentHash([5; 32]);
+        payments.claim_to_offer(&to_offer, 5, &PaymentId(id.0), "aa").unwrap();
         for hash in [&lost, &sent, &done] {
             payments.claim(hash, 5).unwrap();
         }
         payments.record(&done, Direction::Out, |p| p.status = PaymentStatus::Succeeded).unwrap();
         // one that comes in under the same hash is none of it
         payments.record(&lost, Direction::In, |p| p.amount_msat = 5).unwrap();
-        assert_eq!(payments.fail_unknown(&HashSet::from([sent])).unwrap(), 1);
+        assert_eq!(payments.fail_unknown(&HashSet::from([sent, id])).unwrap(), 1);
         assert_eq!(status(&payments, &lost), PaymentStatus::Failed);
         assert_eq!(status(&payments, &sent), PaymentStatus::Pending);
+        assert_eq!(status(&payments, &to_offer), PaymentStatus::Pending);
         assert_eq!(status(&payments, &done), PaymentStatus::Succeeded);
         let incoming = payments.get(&lost, Direction::In).unwrap().unwrap();
         assert_eq!(incoming.status, PaymentStatus::Pending);

@@ -10,7 +10,7 @@ use super::super::{segment, show, ApiClient, HttpError};
 use super::{the_factory, Output};
 use crate::api::{
     Balance, ChannelInfo, ClaimRequest, CloseChannelRequest, FactoryInfo, FailRequest, Invoice,
-    InvoiceRequest, NodeInfo, PayRequest, Payment, PaymentStatus, RelayMode,
+    InvoiceRequest, NodeInfo, Offer, OfferRequest, PayRequest, Payment, PaymentStatus, RelayMode,
 };
 
 /// How long one request waits for an event with `--follow`, seconds.
@@ -73,20 +73,38 @@ pub enum NodeCommand {
         /// Payment hash
         payment_hash: String,
     },
-    /// Pay an invoice; exit code 1 if it fails, 3 if it is still undecided
-    Pay {
-        /// BOLT 11 invoice
-        invoice: String,
-        /// Amount, msat, if the invoice has none
-        #[arg(long, value_name = "MSAT")]
+    /// Make an offer, which can be paid any number of times
+    Offer {
+        /// Amount, msat (1 sat = 1000 msat); without it the payer chooses
+        #[arg(long, value_name = "MSAT", conflicts_with = "sat")]
         amount_msat: Option<u64>,
+        /// Amount, sat
+        #[arg(long, value_name = "SAT", value_parser = clap::value_parser!(u64).range(..=2_100_000_000_000_000))]
+        sat: Option<u64>,
+        /// Shown to the payer, at most 639 bytes
+        #[arg(long, value_name = "TEXT")]
+        description: Option<String>,
+        /// Lifetime, seconds [default: no end]
+        #[arg(long, value_name = "SECONDS")]
+        expiry_secs: Option<u32>,
+    },
+    /// Pay an invoice or an offer; exit code 1 if it fails, 3 if it is still undecided
+    Pay {
+        /// BOLT 11 invoice, or BOLT 12 offer
+        invoice: String,
+        /// Amount, msat, if there is none in it
+        #[arg(long, value_name = "MSAT", conflicts_with = "sat")]
+        amount_msat: Option<u64>,
+        /// Amount, sat
+        #[arg(long, value_name = "SAT", value_parser = clap::value_parser!(u64).range(..=2_100_000_000_000_000))]
+        sat: Option<u64>,
         /// How long to wait for the outcome, seconds, at most 600 [default: 60]
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=600))]
         wait_secs: Option<u64>,
     },
     /// Payments, or one of them
     Payments {
-        /// Payment hash
+        /// Payment hash, or the id of a payment to an offer
         payment_hash: Option<String>,
     },
     /// Factories with their next deadline, or all about one of them
@@ -157,7 +175,7 @@ impl NodeCommand {
                 relay,
                 relay_max_fee_msat,
             } => {
-                let amount_msat = amount_msat.or(sat.map(|sat| sat.saturating_mul(1000)));
+                let amount_msat = msat(amount_msat, sat);
                 let request = InvoiceRequest {
                     amount_msat,
                     description,
@@ -169,6 +187,11 @@ impl NodeCommand {
                 };
                 output.show(&client.post::<_, Invoice>("/v1/invoice", &request)?, show::invoice)
             }
+            Self::Offer { amount_msat, sat, description, expiry_secs } => {
+                let amount_msat = msat(amount_msat, sat);
+                let request = OfferRequest { amount_msat, description, expiry_secs };
+                output.show(&client.post::<_, Offer>("/v1/offer", &request)?, show::offer)
+            }
             Self::Claim { preimage } => {
                 let request = ClaimRequest { preimage };
                 output.show(&client.post::<_, Payment>("/v1/payments/claim", &request)?, show::payment)
@@ -177,7 +200,8 @@ impl NodeCommand {
                 let request = FailRequest { payment_hash };
                 output.show(&client.post::<_, Payment>("/v1/payments/fail", &request)?, show::payment)
             }
-            Self::Pay { invoice, amount_msat, wait_secs } => {
+            Self::Pay { invoice, amount_msat, sat, wait_secs } => {
+                let amount_msat = msat(amount_msat, sat);
                 pay(client, output, PayRequest { invoice, amount_msat, wait_secs })
             }
             Self::Payments { payment_hash: None } => {
@@ -199,6 +223,10 @@ impl NodeCommand {
             Self::Stop => super::stop(client, output),
         }
     }
+}
+
+fn msat(amount_msat: Option<u64>, sat: Option<u64>) -> Option<u64> {
+    amount_msat.or(sat.map(|sat| sat.saturating_mul(1000)))
 }
 
 fn pay(client: &ApiClient, output: Output, request: PayRequest) -> Result<(), HttpError> {

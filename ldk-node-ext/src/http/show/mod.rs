@@ -10,7 +10,7 @@ pub use factory::{
 };
 pub use format::{bar, deadline, msat, sat, short, table, time_left, utc, Align};
 pub use node::{
-    admission, balance, channels, clients, event, info, invoice, jit, jit_policies, payment, payments,
+    admission, balance, channels, clients, event, info, invoice, jit, jit_policies, offer, payment, payments,
 };
 pub use tree::tree;
 

@@ -3,7 +3,7 @@
 use super::format::{deadline, msat, sat, short, table, utc, Align};
 use crate::api::{
     Balance, ChannelInfo, ChannelKind, ChannelState, ClientAdmission, ClientJitPolicy, Direction,
-    EventRecord, Invoice, JitStatus, NodeInfo, Payment, PaymentStatus, Role, WaitingClient,
+    EventRecord, Invoice, JitStatus, NodeInfo, Offer, Payment, PaymentStatus, Role, WaitingClient,
 };
 
 fn yes(b: bool) -> String {
@@ -101,6 +101,11 @@ pub fn invoice(i: &Invoice) -> String {
     format!("{}\npayment hash {}{}", i.invoice, i.payment_hash, relayed.unwrap_or_default())
 }
 
+/// `offer`.
+pub fn offer(o: &Offer) -> String {
+    format!("{}\noffer id {}", o.offer, o.offer_id)
+}
+
 fn status(s: PaymentStatus) -> &'static str {
     match s {
         PaymentStatus::Pending => "pending",
@@ -128,7 +133,9 @@ pub fn payment(p: &Payment) -> String {
         format!("\nclient        {}\ncame in       {}\nclient paid   {paid}", r.client, msat(r.received_msat))
     });
     let moved = p.moved.as_ref().map(|m| format!("\nfrom channel  {}\ninto channel  {}", m.from, m.into));
-    let failure = relayed.or(moved).unwrap_or_default() + &failure;
+    let of_offer = [("payment id ", &p.payment_id), ("offer id   ", &p.offer_id)];
+    let of_offer = of_offer.iter().filter_map(|(name, id)| Some(format!("\n{name}   {}", id.as_ref()?)));
+    let failure = of_offer.collect::<String>() + &relayed.or(moved).unwrap_or_default() + &failure;
     format!(
         "payment hash  {}\nstatus        {}\n{way:<13} {}\nfee           {}\nlast change   {}{claim_by}{failure}",
         p.payment_hash,
@@ -166,7 +173,10 @@ pub fn payments(payments: &[Payment]) -> String {
                 msat(p.amount_msat),
                 msat(p.fee_msat),
                 format!("{}{failure}", status(p.status)),
-                p.payment_hash.clone(),
+                match (p.payment_hash.is_empty(), &p.payment_id) {
+                    (true, Some(id)) => format!("id {id}"),
+                    _ => p.payment_hash.clone(),
+                },
             ]
         })
         .collect();

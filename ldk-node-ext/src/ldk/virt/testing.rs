@@ -50,7 +50,7 @@ use crate::keys::{self, Keys};
 use crate::ldk::{
     AllMonitors, Broadcaster, ChainMonitor, Changes, ChannelManager, ChannelMessages, Commitments,
     FactoryMessages, FundingDepth, HeldHtlcs, Mapping, MessageRouter, MonitorStore, NetworkGraph, Outgoing,
-    Outpoints, Outward, PeerEvent, Retired, Router, Streams, WholeBlocks,
+    Outpoints, Outward, PeerEvent, Receiving, Retired, Router, Streams, WholeBlocks,
 };
 use crate::logger::Logger;
 use crate::node::{Failure, Ldk};
@@ -165,8 +165,11 @@ impl Node {
         );
         let depth =
             Arc::new(FundingDepth::new(Arc::clone(&outpoints), Arc::clone(&index), Arc::clone(&mapping)));
-        let router = Arc::new(Router::new(router, Arc::clone(&outpoints), depth, 12));
-        let message_router = Arc::new(MessageRouter::new(graph, Arc::clone(&keys)));
+        let receiving =
+            Receiving { keys: Arc::clone(&keys), min_final: Arc::default(), through: config.provider() };
+        let router = Router::new(router, receiving.clone(), Arc::clone(&outpoints), depth, 12);
+        let router = Arc::new(router);
+        let message_router = Arc::new(MessageRouter::new(graph, receiving));
         let ldk = Ldk {
             config: &config,
             keys: Arc::clone(&keys),
