@@ -134,8 +134,9 @@ impl Parts {
             if payment.rotated && view.leaf.is_some_and(|leaf| leaf.changing) {
                 continue;
             }
+            let own = JitPolicy { rotate_first: policy.rotate_first && !payment.rotated, ..policy.clone() };
             let situation = self.situation(&client, payment.amount(), &view, &open, &payment);
-            let decision = decide(&situation, policy);
+            let decision = decide(&situation, &own);
             let opens = matches!(decision.action, Action::Jit { .. } | Action::JitAndMultipath { .. });
             match decision.action {
                 Action::Forward | Action::Multipath => self.send_on(client, hash, &decision),
@@ -165,9 +166,9 @@ impl Parts {
         if let (Some(first), 2..) = (wanted.first(), wanted.len()) {
             let amounts = wanted.iter().flat_map(|w| w.payment.amounts()).collect();
             let open = self.manager.list_channels();
-            let rotated = wanted.iter().any(|w| w.payment.rotated);
             let situation = self.situation(&client, Amount::Parts(amounts), view, &open, &first.payment);
-            let decision = decide(&Situation { rotated, ..situation }, policy);
+            let rotate_first = policy.rotate_first && wanted.iter().all(|w| !w.payment.rotated);
+            let decision = decide(&situation, &JitPolicy { rotate_first, ..policy.clone() });
             together = Some(decision).filter(|d| acts(&d.action));
         }
         if together.is_none() {
