@@ -275,11 +275,11 @@ fn least(amount: &Amount, room: &[u64], whole: u64, with: impl Fn(u64) -> Vec<u6
 /// By how much the leaf's channel has to grow for what does not fit, sat; or why it cannot.
 fn rotation(s: &Situation, leaf: Option<Leaf>, policy: &JitPolicy) -> Result<Action, Against> {
     let leaf = leaf.ok_or(Against::NoFactory)?;
-    if !policy.rotate_first {
-        return Err(Against::RotationsOff);
-    }
     if s.rotated {
         return Err(Against::RotationTried);
+    }
+    if !policy.rotate_first {
+        return Err(Against::RotationsOff);
     }
     if !leaf.active {
         return Err(Against::NotActive);

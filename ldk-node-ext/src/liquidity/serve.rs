@@ -171,9 +171,9 @@ impl Parts {
         if let (Some(first), 2..) = (wanted.first(), wanted.len()) {
             let amounts = wanted.iter().flat_map(|w| w.payment.amounts()).collect();
             let open = self.manager.list_channels();
-            let rotated = wanted.iter().any(|w| w.payment.rotated);
             let situation = self.situation(&client, Amount::Parts(amounts), view, &open, &first.payment);
-            let decision = decide(&Situation { rotated, ..situation }, policy);
+            let rotate_first = policy.rotate_first && wanted.iter().all(|w| !w.payment.rotated);
+            let decision = decide(&situation, &JitPolicy { rotate_first, ..policy.clone() });
             together = Some(decision).filter(|d| acts(&d.action));
         }
         if together.is_none() {
