@@ -46,7 +46,7 @@ fn a_funding_transaction_that_lingers_gets_a_child_and_a_better_one() -> Result<
     let id = world.client(0)?.node_id().to_owned();
     open(&world, &id, JIT)?;
     let [(ours, _)] = &wait_count(&world, 0, "jit", 1)?[..] else { panic!("not one channel") };
-    let funding = ours.funding.clone().expect("a funding outpoint").txid;
+    let funding = ours.funding.expect("a funding outpoint").txid;
     world.bitcoind.wait_seen(funding, PATIENCE)?;
     let paid = pay(&world, to_client(0, 150_000_000))?;
     let held = world.client(0)?.balance()?;
