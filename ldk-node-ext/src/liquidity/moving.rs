@@ -7,6 +7,7 @@
 //! The channel is closed when it can send nothing more, with the LSP's consent; its reserve comes to the wallet. If that
 //! cannot be now it is tried again, and never forced.
 
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ pub(super) struct Moving {
     turn: tokio::sync::Mutex<()>,
     /// A channel has become ready, or has grown: there may be room.
     pub(super) room: Notify,
+    /// Channels from which something was moved, hex; read from the records once.
+    emptied: Mutex<Option<HashSet<String>>>,
     /// Why it did not go the last time, so that this is told once.
     told: Mutex<Option<(ChannelId, String)>>,
 }
@@ -145,6 +148,9 @@ impl Parts {
                 self.events.push("payment_sent", data);
             }
             Some(MovedPayment { from, into }) => {
+                if let Some(known) = &mut *lock(&self.liquidity.moving.emptied) {
+                    known.insert(from.clone());
+                }
                 data["channel_id"] = json!(from);
                 data["into"] = json!(into);
                 self.events.push("jit_moved", data);
@@ -221,9 +227,16 @@ impl Parts {
 
     /// Whether anything has been moved from a channel.
     pub(super) fn was_moved(&self, id: &ChannelId) -> Result<bool, Error> {
-        let id = hex::encode(id.0);
-        let from = |p: &Payment| p.moved.as_ref().is_some_and(|moved| moved.from == id);
-        Ok(self.payments.all()?.iter().any(|p| from(p) && p.status == PaymentStatus::Succeeded))
+        let mut emptied = lock(&self.liquidity.moving.emptied);
+        let known = match &mut *emptied {
+            Some(known) => known,
+            none => {
+                let mut all = self.payments.all()?;
+                all.retain(|p| p.status == PaymentStatus::Succeeded);
+                none.insert(all.into_iter().filter_map(|p| p.moved).map(|moved| moved.from).collect())
+            }
+        };
+        Ok(known.contains(&hex::encode(id.0)))
     }
 
     /// Moves all that a channel can send, and closes it; waits until `deadline` for the payments.
