@@ -194,3 +194,46 @@ fn the_buyer_dies_before_its_channel_is_there() -> Result<()> {
 fn the_buyer_dies_when_its_channel_is_there() -> Result<()> {
     buyer_dies("lsps2-buyer-late", ["lsp.jit.signed", "lsp.jit.forward"])
 }
+
+/// A channel that was sold and never paid for carries nothing, and is closed when nobody has paid for it in a day's blocks.
+#[test]
+#[ignore = "long: make jit"]
+fn what_is_not_paid_for_is_closed() -> Result<()> {
+    let (world, mut wallet) = start("lsps2-unpaid")?;
+    let before = holdings(&world, &wallet)?;
+    let invoice = wallet.jit_invoice(AMOUNT, FEE)?;
+    world.lsp.faults().set("hold@lsp.jit.forward")?;
+    world.peer()?.send(&invoice.invoice)?;
+    world.lsp.faults().wait_held("lsp.jit.forward")?;
+    wallet.kill()?;
+    world.lsp.faults().clear()?;
+    assert_eq!(outcome(&world, &invoice.payment_hash)?.status, "failed");
+    wallet.restart()?;
+    assert_eq!(wait_wallet(&world, &wallet)?, 1);
+
+    // Nothing comes over it for which its price has not been paid.
+    let free = wallet.invoice(10_000_000, "over a channel that is not paid for")?;
+    assert_eq!(world.peer()?.pay(&free.invoice)?.status, "failed");
+    world.mine(140)?;
+    wallet.wait_synced(&world.bitcoind)?;
+    assert_eq!(wait_wallet(&world, &wallet)?, 1, "it is closed too soon");
+    world.mine(10)?;
+    wallet.wait_synced(&world.bitcoind)?;
+    wait::until("the channel to be closed", PATIENCE, || {
+        world.mine_mempool()?;
+        world.mine(1)?;
+        let left = world.lsp.channels()?.iter().filter(|c| c.peer == wallet.node_id()).count();
+        Ok(if left == 0 { Seen::Done(()) } else { Seen::NotYet(format!("{left} channels")) })
+    })?;
+    // The LSP has paid the fees, and nobody else anything.
+    wait::until("everybody to hold what he held", PATIENCE, || {
+        world.mine_mempool()?;
+        wallet.wait_synced(&world.bitcoind)?;
+        let (now, mut due) = (holdings(&world, &wallet)?, before.clone());
+        less_fees(&world, before.height, &mut due)?;
+        let text = format!("{now:?}, due {due:?}");
+        Ok(if now.parties == due.parties { Seen::Done(()) } else { Seen::NotYet(text) })
+    })?;
+    world.finish();
+    Ok(())
+}

@@ -6,6 +6,7 @@
 use bitcoin::consensus::encode;
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, ScriptBuf};
+use lightning::ln::channel_state::{ChannelDetails, ChannelShutdownState};
 use lightning::ln::types::ChannelId;
 use serde_json::json;
 
@@ -187,8 +188,11 @@ impl Parts {
         let open = self.manager.list_channels();
         self.look_at_trust(&open);
         for (id, record) in self.liquidity.records.all() {
-            let Some(tx) = record.transaction().filter(|_| record.signed) else { continue };
             let channel = open.iter().find(|c| c.user_channel_id == id);
+            if let Some(channel) = channel.filter(|_| self.is_unpaid(id)) {
+                self.close_unpaid(channel, &record);
+            }
+            let Some(tx) = record.transaction().filter(|_| record.signed) else { continue };
             // The client of one that is closed may have been paid over it: a day's blocks for it to confirm.
             let late = self.height() >= record.height.saturating_add(UNPAID_FOR);
             let deep = channel.map_or(record.closed && late, |c| self.is_deep(c));
@@ -199,6 +203,17 @@ impl Parts {
                 }
             } else if channel.is_none_or(|c| c.confirmations.unwrap_or(0) == 0) {
                 self.broadcaster.send(std::iter::once(tx).chain(record.child_transaction()).collect(), WHAT);
+            }
+        }
+    }
+
+    /// Nothing goes over a channel that was sold and not paid for: after a day's blocks it is closed by agreement.
+    fn close_unpaid(&self, channel: &ChannelDetails, record: &Record) {
+        let late = self.height() >= record.height.saturating_add(UNPAID_FOR);
+        let stays = channel.channel_shutdown_state.is_none_or(|s| s == ChannelShutdownState::NotShuttingDown);
+        if late && stays && channel.is_usable && channel.pending_outbound_htlcs.is_empty() {
+            if let Err(e) = self.manager.close_channel(&channel.channel_id, &record.peer) {
+                tracing::warn!(peer = %record.peer, error = ?e, "channel that was not paid for not closed");
             }
         }
     }
