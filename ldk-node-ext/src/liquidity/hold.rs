@@ -16,7 +16,9 @@ use crate::node::Intercepted;
 /// HTLCs for one client that are held at a time: as many as a channel takes.
 const MAX_OF_CLIENT: usize = 50;
 /// HTLCs that are held at a time.
-const MAX_IN_ALL: usize = 1000;
+const MAX_IN_ALL: usize = 1200;
+/// Of these, such for clients that are away: who pays absent clients keeps nobody who is there from being served.
+const MAX_AWAY: usize = 1000;
 /// Of these, such that came to the ids of LSPS2 offers: anybody can take those, under any number of names.
 const MAX_BOUGHT: usize = 500;
 /// Parts of a payment come one after the other; so long after the last one it is decided what is done with them.
@@ -146,8 +148,10 @@ impl Held {
         self.payments.iter().filter(|((c, _), _)| c == client).map(|(_, p)| p.places()).sum()
     }
 
-    fn has_place(&self, client: &PublicKey) -> Result<(), Full> {
-        if self.count() >= MAX_IN_ALL {
+    fn has_place(&self, client: &PublicKey, there: bool) -> Result<(), Full> {
+        let away = || self.payments.values().filter(|p| p.there_since.is_none()).map(Payment::places).sum();
+        let away: usize = if there { 0 } else { away() };
+        if self.count() >= MAX_IN_ALL || away >= MAX_AWAY {
             return Err(Full::All);
         }
         if self.count_of(client) >= MAX_OF_CLIENT {
@@ -161,7 +165,7 @@ impl Held {
         if self.payments.contains_key(&key) {
             return Ok(false);
         }
-        self.has_place(&key.0)?;
+        self.has_place(&key.0, true)?;
         self.payments.insert(key, own);
         Ok(true)
     }
@@ -171,7 +175,7 @@ impl Held {
         &mut self,
         client: PublicKey,
         part: Intercepted,
-        bought: bool,
+        (bought, there): (bool, bool),
         now: Instant,
     ) -> Result<(), Full> {
         let key = (client, part.payment_hash);
@@ -182,12 +186,13 @@ impl Held {
         if self.payments.get(&key).is_some_and(|p| p.own_msat.is_some()) {
             return Err(Full::Client);
         }
-        self.has_place(&client)?;
+        self.has_place(&client, there)?;
         let sold = self.payments.values().filter(|p| p.bought).map(Payment::places);
         if bought && sold.sum::<usize>() >= MAX_BOUGHT {
             return Err(Full::All);
         }
         let payment = self.payments.entry(key).or_insert_with(|| Payment::begun(bought, now));
+        payment.there_since = payment.there_since.or(there.then_some(now));
         payment.newest = now;
         payment.parts.push(part);
         Ok(())
@@ -255,19 +260,28 @@ mod tests {
     fn a_client_and_all_of_them_are_bounded() {
         let (mut held, now) = (Held::default(), Instant::now());
         for id in 0..50 {
-            held.add(client(1), part(1, id), false, now).unwrap();
+            held.add(client(1), part(1, id), (false, false), now).unwrap();
         }
-        assert_eq!(held.add(client(1), part(2, 0), false, now), Err(Full::Client));
-        held.add(client(1), part(1, 7), false, now).unwrap();
+        assert_eq!(held.add(client(1), part(2, 0), (false, false), now), Err(Full::Client));
+        held.add(client(1), part(1, 7), (false, false), now).unwrap();
         assert_eq!(held.count(), 50, "one that is known is not held twice");
         for n in 2..=20 {
             for id in 0..50 {
-                held.add(client(n), part(n, id), false, now).unwrap();
+                held.add(client(n), part(n, id), (false, false), now).unwrap();
             }
         }
-        assert_eq!(held.add(client(21), part(1, 0), false, now), Err(Full::All));
+        assert_eq!(held.add(client(21), part(1, 0), (false, false), now), Err(Full::All));
+        for n in 22..=25 {
+            for id in 0..50 {
+                held.add(client(n), part(n, id), (false, true), now).unwrap();
+            }
+        }
+        assert_eq!(held.add(client(26), part(1, 0), (false, true), now), Err(Full::All), "who is there, too");
+        for n in 22..=25 {
+            held.take(&(client(n), PaymentHash([n; 32]))).unwrap();
+        }
         assert_eq!(held.take(&(client(1), PaymentHash([1; 32]))).unwrap().parts.len(), 50);
-        held.add(client(21), part(1, 0), false, now).unwrap();
+        held.add(client(21), part(1, 0), (false, false), now).unwrap();
         assert_eq!((held.count(), held.by_client().len()), (951, 20));
     }
 
@@ -276,19 +290,19 @@ mod tests {
         let (mut held, now) = (Held::default(), Instant::now());
         for n in 1..=10 {
             for id in 0..50 {
-                held.add(client(n), part(n, id), true, now).unwrap();
+                held.add(client(n), part(n, id), (true, false), now).unwrap();
             }
         }
-        assert_eq!(held.add(client(11), part(11, 0), true, now), Err(Full::All));
-        held.add(client(11), part(11, 0), false, now).unwrap();
+        assert_eq!(held.add(client(11), part(11, 0), (true, false), now), Err(Full::All));
+        held.add(client(11), part(11, 0), (false, false), now).unwrap();
         held.take(&(client(1), PaymentHash([1; 32]))).unwrap();
-        held.add(client(11), part(12, 0), true, now).unwrap();
+        held.add(client(11), part(12, 0), (true, false), now).unwrap();
     }
 
     #[test]
     fn a_client_that_comes_back_late_has_time_to_settle() {
         let (mut held, start) = (Held::default(), Instant::now());
-        held.add(client(1), part(1, 0), false, start).unwrap();
+        held.add(client(1), part(1, 0), (false, false), start).unwrap();
         let there = HashSet::from([client(1)]);
         assert_eq!(held.clients(), there);
         let later = |secs| start + Duration::from_secs(secs);
@@ -305,9 +319,9 @@ mod tests {
     #[test]
     fn nothing_is_held_too_long() {
         let (mut held, start) = (Held::default(), Instant::now());
-        held.add(client(1), part(1, 0), false, start).unwrap();
+        held.add(client(1), part(1, 0), (false, false), start).unwrap();
         let later = |ms| start + Duration::from_millis(ms);
-        held.add(client(1), part(1, 1), false, later(100)).unwrap();
+        held.add(client(1), part(1, 1), (false, false), later(100)).unwrap();
         let payment = held.by_client().remove(&client(1)).unwrap().remove(0).1;
         assert_eq!((payment.amounts(), payment.total_msat()), (vec![1_000, 1_000], 2_000));
         assert!(!payment.is_gathered(later(200)) && payment.is_gathered(later(250)));

@@ -67,7 +67,8 @@ impl Parts {
     /// # Errors
     /// [`Full`]: it is not held.
     pub(crate) fn hold_for(&self, client: PublicKey, htlc: &Intercepted, bought: bool) -> Result<(), Full> {
-        lock(&self.liquidity.held).add(client, htlc.clone(), bought, Instant::now())?;
+        let there = self.peers.peer_by_node_id(&client).is_some();
+        lock(&self.liquidity.held).add(client, htlc.clone(), (bought, there), Instant::now())?;
         faults::point("lsp.jit.held");
         self.liquidity.changed.notify_one();
         Ok(())
