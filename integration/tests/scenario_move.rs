@@ -249,8 +249,8 @@ fn what_goes_astray_is_given_back_and_much_goes_in_parts() -> Result<()> {
     let (world, _) = world("move-astray", 600_000)?;
     beside(&world, BESIDE)?;
     let before = wait_at_rest(&world)?;
-    for (daemon, name) in [(&**world.client(0)?, "client"), (&*world.lsp, "lsp")] {
-        daemon.faults().set(&format!("on@{name}.move.astray"))?;
+    for (daemon, fault) in [(&**world.client(0)?, "client.move.astray"), (&*world.lsp, "lsp.move.astray")] {
+        daemon.faults().set(&format!("on@{fault}"))?;
         let (code, text) = refused(command(&world, 60));
         assert!(code == "conflict" && text.starts_with("the payment came back"), "{text}");
         daemon.faults().clear()?;
