@@ -144,7 +144,7 @@ pub(crate) type OnionMessenger = lightning::onion_message::messenger::OnionMesse
     Arc<ChannelManager>,
     Arc<MessageRouter>,
     Arc<OfferMessages>,
-    Arc<ChannelManager>,
+    IgnoringMessageHandler,
     IgnoringMessageHandler,
     IgnoringMessageHandler,
 >;

@@ -32,7 +32,14 @@ impl OffersMessageHandler for OfferMessages {
         context: Option<OffersContext>,
         responder: Option<Responder>,
     ) -> Option<(OffersMessage, ResponseInstruction)> {
-        let invoice = matches!(message, OffersMessage::Invoice(_));
+        // LDK pays those by itself, under a hash that nobody here has heard of, and a payee may take its time: the user would
+        // be told that it has not answered, and pay again.
+        if matches!(message, OffersMessage::StaticInvoice(_)) {
+            return None;
+        }
+        // Only who was asked has such a context.
+        let invoice = matches!(message, OffersMessage::Invoice(_))
+            && matches!(context, Some(OffersContext::OutboundPaymentForOffer { .. }));
         let answer = self.0.handle_message(message, context, responder);
         if invoice {
             self.0.abandon_payment(NOBODYS);

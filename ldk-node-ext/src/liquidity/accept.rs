@@ -142,7 +142,7 @@ impl Parts {
         }
         for (id, record) in self.liquidity.records.all() {
             let deep = open.iter().find(|c| c.user_channel_id == id).map(|c| self.is_deep(c));
-            let old = self.height() >= record.height.saturating_add(CLOSED_FOR);
+            let old = self.height() >= record.closed_at.unwrap_or(record.height).saturating_add(CLOSED_FOR);
             if deep == Some(true) || (deep.is_none() && old) {
                 if let Err(e) = self.liquidity.records.remove(id) {
                     tracing::error!(error = %e, "JIT channel not stored");

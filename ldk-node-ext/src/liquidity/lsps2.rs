@@ -256,12 +256,13 @@ impl Parts {
         }
     }
 
-    /// Channels opened lately for wallets that have not taken the payment, and so have paid nothing for them. Anybody can be
-    /// such a wallet, any number of times.
+    /// Channels opened for wallets that have not taken the payment, and so have paid nothing for them, less those that were
+    /// closed and not opened lately. Anybody can be such a wallet, any number of times.
     fn unpaid_bought(&self) -> usize {
         let from = self.height().saturating_sub(UNPAID_FOR);
         let all = self.liquidity.records.all();
-        let unpaid = |r: &Record| r.cause.as_deref() == Some(SOLD) && !r.taken && r.height >= from;
+        let unpaid =
+            |r: &Record| r.cause.as_deref() == Some(SOLD) && !r.taken && (!r.closed || r.height >= from);
         all.iter().filter(|(_, r)| unpaid(r)).count()
     }
 
@@ -269,7 +270,11 @@ impl Parts {
     fn is_on_its_way(&self, wallet: &PublicKey, hash: &str, open: &[ChannelDetails]) -> bool {
         let of_wallet = open.iter().filter(|c| c.counterparty.node_id == *wallet);
         let mut pending = of_wallet.flat_map(|c| &c.pending_outbound_htlcs);
-        pending.any(|htlc| hex::encode(htlc.payment_hash.0) == hash) || self.is_handed(wallet, hash)
+        // What it came by shows it until LDK has told of its end.
+        let mut came = open.iter().flat_map(|c| &c.pending_inbound_htlcs);
+        pending.any(|htlc| hex::encode(htlc.payment_hash.0) == hash)
+            || came.any(|htlc| hex::encode(htlc.payment_hash.0) == hash)
+            || self.is_handed(wallet, hash)
     }
 
     fn send_bought(&self, key: &Key, (scid, fee_msat): (u64, u64), channel: &ChannelDetails) {

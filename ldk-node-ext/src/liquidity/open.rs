@@ -147,10 +147,7 @@ impl Parts {
                 let height = self.height();
                 self.liquidity.records.change(id, |r| {
                     r.closed = true;
-                    // A client counts from here for how long it remembers what it trusted its LSP with.
-                    if matches!(self.config.role, RoleConfig::Client(_)) {
-                        r.height = height;
-                    }
+                    r.closed_at = r.closed_at.or(Some(height));
                 })?;
             }
             None => {}
@@ -194,7 +191,7 @@ impl Parts {
             }
             let Some(tx) = record.transaction().filter(|_| record.signed) else { continue };
             // The client of one that is closed may have been paid over it: a day's blocks for it to confirm.
-            let late = self.height() >= record.height.saturating_add(UNPAID_FOR);
+            let late = self.height() >= record.closed_at.unwrap_or(record.height).saturating_add(UNPAID_FOR);
             let deep = channel.map_or(record.closed && late, |c| self.is_deep(c));
             if deep {
                 let forget = |r: &mut Record| (r.funding, r.child) = (None, None);
@@ -207,12 +204,22 @@ impl Parts {
         }
     }
 
-    /// Nothing goes over a channel that was sold and not paid for: after a day's blocks it is closed by agreement.
+    /// Nothing goes over a channel that was sold and not paid for: after a day's blocks it is closed by agreement, and after
+    /// two alone. All in it is this node's.
     fn close_unpaid(&self, channel: &ChannelDetails, record: &Record) {
-        let late = self.height() >= record.height.saturating_add(UNPAID_FOR);
+        let late = |days: u32| self.height() >= record.height.saturating_add(UNPAID_FOR.saturating_mul(days));
         let stays = channel.channel_shutdown_state.is_none_or(|s| s == ChannelShutdownState::NotShuttingDown);
-        if late && stays && channel.is_usable && channel.pending_outbound_htlcs.is_empty() {
-            if let Err(e) = self.manager.close_channel(&channel.channel_id, &record.peer) {
+        let (id, peer) = (&channel.channel_id, &record.peer);
+        if late(1) && record.signed && stays && channel.pending_outbound_htlcs.is_empty() {
+            let closed = match (channel.is_usable, late(2)) {
+                (true, _) => self.manager.close_channel(id, peer),
+                (false, true) => {
+                    let reason = "nobody has paid for it".to_owned();
+                    self.manager.force_close_broadcasting_latest_txn(id, peer, reason)
+                }
+                (false, false) => Ok(()),
+            };
+            if let Err(e) = closed {
                 tracing::warn!(peer = %record.peer, error = ?e, "channel that was not paid for not closed");
             }
         }

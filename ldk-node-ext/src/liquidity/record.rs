@@ -38,6 +38,9 @@ pub(crate) struct Record {
     pub(crate) taken: bool,
     /// It is closed.
     pub(crate) closed: bool,
+    /// Height at which it was closed.
+    #[serde(default)]
+    pub(crate) closed_at: Option<u32>,
     /// The child that pays for its funding transaction, hex, if that lingered.
     #[serde(default)]
     pub(crate) child: Option<String>,
@@ -61,6 +64,7 @@ impl Record {
             signed: false,
             taken: false,
             closed: false,
+            closed_at: None,
             child: None,
             child_fee_sat: 0,
             carried_at: None,

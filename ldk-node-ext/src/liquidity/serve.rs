@@ -82,6 +82,7 @@ impl Parts {
             held.note_there(&there, Instant::now());
             held.by_client()
         };
+        let mut reserve_sat = None;
         for (client, payments) in all {
             let Some(policy) = self.jit_policy(&client) else { return };
             let policy = &policy;
@@ -96,9 +97,18 @@ impl Parts {
                     Some(why) => self.give_back_held(&key, why),
                     None if own && !self.relays.is_held(&hash) => drop(lock(&self.liquidity.held).take(&key)),
                     None if !payment.is_gathered(now) => {}
+                    None if payment.bought && !payment.opening && !there.contains(&client) => {}
                     None if payment.bought => {
-                        let Some(view) = self.payment_view(client).await else { return };
-                        self.serve_bought(client, (hash, &payment), (view.reserve_sat, policy));
+                        // The same for all: asked for once, for it costs to find out.
+                        if reserve_sat.is_none() {
+                            let Some(view) = self.payment_view(client).await else { return };
+                            reserve_sat = Some(view.reserve_sat);
+                        }
+                        self.serve_bought(
+                            client,
+                            (hash, &payment),
+                            (reserve_sat.unwrap_or(u64::MAX), policy),
+                        );
                     }
                     // Many may wait for long: that costs next to nothing.
                     None if !payment.opening && !there.contains(&client) => {
@@ -335,6 +345,7 @@ impl Parts {
         for part in &payment.parts {
             let rooms = self.rooms(&client, &open);
             let fits = rooms.iter().filter(|r| r.msat >= part.amount_msat).min_by_key(|r| r.msat);
+            let fits = fits.filter(|_| !self.goes_unpaid(&client, &open, part.amount_msat));
             let sent = fits.is_some_and(|room| self.pass_on(part, &room.channel, client));
             if !sent {
                 self.fail_parts(std::slice::from_ref(part), &Refusal::NotUsable);
@@ -354,7 +365,8 @@ impl Parts {
             return;
         }
         let open = self.manager.list_channels();
-        if let [part] = payment.parts.as_slice() {
+        let unpaid = |part: &Intercepted| self.goes_unpaid(&client, &open, part.amount_msat);
+        if let Some([part]) = Some(payment.parts.as_slice()).filter(|parts| !parts.iter().any(unpaid)) {
             // Nothing of it will be on its way: LDK gives it back.
             let next = self.next_hop(&open, part);
             let given = next.ok().is_some_and(|next| {

@@ -224,7 +224,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Node, Error> {
         Arc::clone(&manager),
         message_router,
         Arc::new(OfferMessages::new(Arc::clone(&manager))),
-        Arc::clone(&manager),
+        IgnoringMessageHandler {},
         IgnoringMessageHandler {},
         IgnoringMessageHandler {},
     ));

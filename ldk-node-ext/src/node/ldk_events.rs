@@ -70,7 +70,7 @@ impl Parts {
 }
 
 /// Least that somebody may pay without an invoice, msat. Each payment leaves a record for good, and should be worth it.
-const MIN_SPONTANEOUS_MSAT: u64 = 1_000;
+pub(super) const MIN_SPONTANEOUS_MSAT: u64 = 1_000;
 
 /// Before an event that could not be stored is handled again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -306,7 +306,9 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
                 return Ok(());
             }
             let preimage = match &purpose {
-                PaymentPurpose::SpontaneousPayment(_) if amount_msat < MIN_SPONTANEOUS_MSAT => {
+                PaymentPurpose::SpontaneousPayment(_) | PaymentPurpose::Bolt12OfferPayment { .. }
+                    if amount_msat < MIN_SPONTANEOUS_MSAT =>
+                {
                     p.manager.fail_htlc_backwards(&payment_hash);
                     return Ok(());
                 }
@@ -366,7 +368,7 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
             payment_id, payment_hash, payment_preimage, amount_msat, fee_paid_msat, ..
         } => {
             faults::point("node.paid");
-            if p.relays.has(&payment_hash) {
+            if payment_id.is_none_or(|id| id.0 == payment_hash.0) && p.relays.has(&payment_hash) {
                 return p.relay_paid(&payment_hash, payment_preimage).map_err(replay);
             }
             p.paid(payment_id, &payment_hash, amount_msat, fee_paid_msat).map_err(replay)?;
@@ -374,7 +376,8 @@ async fn handle_now(p: Arc<Parts>, event: Event) -> Result<(), ReplayEvent> {
         Event::PaymentFailed { payment_id, payment_hash, reason } => {
             let hash = payment_hash.unwrap_or(lightning::types::payment::PaymentHash(payment_id.0));
             faults::point("node.pay.failed");
-            if p.relays.has(&hash) {
+            // The id of a relay's own payment is its hash; the payee of an offer chooses the hash of its invoice.
+            if payment_id.0 == hash.0 && p.relays.has(&hash) {
                 return p.relay_not_paid(&hash, reason).map_err(replay);
             }
             let why = reason.map_or_else(|| "failed".to_owned(), |r| format!("{r:?}"));

@@ -26,6 +26,7 @@ use lightning::sign::EntropySource;
 use lightning::types::payment::PaymentHash;
 use serde_json::json;
 
+use super::ldk_events::MIN_SPONTANEOUS_MSAT;
 use super::payments::{amount_to_pay, check_amount, RETRY_FOR};
 use super::{Node, Parts};
 use crate::api::{self, Direction, OfferRequest, Payment, PaymentStatus};
@@ -58,6 +59,9 @@ impl Node {
     /// [`Error::InvalidArgument`], [`Error::Unavailable`] if a client is not connected to its LSP.
     pub fn create_offer(&self, request: OfferRequest) -> Result<api::Offer, Error> {
         check_amount(request.amount_msat)?;
+        if request.amount_msat.is_some_and(|msat| msat < MIN_SPONTANEOUS_MSAT) {
+            return Err(Error::invalid("amount_msat", format!("must be at least {MIN_SPONTANEOUS_MSAT}")));
+        }
         let description = request.description.unwrap_or_default();
         if description.len() > MAX_DESCRIPTION {
             return Err(Error::invalid("description", format!("must be at most {MAX_DESCRIPTION} bytes")));
@@ -216,8 +220,12 @@ impl Parts {
             _ => {}
         }
         let own = Some(hex::encode(id.0));
-        let known = self.payments.get(hash, Direction::Out)?.is_some_and(|p| p.payment_id == own);
-        if !known {
+        let known = self.payments.get(hash, Direction::Out)?.filter(|p| p.payment_id == own);
+        if let Some(told) = known.as_ref().filter(|p| p.status == PaymentStatus::Failed) {
+            // Before a restart, and the user may have paid again.
+            return Ok(Err(told.failure.clone().unwrap_or_else(|| "failed".to_owned())));
+        }
+        if known.is_none() {
             match self.payments.claim_to_offer(hash, request.amount_msat, id, &request.offer_id) {
                 Err(Error::Conflict(reason)) => return Ok(Err(reason)),
                 claimed => claimed?,
@@ -227,7 +235,14 @@ impl Parts {
             self.not_paid(&old, "the payee has sent another invoice")?;
         }
         let answer = Answer::Invoice { payment_hash: hex::encode(hash.0) };
-        self.requests.update(id, |old| (*old != answer).then_some(answer))?;
+        let unless_failed =
+            |old: &Answer| (*old != answer && !matches!(old, Answer::Failed { .. })).then_some(answer);
+        let now = self.requests.update(id, unless_failed)?.map(|request| request.answer);
+        if let Some(Answer::Failed { reason }) = now {
+            // Given up meanwhile, and the user knows it.
+            self.not_paid(hash, &reason)?;
+            return Ok(Err(reason));
+        }
         Ok(Ok(()))
     }
 

@@ -230,7 +230,11 @@ impl Parts {
                     && self.depth.suffices(&c.channel_id)
                     && relay.terms.moved.is_none_or(|moved| moved.into.0 == c.channel_id.0)
             });
-            let has_room = receivable_msat(usable) >= relay.terms.amount_msat;
+            // LDK would pay over a channel that the client has bought and not paid for as over any other.
+            let unpaid = all
+                .iter()
+                .any(|c| c.counterparty.node_id == relay.terms.client && self.is_unpaid(c.user_channel_id));
+            let has_room = !unpaid && receivable_msat(usable) >= relay.terms.amount_msat;
             let input = Input::Look {
                 height: self.height(),
                 now: unix_now(),

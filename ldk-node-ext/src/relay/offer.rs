@@ -141,7 +141,9 @@ impl Parts {
     /// Channels with a client over which it can be paid, if it is connected.
     fn client_channels(&self, client: &PublicKey) -> Vec<ChannelDetails> {
         let mut channels = self.manager.list_channels_with_counterparty(client);
-        channels.retain(|c| c.is_channel_ready && self.depth.suffices(&c.channel_id));
+        channels.retain(|c| {
+            c.is_channel_ready && self.depth.suffices(&c.channel_id) && !self.is_unpaid(c.user_channel_id)
+        });
         channels
     }
 
