@@ -57,6 +57,8 @@ pub(super) struct Payment {
     pub(super) bought: bool,
     /// A channel is being opened for it.
     pub(super) opening: bool,
+    /// User channel id of that channel, if it was begun by this process.
+    pub(super) channel: Option<u128>,
     /// A rotation was begun for it, or cannot be.
     pub(super) rotated: bool,
     /// What was decided last, so that it is told once.
@@ -79,6 +81,7 @@ impl Payment {
             there_since: None,
             bought,
             opening: false,
+            channel: None,
             rotated: false,
             told: None,
         }

@@ -246,6 +246,9 @@ impl Parts {
         }
         // First, so that a channel that is there after a restart is known to be this one's.
         let id = super::new_id();
+        if let Some(payment) = lock(&self.liquidity.held).get_mut(key) {
+            payment.channel = Some(id);
+        }
         let stored = self.liquidity.offers.change(scid, |offer| offer.channel = Some(format!("{id:032x}")));
         if let Err(e) = stored.and_then(|()| self.open_jit(*client, capacity_sat, For::Offer(id))) {
             if let Err(e) = self.liquidity.offers.closed(id, false) {

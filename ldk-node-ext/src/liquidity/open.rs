@@ -13,7 +13,7 @@ use serde_json::json;
 use super::lsps2::{SOLD, UNPAID_FOR};
 use super::offer::Kept;
 use super::record::Record;
-use super::{id_for, is_jit, new_id, new_temporary};
+use super::{id_for, new_id, new_temporary};
 use crate::config::{NodeConfig, RoleConfig};
 use crate::error::Error;
 use crate::faults;
@@ -231,17 +231,15 @@ impl Parts {
         self.events.push("jit_channel_failed", json!({"peer": peer.to_string(), "reason": reason}));
     }
 
-    /// Gives up JIT channels for a client that it has not signed.
-    pub(super) fn abandon_jit(&self, peer: &PublicKey, reason: &str) {
-        for c in self.manager.list_channels_with_counterparty(peer) {
-            let id = c.user_channel_id;
-            let begun = is_jit(id) && self.liquidity.records.get(id).is_some_and(|r| !r.signed);
-            if begun {
-                let closed =
-                    self.manager.force_close_broadcasting_latest_txn(&c.channel_id, peer, reason.to_owned());
-                if let Err(e) = closed {
-                    tracing::warn!(%peer, error = ?e, "JIT channel not given up");
-                }
+    /// Gives up a JIT channel that the client has not signed.
+    pub(super) fn abandon_jit(&self, peer: &PublicKey, id: u128, reason: &str) {
+        let open = self.manager.list_channels_with_counterparty(peer);
+        let begun = self.liquidity.records.get(id).is_some_and(|r| !r.signed);
+        if let Some(c) = open.iter().find(|c| c.user_channel_id == id && begun) {
+            let closed =
+                self.manager.force_close_broadcasting_latest_txn(&c.channel_id, peer, reason.to_owned());
+            if let Err(e) = closed {
+                tracing::warn!(%peer, error = ?e, "JIT channel not given up");
             }
         }
     }

@@ -233,10 +233,20 @@ impl Parts {
                 let Some((_, hash)) = keys.first() else { return };
                 let cause = decision.against.last().map(|against| format!("{against:?}")).unwrap_or_default();
                 note(|payment| payment.opening = true);
-                if let Err(e) = self.open_jit(client, capacity_sat, For::Payment(hash, &cause)) {
-                    self.jit_failed(&client, &e.to_string());
-                    for key in keys {
-                        self.give_back_held(key, "its channel could not be opened");
+                match self.open_jit(client, capacity_sat, For::Payment(hash, &cause)) {
+                    Ok(id) => {
+                        let mut held = lock(&self.liquidity.held);
+                        for key in keys {
+                            if let Some(payment) = held.get_mut(key) {
+                                payment.channel = Some(id);
+                            }
+                        }
+                    }
+                    Err(e) => {
+                        self.jit_failed(&client, &e.to_string());
+                        for key in keys {
+                            self.give_back_held(key, "its channel could not be opened");
+                        }
                     }
                 }
             }
@@ -390,8 +400,8 @@ impl Parts {
         }
         self.fail_parts(&payment.parts, &Refusal::NoRoom(why));
         let waits = lock(&self.liquidity.held).by_client().contains_key(&key.0);
-        if payment.opening && !waits {
-            self.abandon_jit(&key.0, "the payment that it was for is over");
+        if let Some(id) = payment.channel.filter(|_| !waits) {
+            self.abandon_jit(&key.0, id, "the payment that it was for is over");
         }
     }
 
